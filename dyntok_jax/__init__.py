@@ -1,0 +1,1 @@
+"""Dynamic tokenization for pretrained language models."""

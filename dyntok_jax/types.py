@@ -1,0 +1,39 @@
+"""Glossary of axes and the types that pass between the stops of the pipeline.
+
+Axes, used alike in shape annotations, einsum letters and logical sharding axes:
+
+    B batch            T tokens of a sequence      U unique tokens of a batch
+    S surface-form length                          D model width
+    N attention heads  K key/value heads           H head width
+    F feed-forward width                           V vocabulary
+    R LoRA rank        L layers
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Token = str | int
+"""A dynamic token: its bytes spelled in byte characters (see ``text.byte_level``), or, for a
+special token, its id in the model's vocabulary. Literal ``<s>`` in a user's text is the string;
+the model's own opening token is the int."""
+
+
+class Rows(NamedTuple):
+    """Embedding rows of U tokens.
+
+    Attributes:
+        input: (U, D) float32, fed to the model.
+        output: (U, D) float32 rows of the output layer, or None where they are the input rows.
+        bias: (U,) float32 output bias, or None where the model has none.
+    """
+
+    input: np.ndarray
+    output: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+class DyntokError(Exception):
+    """A mistake in what the user gave: one line that says what, where and what is valid."""

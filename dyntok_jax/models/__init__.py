@@ -1,0 +1,1 @@
+"""Pretrained models over given embedding rows."""

@@ -1,0 +1,231 @@
+"""Layers the encoder, the decoder and the hypernetwork share.
+
+Every parameter is declared once, by :meth:`flax.linen.Module.param` with its logical axes; shapes,
+initial values, shardings (``sharding.py``) and the weight table (``weights.py``) all follow from it.
+Parameters are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the
+softmax always in float32.
+
+Logical axes of parameters: D width, NH query heads times head width, KH key/value heads times head
+width, F feed-forward or inner width, V vocabulary, T positions, C classes or token types, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""Activation functions by their name in a Hugging Face ``config.json``."""
+
+
+def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """Matmul precision that makes float32 mean float32 (TPUs and GPUs round the inputs otherwise)."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Fix the sharding of activations by logical axes; does nothing outside ``sharding.forward``."""
+    fallback = nn.spmd.RulesFallback.RAISE_ERROR
+    return nn.with_logical_constraint(x, axes, fallback=fallback)
+
+
+class Dense(nn.Module):
+    """Linear map ``(..., in) -> (..., features)``.
+
+    Attributes:
+        features: output width.
+        kernel_axes: logical axes of the kernel ``(in, features)``; the bias has the second.
+        use_bias: whether a bias is added.
+        dtype: dtype of the computation and of the result.
+    """
+
+    features: int
+    kernel_axes: tuple[str, str]
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """Apply the map in ``dtype``."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.kernel_axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        y = jnp.matmul(
+            x.astype(self.dtype), kernel.astype(self.dtype), precision=precision(self.dtype)
+        )
+        if not self.use_bias:
+            return y
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.kernel_axes[1:])
+        return y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization over the last axis, computed in float32."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalize, scale and shift; the result has ``dtype``."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("D",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("D",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalization over the last axis, computed in float32."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalize and scale; the result has ``dtype``."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("D",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * scale).astype(self.dtype)
+
+
+def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Position of every real token among its row's real tokens; padding gets 0 or its neighbour's.
+
+    Counting real tokens only makes padding, left or right, invisible to the numbers.
+    """
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T J"], sin: Float[Array, "B T J"]
+) -> Float[Array, "B T N H"]:
+    """Rotate pairs (i, i + H/2) of every head by the angles of ``cos`` and ``sin`` (J = H/2)."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B #T S"],
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention with grouped heads; the softmax is in float32.
+
+    Masked scores become the lowest finite number, so that a row with nothing to attend to attends
+    to everything equally (as in Hugging Face's models) and never gives NaN.
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    query = query.reshape(batch, length, groups, heads // groups, width)
+    exact = precision(query.dtype)
+    scores = jnp.einsum(
+        "btkgh,bskh->bkgts", query, key, precision=exact, preferred_element_type=jnp.float32
+    )
+    scores = scores * (1 / math.sqrt(width))
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=exact)
+    return mixed.reshape(batch, length, heads, width)
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped key/value heads and optional rotary positions.
+
+    Attributes:
+        heads: number of query heads, N.
+        kv_heads: number of key/value heads, K; N is a multiple of it.
+        head_width: H.
+        use_bias: whether the four maps have biases.
+        dtype: dtype of the computation.
+    """
+
+    heads: int
+    kv_heads: int
+    head_width: int
+    use_bias: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T T"],
+        rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Attend from every position to the positions ``mask`` (query, key) allows."""
+
+        def project(count: int, axis: str, name: str) -> jax.Array:
+            width = count * self.head_width
+            y = Dense(width, ("D", axis), self.use_bias, self.dtype, name=name)(x)
+            return y.reshape(*x.shape[:2], count, self.head_width)
+
+        query = project(self.heads, "NH", "query")
+        key = project(self.kv_heads, "KH", "key")
+        value = project(self.kv_heads, "KH", "value")
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mixed = attend(query, key, value, mask)
+        mixed = mixed.reshape(*x.shape[:2], -1)
+        return Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
+
+
+def scan_layers(
+    layer: nn.Module, x: jax.Array, *inputs: object, length: int, remat: bool
+) -> jax.Array:
+    """Apply ``length`` copies of ``layer`` one after another, parameters stacked on a leading L.
+
+    Args:
+        layer: module mapping ``(x, *inputs)`` to the next x.
+        x: activations that pass from layer to layer.
+        inputs: what every layer gets alike (masks, rotary tables).
+        length: number of layers, L.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def step(module: nn.Module, x: jax.Array, *inputs: object) -> tuple[jax.Array, None]:
+        return module(x, *inputs), None  # pyright: ignore[reportCallIssue]
+
+    scanned = nn.scan(
+        # prevent_cse is needless inside a loop and would only hinder the compiler.
+        nn.remat(step, prevent_cse=False) if remat else step,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+        metadata_params={meta.PARTITION_NAME: "L"},
+    )
+    return scanned(layer, x, *inputs)[0]

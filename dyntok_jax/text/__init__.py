@@ -1,0 +1,1 @@
+"""From text to base tokens, on the host: numpy only, never jax."""

@@ -10,9 +10,7 @@ from collections.abc import Iterable
 
 from dyntok_jax.types import DyntokError
 
-SPLIT_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The original's split pattern: each match is one pre-token (paper, section 3.1)."""
 
 
@@ -47,26 +45,13 @@ def to_bytes(token: str) -> bytes:
     Raises:
         DyntokError: a character that stands for no byte.
     """
-    try:
-        return token.translate(_CHAR_TO_LATIN1).encode("latin-1") if _spelled(token) else b""
-    except UnicodeEncodeError as error:
-        raise not_spelled(token) from error
-
-
-def _spelled(token: str) -> bool:
-    # A Latin-1 control or space would survive the translation, yet it is no byte character.
-    if any(char not in CHAR_TO_BYTE for char in token):
-        raise not_spelled(token)
-    return bool(token)
-
-
-def not_spelled(token: str) -> DyntokError:
-    """The error for a token that is not in byte characters."""
-    wrong = next(char for char in token if char not in CHAR_TO_BYTE)
-    return DyntokError(
-        f"token {token!r}: {wrong!r} is not one of the 256 byte characters "
-        "(a space is 'Ġ', a line break 'Ċ'; text.byte_level.to_byte_chars spells any text)"
-    )
+    strange = set(token) - CHAR_TO_BYTE.keys()
+    if strange:
+        raise DyntokError(
+            f"token {token!r}: {min(strange)!r} is not one of the 256 byte characters "
+            "(a space is 'Ġ', a line break 'Ċ'; text.byte_level.to_byte_chars spells any text)"
+        )
+    return token.translate(_CHAR_TO_LATIN1).encode("latin-1")
 
 
 def to_text(tokens: Iterable[str]) -> str:

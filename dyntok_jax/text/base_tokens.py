@@ -1,0 +1,177 @@
+"""Text to base tokens: the model's own ids, spelled as byte characters.
+
+Special tokens are ids only: where they stand is said by ``layouts``, and a literal ``<s>`` inside
+a user's text is text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from dyntok_jax.text.byte_level import to_byte_chars
+from dyntok_jax.text.spelling import ByteLevelSpelling, spelling_of, unknown_id
+from dyntok_jax.types import DyntokError
+
+# Where neither the configuration nor the tokenizer's own template names them.
+_USUAL_OPENING = ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+_USUAL_CLOSING = ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+_USUAL_OTHERS = ("<pad>", "[PAD]", "<unk>", "[UNK]", "<mask>", "[MASK]")
+
+
+class Pieces(NamedTuple):
+    """The base tokens of one text: (T,) ids and their spelling in byte characters."""
+
+    ids: list[int]
+    tokens: list[str]
+
+
+class BaseTokenizer:
+    """A Hugging Face fast tokenizer whose tokens are spelled as byte characters.
+
+    Attributes:
+        special_ids: special token -> id.
+        opening_id, closing_id: the tokenizer's own first and last token of a sequence, if any.
+        prompt_ids: what the tokenizer itself puts before a text (nothing for some decoders).
+        pad_id: padding; the closing token where the tokenizer has none of its own.
+        unk_id: unknown text, if the tokenizer has such a token.
+        vocab_size: V, counting added tokens.
+        chat_template: the Jinja template of a conversation, or None.
+        tokenizer_json: the tokenizer as it was given.
+    """
+
+    def __init__(self, tokenizer_json: dict[str, Any], config: dict[str, Any] | None = None):
+        config = config or {}
+        self.tokenizer_json = tokenizer_json
+        self._tokenizer = Tokenizer.from_str(json.dumps(_text_only(tokenizer_json)))
+        self._spelling = spelling_of(tokenizer_json, self._tokenizer)
+        self.unk_id = unknown_id(tokenizer_json["model"], self._tokenizer.token_to_id)
+        self.chat_template: str | None = config.get("chat_template")
+        self.special_ids = _special_ids(tokenizer_json, self._tokenizer)
+        prefix, suffix = self._own_ends()
+        self.prompt_ids = prefix
+        self.opening_id = self._named(config, ("cls_token", "bos_token"), prefix, _USUAL_OPENING)
+        self.closing_id = self._named(config, ("sep_token", "eos_token"), suffix, _USUAL_CLOSING)
+        pad = self._named(config, ("pad_token",), [], ("<pad>", "[PAD]"))
+        self.pad_id = pad if pad is not None else self.closing_id
+        ids = [*self.special_ids.values(), self._tokenizer.get_vocab_size() - 1]
+        self.vocab_size = max(ids) + 1
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> BaseTokenizer:
+        """Reads ``tokenizer.json`` and, where present, ``tokenizer_config.json``.
+
+        Raises:
+            DyntokError: no tokenizer.json, or one that cannot be read.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise DyntokError(f"{folder}: no tokenizer.json there (a fast tokenizer is needed)")
+        config_path = path.with_name("tokenizer_config.json")
+        template_path = path.with_name("chat_template.jinja")
+        try:
+            config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+            if template_path.is_file():
+                config["chat_template"] = template_path.read_text("utf-8")
+            return cls(json.loads(path.read_text("utf-8")), config)
+        except DyntokError as error:
+            raise DyntokError(f"{path}: {error}") from error
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise DyntokError(
+                f"{path}: not a tokenizer of the tokenizers library ({error})"
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> list[Pieces]:
+        """Base tokens of each text, without special tokens.
+
+        Lone surrogates, which UTF-8 cannot hold, are read as U+FFFD.
+        """
+        texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        spell = self._spelling.spell
+        pieces = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids, tokens = encoding.ids, [spell(token) for token in encoding.tokens]
+            if self.unk_id in ids:
+                self._spell_unknown(text, ids, tokens, encoding.offsets)
+            pieces.append(Pieces(ids, tokens))
+        return pieces
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the vocabulary's token with exactly these bytes; None for special tokens."""
+        found = self._spelling.id_of(token)
+        return None if found in self.special_ids.values() else found
+
+    def decompose(self, token: str) -> list[int]:
+        """The model's own ids for a byte-spelled string, without pre-tokenization."""
+        return self._spelling.decompose(token) if token else []
+
+    def _spell_unknown(self, text: str, ids: list[int], tokens: list[str], offsets: list) -> None:
+        # Unigram reports an unknown stretch by its text; the other models report "<unk>".
+        if self.tokenizer_json["model"]["type"] == "Unigram":
+            return
+        normalizer = self._tokenizer.normalizer
+        for i, (start, end) in enumerate(offsets):
+            if ids[i] == self.unk_id:
+                span = text[start:end]
+                span = normalizer.normalize_str(span) if normalizer else span
+                byte_level = isinstance(self._spelling, ByteLevelSpelling)
+                tokens[i] = to_byte_chars(span) if byte_level else self._spelling.spell(span)
+
+    def _own_ends(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer's own template puts before and after a text."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        mask = encoding.special_tokens_mask
+        first = mask.index(0) if 0 in mask else len(mask)
+        last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
+        return encoding.ids[:first], encoding.ids[last:]
+
+    def _named(
+        self, config: dict[str, Any], keys: tuple[str, ...], own: list[int], usual: tuple[str, ...]
+    ) -> int | None:
+        """Id of the first of: a configured token, the template's own, a usual name."""
+        for key in keys:
+            name = config.get(key)
+            name = name.get("content") if isinstance(name, dict) else name
+            if name in self.special_ids:
+                return self.special_ids[name]
+        if own:
+            return own[0]
+        return next((self.special_ids[name] for name in usual if name in self.special_ids), None)
+
+
+def _text_only(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer without its special tokens, so that nothing in a text can spell one."""
+    specials = {
+        token["content"] for token in tokenizer_json.get("added_tokens", []) if token["special"]
+    }
+    model = dict(tokenizer_json["model"])
+    if model["type"] == "Unigram":
+        # Left in the vocabulary they would win any search, with their score of 0. No text reaches
+        # a Unigram model with a plain space in it.
+        model["vocab"] = [
+            [" " + piece if piece in specials else piece, score] for piece, score in model["vocab"]
+        ]
+    return tokenizer_json | {
+        "added_tokens": [t for t in tokenizer_json.get("added_tokens", []) if not t["special"]],
+        "model": model,
+        "truncation": None,
+        "padding": None,
+    }
+
+
+def _special_ids(tokenizer_json: dict[str, Any], tokenizer: Tokenizer) -> dict[str, int]:
+    """The declared special tokens; a byte-level conversion drops them, so there the usual names."""
+    declared = {
+        t["content"]: t["id"] for t in tokenizer_json.get("added_tokens", []) if t["special"]
+    }
+    if declared:
+        return declared
+    usual = (*_USUAL_OPENING, *_USUAL_CLOSING, *_USUAL_OTHERS)
+    found = {name: tokenizer.token_to_id(name) for name in usual}
+    return {name: index for name, index in found.items() if index is not None}

@@ -10,7 +10,7 @@ import pytest
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.surface_forms import surface_forms
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, Token
 
 
 class Letters:
@@ -54,10 +54,11 @@ def test_recorded_surface_forms(shared, name: str):
     with gzip.open(golden / "tokenizers" / f"{name}_byte" / "tokenizer.json.gz") as file:
         tokenizer = BaseTokenizer(json.load(file))
     with gzip.open(golden / "surface_forms" / f"tokens_{name}.json.gz") as file:
-        recorded = json.load(file)
+        recorded: list[str] = json.load(file)["tokens"]
     assert set(tokenizer.special_ids) == set(facts["special_tokens"])
     assert tokenizer.pad_id == facts["pad_token_id"]
-    tokens = [tokenizer.special_ids.get(token, token) for token in recorded["tokens"]]
+    ids: dict[str, Token] = {**tokenizer.special_ids}
+    tokens: list[Token] = [ids.get(token, token) for token in recorded]
     matrices = np.load(golden / "surface_forms" / "matrices.npz")
     for length in manifest["maxlens"]:
         forms = surface_forms(tokens, tokenizer, length, facts["pad_token_id"])

@@ -37,3 +37,16 @@ class Rows(NamedTuple):
 
 class DyntokError(Exception):
     """A mistake in what the user gave: one line that says what, where and what is valid."""
+
+
+class Merge(NamedTuple):
+    """One merge of a batch: the pair, and how often it stood there when it was chosen.
+
+    Attributes:
+        left, right: the tokens, spelled in byte characters.
+        count: adjacent occurrences in the batch, overlapping ones counted (``a a a`` holds two).
+    """
+
+    left: str
+    right: str
+    count: int

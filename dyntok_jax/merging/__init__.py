@@ -1,0 +1,1 @@
+"""Batch-wise merging of neighbouring base tokens (paper, Algorithm 1)."""

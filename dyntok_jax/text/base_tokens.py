@@ -111,6 +111,12 @@ class BaseTokenizer:
         """The model's own ids for a byte-spelled string, without pre-tokenization."""
         return self._spelling.decompose(token) if token else []
 
+    def vocabulary(self) -> list[str]:
+        """All tokens of the vocabulary in byte characters, special ones left out."""
+        special = set(self.special_ids.values())
+        pieces = self._tokenizer.get_vocab().items()
+        return [self._spelling.spell(piece) for piece, i in pieces if i not in special]
+
     def _spell_unknown(self, text: str, ids: list[int], tokens: list[str], offsets: list) -> None:
         # Unigram reports an unknown stretch by its text; the other models report "<unk>".
         if self.tokenizer_json["model"]["type"] == "Unigram":

@@ -79,7 +79,7 @@ def unit_numbers(tokens: Sequence[str], boundary: Boundary) -> np.ndarray:
     if boundary is Boundary.PRETOKEN:
         breaks = _inside_one_pretoken(text, char_starts, starts, ends)
     else:
-        breaks = _begins_with_space(text, char_starts, starts)
+        breaks = _one_word(text, char_starts, starts, ends)
     return np.cumsum(breaks, dtype=np.int32) - np.int32(breaks[0])
 
 
@@ -114,10 +114,15 @@ def _inside_one_pretoken(
     return breaks
 
 
-def _begins_with_space(text: str, char_starts: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(T,) bool: whether a unit begins at the token."""
+def _one_word(
+    text: str, char_starts: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """(T,) bool: whether a unit begins at the token. White space begins the word after it."""
     is_space = np.zeros(char_starts[-1] + 1, bool)
     is_space[char_starts[:-1]] = np.fromiter(map(_WHITE_SPACE.__contains__, text), bool, len(text))
+    spaces_before = np.concatenate([[0], np.cumsum(is_space)])
+    straddles = spaces_before[ends] > spaces_before[starts + 1]
     breaks = is_space[starts]
+    breaks[1:] |= straddles[1:] | straddles[:-1]
     breaks[0] = True
     return breaks

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -237,17 +236,14 @@ def _chat_parts(
         )
     specials = "|".join(map(re.escape, sorted(tokenizer.special_ids, key=len, reverse=True)))
     escaped, restore = _escape_specials(messages, specials)
-    names = {index: name for name, index in tokenizer.special_ids.items()}
-    ends: dict[str, Any] = {
-        "bos_token": names.get(tokenizer.opening_id, ""),
-        "eos_token": names.get(tokenizer.closing_id, ""),
-    }
+    names: dict[int | None, str] = {i: name for name, i in tokenizer.special_ids.items()}
     try:
         rendered, _ = render_jinja_template(
             [escaped],
             chat_template=tokenizer.chat_template,
             add_generation_prompt=add_generation_prompt,
-            **ends,
+            bos_token=names.get(tokenizer.opening_id, ""),
+            eos_token=names.get(tokenizer.closing_id, ""),
         )
     except TemplateError as error:
         raise DyntokError(f"the chat template refuses the messages: {error}") from error

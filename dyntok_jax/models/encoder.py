@@ -96,9 +96,7 @@ class EncoderStack(nn.Module):
         """
         layer = EncoderLayer(self.config, self.dtype, name="layers")
         x = x.astype(self.dtype)
-        return scan_layers(
-            layer, x, mask[:, None, :], length=self.config.layers, remat=self.remat
-        )
+        return scan_layers(layer, x, mask[:, None, :], length=self.config.layers, remat=self.remat)
 
 
 class Encoder(nn.Module):
@@ -138,9 +136,12 @@ class Encoder(nn.Module):
                 f"{embeddings.shape[1]} tokens in a sequence: this encoder has {room} positions"
             )
         x = embeddings.astype(jnp.float32)
-        x = x + self._table("positions", c.max_positions, "T")[
-            positions_from_mask(mask) + c.position_offset
-        ]
+        x = (
+            x
+            + self._table("positions", c.max_positions, "T")[
+                positions_from_mask(mask) + c.position_offset
+            ]
+        )
         types = self._table("token_types", c.token_types, "C")
         x = x + (types[0] if token_type is None else types[token_type])
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="embedding_norm")(x)

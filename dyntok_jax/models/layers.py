@@ -1,9 +1,9 @@
 """Layers the encoder, the decoder and the hypernetwork share.
 
-Every parameter is declared once, by :meth:`flax.linen.Module.param` with its logical axes; shapes,
-initial values, shardings (``sharding.py``) and the weight table (``weights.py``) all follow from it.
-Parameters are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the
-softmax always in float32.
+Every parameter is declared once, by :func:`parameter`; shapes, initial values, shardings
+(``sharding.py``) and the checks of the weight table (``weights.py``) all follow from it. Parameters
+are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the softmax always
+in float32.
 
 Logical axes of parameters: D width, NH query heads times head width, KH key/value heads times head
 width, F feed-forward or inner width, V vocabulary, T positions, C classes or token types, L layers.
@@ -18,12 +18,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import meta
+from flax.linen import spmd
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from dyntok_jax.models.rotary import rotate
+
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU by erf, as torch computes it; ``jax.nn.gelu``'s erfc is 2.4 times slower on CPU."""
+    """Exact GELU by erf, as torch computes it (the erfc of ``jax.nn.gelu`` is slower on CPU)."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -39,14 +42,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """Matmul precision that makes float32 mean float32 (TPUs and GPUs round the inputs otherwise)."""
+    """Matmul precision that makes float32 mean float32: TPUs and GPUs round otherwise."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fix the sharding of activations by logical axes; does nothing outside ``sharding.forward``."""
-    fallback = nn.spmd.RulesFallback.RAISE_ERROR
-    return nn.with_logical_constraint(x, axes, fallback=fallback)
+    """Fix the sharding of activations by logical axes; nothing outside ``sharding.forward``."""
+    return spmd.with_logical_constraint(x, axes, fallback=spmd.RulesFallback.RAISE_ERROR)
+
+
+def parameter(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> jax.Array:
+    """Declare a float32 parameter of ``module``, with its initial value and logical axes."""
+    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value  # pyright: ignore[reportReturnType]
 
 
 class Dense(nn.Module):
@@ -67,15 +77,15 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Apply the map in ``dtype``."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.kernel_axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        normal, shape = nn.initializers.normal(0.02), (x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", normal, shape, self.kernel_axes)
         y = jnp.matmul(
             x.astype(self.dtype), kernel.astype(self.dtype), precision=precision(self.dtype)
         )
         if not self.use_bias:
             return y
-        init = nn.with_logical_partitioning(nn.initializers.zeros, self.kernel_axes[1:])
-        return y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape[1:], self.kernel_axes[1:])
+        return y + bias.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -87,18 +97,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalize, scale and shift; the result has ``dtype``."""
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("D",)),
-            (x.shape[-1],),
-            jnp.float32,
-        )
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, ("D",)),
-            (x.shape[-1],),
-            jnp.float32,
-        )
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("D",))
+        bias = parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("D",))
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
@@ -114,12 +114,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalize and scale; the result has ``dtype``."""
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("D",)),
-            (x.shape[-1],),
-            jnp.float32,
-        )
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("D",))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
@@ -131,16 +126,6 @@ def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     Counting real tokens only makes padding, left or right, invisible to the numbers.
     """
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
-
-
-def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T J"], sin: Float[Array, "B T J"]
-) -> Float[Array, "B T N H"]:
-    """Rotate pairs (i, i + H/2) of every head by the angles of ``cos`` and ``sin`` (J = H/2)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
 
 
 def attend(
@@ -159,7 +144,7 @@ def attend(
     added rather than selected, and the division by the softmax's sum after the second contraction.
     """
     batch, length, heads, width = query.shape
-    groups, keys = key.shape[2], key.shape[1]
+    groups = key.shape[2]
     query = query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     query = query.reshape(batch, groups, -1, width)
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
@@ -241,7 +226,7 @@ def scan_layers(
         nn.remat(step, prevent_cse=False) if remat else step,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=length,
         metadata_params={meta.PARTITION_NAME: "L"},
     )

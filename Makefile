@@ -1,0 +1,48 @@
+# The two commands of the README, `make demo` and `make test`, do all their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The TPU compiler stays off the import path: JAX would look for a TPU in every run.
+TPU_COMPILER := $(VENV)/tpu_compiler
+MODELS := smollm2-135m-instruct multilingual-e5-small xlm-r-tokenizer mistral-7b-v0.1-tokenizer
+
+.PHONY: help venv dev demo test lint bench clean
+
+help:
+	@echo "make demo   two real models on 14 languages, in the terminal and as an HTML page"
+	@echo "make test   all tests (make lint: ruff and pyright; make bench: the benchmarks)"
+	@echo "make venv   $(VENV) with the package and its dyntok command"
+
+venv: $(VENV)/package.stamp
+dev: $(VENV)/dev.stamp
+
+$(VENV)/package.stamp: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/package.stamp
+	$(PIP) install --editable ".[dev]"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		$(PIP) install --upgrade --no-deps --target $(TPU_COMPILER) "libtpu>=0.0.52"; fi
+	@touch $@
+
+demo: venv
+	$(BIN)/dyntok demo --out out/demo
+
+# Without a network the models cannot be had, and the tests that need them say so and are skipped.
+test: dev
+	-@for model in $(MODELS); do $(BIN)/dyntok models pull $$model; done
+	TPU_LIBRARY_PATH=$(CURDIR)/$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest
+
+lint: dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: venv
+	$(BIN)/python -m eval.bench --out out/bench.json
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

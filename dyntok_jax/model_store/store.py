@@ -91,7 +91,7 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path
         return folder
     name = os.fspath(name_or_path)
     if name not in MODELS and folder.is_dir():
-        raise DyntokError(f"{name}: the folder has neither tokenizer.json nor config.json")
+        raise DyntokError(f"{name!r}: the folder has neither tokenizer.json nor config.json")
     return pull(name, progress=progress)
 
 
@@ -136,7 +136,8 @@ def pull(
             f"cannot fetch {name}; tried {', '.join(tried)}; {_HOW_TO_GO_ON}"
         ) from error
     except OSError as error:
-        raise DyntokError(f"cannot fetch {name} into {cache_folder()}: {error}") from error
+        reason = error.strerror or error
+        raise DyntokError(f"cannot fetch {name} into {cache_folder()}: {reason}") from error
 
 
 _HOW_TO_GO_ON = "without a network give the path of a local folder in Hugging Face layout instead"

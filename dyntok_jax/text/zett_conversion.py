@@ -55,8 +55,8 @@ def convert_to_byte_level(tokenizer_json: dict[str, Any]) -> tuple[dict[str, Any
     if model["type"] == "Unigram":
         new_model, count = _convert_unigram(model, spelled)
     else:
-        specials = {token["content"] for token in _added_tokens(tokenizer_json)}
         respell = str if spelled is old else _spell
+        specials = {respell(token["content"]) for token in _added_tokens(tokenizer_json)}
         merges = [(respell(left), respell(right)) for left, right in _merges(model)]
         new_model, count = _convert_bpe(model, spelled, merges, specials)
     return {**tokenizer_json, **_byte_level_parts(), "model": new_model}, count
@@ -172,3 +172,9 @@ def _byte_level_parts() -> dict[str, Any]:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
         "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
     }
+
+
+def is_byte_level(tokenizer_json: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json has been converted already: it splits by the original's pattern."""
+    parts = (tokenizer_json.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    return any(part.get("pattern") == {"Regex": SPLIT_PATTERN} for part in parts)

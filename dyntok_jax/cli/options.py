@@ -93,3 +93,37 @@ reduction = click.option(
     metavar="PCT",
     help="Percent of the largest possible saving of tokens.",
 )
+required_model = click.option(
+    "--model", required=True, metavar="NAME", help="A model's name, or its folder."
+)
+rows = click.option(
+    "--rows",
+    metavar="base|fvt|DIR",
+    default="fvt",
+    show_default=True,
+    help="Rows of merged tokens: none (base), the mean of their pieces' (fvt), or predicted by the "
+    "hypernetwork in a folder.",
+)
+language = click.option(
+    "--language", type=click.IntRange(min=0), help="Row of the hypernetwork's language table."
+)
+reduction_or_all = click.option(
+    "--reduction",
+    type=Percent(),
+    metavar="PCT",
+    default=100,
+    show_default=True,
+    help="Percent of the largest possible saving of tokens.",
+)
+config = click.option(
+    "--config", metavar="FILE", help="YAML file with dtype and mesh (see configs/)."
+)
+
+
+def refuse_base_rows(rows: str, reduction: float) -> None:
+    """Base rows exist for unmerged tokens only; said before a model is loaded."""
+    if rows == "base" and reduction > 0:
+        raise click.UsageError(
+            f"--rows base with --reduction {reduction:g}: base rows exist for unmerged tokens "
+            "only; valid: --reduction 0, or --rows fvt"
+        )

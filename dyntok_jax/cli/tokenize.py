@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dyntok_jax.cli import jsonl, options
+from dyntok_jax.cli.summary import summarize
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -128,17 +129,6 @@ def lay(
     function = getattr(layouts, f"{layout}_layout")
     columns = [[record[field] for record in records] for field in _FIELDS[layout]]
     return function(tokenizer, *columns, boundary=boundary, max_length=max_length)
-
-
-def summarize(before: int, after: int, lines: int, truncated: int, seconds: float) -> None:
-    """One line on standard error: what merging saved."""
-    saved = 100 * (before - after) / before if before else 0.0
-    cut = f", {truncated} tokens truncated" if truncated else ""
-    click.echo(
-        f"{lines} lines: {before} tokens before, {after} after, {saved:.1f} % saved{cut}, "
-        f"{seconds:.2f} s",
-        err=True,
-    )
 
 
 def _tokenizer(folder: str | None, model: str | None) -> BaseTokenizer:

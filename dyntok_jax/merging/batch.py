@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.host import merge_host
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.text.layouts import BaseTokens
-from dyntok_jax.types import Merge, Token
+from dyntok_jax.types import DyntokError, Merge, Token
 
 Backend = Literal["auto", "host", "device"]
 
@@ -66,9 +66,14 @@ def merge(
             for tokens that come from the host; the device merger is for input steps on the device.
         per_sample: merges every sequence by itself.
         trace: whether the merges are wanted; without them exhaustion needs no merging at all.
+
+    Raises:
+        DyntokError: no such backend.
     """
+    if backend not in get_args(Backend):
+        raise DyntokError(f"unknown backend {backend!r}; valid: {', '.join(get_args(Backend))}")
     groups = [[sequence] for sequence in sequences] if per_sample else [list(sequences)]
-    mergeable = [_Mergeable.of(group) for group in groups]
+    mergeable = [Mergeable.of(group) for group in groups]
     if rule is None and budget.exhausts and not trace:
         kept, merges = [part.unit_begins() for part in mergeable], []
     else:
@@ -84,15 +89,22 @@ def merge(
 
 
 @dataclass(frozen=True)
-class _Mergeable:
-    """The tokens of a group that have a neighbour to merge with, in reading order."""
+class Mergeable:
+    """The tokens of a group that have a neighbour to merge with, in reading order.
+
+    Attributes:
+        tokens: N spelled tokens.
+        units: (N,) rising numbers of their units.
+        places: for each sequence, where in it these tokens stand.
+    """
 
     tokens: list[str]
     units: np.ndarray
     places: list[np.ndarray]
 
     @classmethod
-    def of(cls, group: list[BaseTokens]) -> _Mergeable:
+    def of(cls, group: Sequence[BaseTokens]) -> Mergeable:
+        """Picks them out of sequences that are merged together."""
         tokens, units, places, following = [], [], [], 0
         for sequence in group:
             joined = np.diff(sequence.units) == 0
@@ -107,7 +119,7 @@ class _Mergeable:
         """(N,) bool, true at the first token of each unit."""
         return np.diff(self.units, prepend=-1) != 0
 
-    def spread(self, kept: np.ndarray, group: list[BaseTokens]) -> list[np.ndarray]:
+    def spread(self, kept: np.ndarray, group: Sequence[BaseTokens]) -> list[np.ndarray]:
         """For each sequence, (T,) bool: whether a dynamic token begins at the base token."""
         masks = []
         for sequence, place in zip(group, self.places, strict=True):
@@ -117,7 +129,7 @@ class _Mergeable:
         return masks
 
 
-def _targets(parts: list[_Mergeable], budget: Budget, rule: PunctuationRule | None, run):
+def _targets(parts: list[Mergeable], budget: Budget, rule: PunctuationRule | None, run):
     """For each part the largest number of merges and the saving at which to stop."""
     most = [len(part.tokens) - int(part.unit_begins().sum()) for part in parts]
     if rule is not None and budget.reduction is not None:
@@ -127,7 +139,7 @@ def _targets(parts: list[_Mergeable], budget: Budget, rule: PunctuationRule | No
     return [budget.limits(saving) for saving in most]
 
 
-def _on_host(parts: list[_Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
+def _on_host(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
     allowed = rule.allows if rule else None
     results = [
         merge_host(part.tokens, part.units, *limit, allowed)
@@ -136,9 +148,7 @@ def _on_host(parts: list[_Mergeable], limits: list[tuple[int, int]], rule: Punct
     return [kept for kept, _ in results], [merges for _, merges in results]
 
 
-def _on_device(
-    parts: list[_Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None
-):
+def _on_device(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
     import jax
 
     from dyntok_jax.merging.device import merge_device

@@ -264,7 +264,10 @@ def _fold_units(row: DeviceTokens, state: _State, room: Array) -> _State:
     here = jnp.arange(size, dtype=jnp.int32)
     inner = state.begins & (state.before < size)
     rank = jnp.cumsum(inner, dtype=jnp.int32) - 1
-    stop = jnp.min(jnp.where(inner & _stands_further_on(row, state), here, size))
+    # A unit's first pair stands already and is unique: only a false alarm could stop there, and
+    # without any progress the loop would never end.
+    grown = inner & (state.before > row.unit_start)
+    stop = jnp.min(jnp.where(grown & _stands_further_on(row, state), here, size))
     taken = inner & (here < stop) & (rank < room)
     last_end = jnp.where(taken, row.unit_start, size)
     ends = state.end.at[last_end].max(state.end, mode="drop")

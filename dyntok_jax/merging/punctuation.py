@@ -33,4 +33,4 @@ class PunctuationRule:
 
     def mark(self, token: str) -> int:
         """0 for a token without punctuation, 1 for one with it, 2 for the hyphen."""
-        return 2 if token == "-" else int(token in self.tokens)
+        return int(token in self.tokens) * (2 if token == "-" else 1)

@@ -1,0 +1,56 @@
+"""``dyntok demo``: two real models on 14 languages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from dyntok_jax.cli import jsonl
+from dyntok_jax.types import DyntokError
+
+ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
+
+
+@click.command()
+@click.option(
+    "--out", metavar="DIR", default="out/demo", show_default=True, help="Folder to write."
+)
+def command(out: str) -> None:
+    """Merge 14 languages for a real encoder and a real decoder, and show what it does.
+
+    Prints boundaries before and after and a table; writes demo.html, one page with the same and
+    plots, and demo.json. Rows of merged tokens are FVT rows.
+
+    \b
+    Example:
+      dyntok demo --out out/demo
+    """
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from dyntok_jax.demo.measure import measure_decoder, measure_encoder, sentences
+    from dyntok_jax.demo.report import as_json, page, print_report
+    from dyntok_jax.dynamic_model import load
+
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyntokError(f"{out}: cannot be made a folder ({error.strerror})") from error
+    texts, bar = sentences(), {"unit": "language", "disable": None, "leave": False}
+    encoder = load(ENCODER, "fvt")
+    first = measure_encoder(encoder, texts, lambda keys: tqdm(keys, ENCODER, **bar))
+    special = {index: name for name, index in encoder.tokenizer.special_ids.items()}
+    decoder = load(DECODER, "fvt")
+    second = measure_decoder(decoder, texts, lambda keys: tqdm(keys, DECODER, **bar))
+
+    results, names = (first, second), (ENCODER, DECODER)
+    print_report(Console(), results, names, special.__getitem__)
+    figures = as_json(results, names, special.__getitem__)
+    with jsonl.atomic_path(folder / "demo.json") as partial:
+        partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    with jsonl.atomic_path(folder / "demo.html") as partial:
+        partial.write_text(page(results, names, special.__getitem__), "utf-8")
+    click.echo(f"{folder / 'demo.html'} and {folder / 'demo.json'} written", err=True)

@@ -1,0 +1,86 @@
+"""``dyntok encode``: text to vectors."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dyntok_jax.cli import jsonl, options
+from dyntok_jax.cli.summary import summarize
+from dyntok_jax.text.boundaries import Boundary
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.option("--out", required=True, metavar="FILE", help="Safetensors file to write.")
+@options.required_model
+@options.rows
+@options.language
+@options.reduction_or_all
+@options.boundary
+@click.option(
+    "--pool",
+    type=options.Names("mean", "first"),
+    default="mean",
+    show_default=True,
+    help="Mean of the hidden states, or the first token's.",
+)
+@options.batch_size
+@options.max_length
+@options.config
+def command(
+    input: str,
+    out: str,
+    model: str,
+    rows: str,
+    language: int | None,
+    reduction: float,
+    boundary: str,
+    pool: Any,
+    batch_size: int,
+    max_length: int | None,
+    config: str | None,
+) -> None:
+    """Vectors of the texts in INPUT, {"text": ...} a line, by an encoder.
+
+    Writes one tensor, vectors (N, D), in the order of the lines. No prefix is added, and vectors
+    are not normalized.
+
+    \b
+    Example:
+      echo '{"text": "query: Donaudampfschifffahrt"}' |
+        dyntok encode --model multilingual-e5-small --out vectors.safetensors -
+    """
+    records = jsonl.read_records(input, {"text": jsonl.is_string})
+    options.refuse_base_rows(rows, reduction)
+
+    from safetensors.numpy import save_file
+
+    from dyntok_jax.config import load_config
+    from dyntok_jax.dynamic_model import load
+    from dyntok_jax.encode import encode
+
+    with jsonl.atomic_path(out) as partial:
+        loaded = load(model, rows, load_config(Path(config) if config else None), language)
+        start = time.perf_counter()
+        encoded = encode(
+            loaded,
+            [record["text"] for record in records],
+            reduction,
+            pool=pool,
+            boundary=Boundary(boundary),
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+        save_file({"vectors": encoded.vectors}, partial)
+    summarize(
+        encoded.tokens_before,
+        encoded.tokens_after,
+        len(records),
+        encoded.truncated,
+        time.perf_counter() - start,
+        loaded.cache,
+    )

@@ -1,0 +1,81 @@
+"""``dyntok rows``: embedding rows of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dyntok_jax.cli import jsonl, options
+from dyntok_jax.types import Token
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.option(
+    "--hypernet", required=True, metavar="DIR|fvt", help="A hypernetwork's folder, or fvt."
+)
+@click.option("--out", required=True, metavar="FILE", help="Safetensors file to write.")
+@options.model
+@click.option(
+    "--source",
+    metavar="FILE",
+    help="Safetensors file whose tensor 'source' (V×D, or V×2D: input and output rows side by "
+    "side) is read instead of the model's rows.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="DIR",
+    help="A folder with a tokenizer.json; by default the hypernetwork's own, else the model's.",
+)
+@options.language
+@click.option(
+    "--base-rows",
+    type=options.Names("own", "predicted"),
+    help="Whether tokens of the vocabulary keep their own rows.  [default: own for fvt, predicted "
+    "for a hypernetwork]",
+)
+def command(
+    input: str,
+    hypernet: str,
+    out: str,
+    model: str | None,
+    source: str | None,
+    tokenizer: str | None,
+    language: int | None,
+    base_rows: Any,
+) -> None:
+    """Rows of the tokens in INPUT, {"token": ...} a line, spelled in byte characters.
+
+    Writes the tensors input, and output and bias where there are any, in the order of the lines.
+    Special tokens keep the model's own rows.
+
+    \b
+    Example:
+      echo '{"token": "ĠDonaudampfschiff"}' |
+        dyntok rows --model multilingual-e5-small --hypernet fvt --out rows.safetensors -
+    """
+    from dyntok_jax.embed.providers import concatenated_source, row_provider
+    from dyntok_jax.embed.source import SourceEmbeddings, predict_rows
+    from dyntok_jax.model_store import resolve
+    from dyntok_jax.models.weights import load_model
+    from dyntok_jax.text.base_tokens import BaseTokenizer
+
+    records = jsonl.read_records(input, {"token": jsonl.is_string})
+    if model is None and source is None:
+        raise click.UsageError("give --model NAME, or --source FILE with the rows to read")
+    folder = resolve(model) if model else None
+    tokenizer_folder = Path(tokenizer) if tokenizer else folder
+    base = BaseTokenizer.from_folder(tokenizer_folder) if tokenizer_folder else None
+    own = base or BaseTokenizer.from_folder(Path(hypernet))
+    table = (
+        concatenated_source(Path(source))
+        if source
+        else lambda _: SourceEmbeddings(*load_model(folder).source)
+    )
+    provider = row_provider(hypernet, table, base, language, base_rows)
+    names = [record["token"] for record in records]
+    tokens: list[Token] = [own.special_ids.get(name, name) for name in names]
+    with jsonl.atomic_path(out) as partial:
+        predict_rows(tokens, provider, partial)

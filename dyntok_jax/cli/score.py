@@ -1,0 +1,82 @@
+"""``dyntok score``: log-probabilities of choices after a prompt."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from dyntok_jax.cli import jsonl, options
+from dyntok_jax.cli.summary import summarize
+from dyntok_jax.text.boundaries import Boundary
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@options.required_model
+@options.rows
+@options.language
+@options.reduction_or_all
+@options.boundary
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Sequences in a batch of the network.",
+)
+@options.max_length
+@options.config
+def command(
+    input: str,
+    model: str,
+    rows: str,
+    language: int | None,
+    reduction: float,
+    boundary: str,
+    batch_size: int,
+    max_length: int | None,
+    config: str | None,
+) -> None:
+    """Scores of the choices in INPUT, {"prompt": ..., "choices": [...]} a line, by a decoder.
+
+    Writes {"scores": [...], "tokens": {"static": n, "dynamic": n}, "truncated": n} for each line:
+    a score is the sum of the log-probabilities of the choice's base tokens; tokens are the
+    prompt's, which is merged alone. Special tokens are those the model's own tokenizer adds; no
+    space is put between prompt and choice.
+
+    \b
+    Example:
+      echo '{"prompt": "The capital of France is", "choices": [" Paris.", " Rome."]}' |
+        dyntok score --model smollm2-135m-instruct -
+    """
+    fields = {"prompt": jsonl.is_string, "choices": jsonl.is_choices}
+    records = jsonl.read_records(input, fields)
+    options.refuse_base_rows(rows, reduction)
+
+    from dyntok_jax.config import load_config
+    from dyntok_jax.dynamic_model import load
+    from dyntok_jax.score import score
+
+    loaded = load(model, rows, load_config(Path(config) if config else None), language)
+    start = time.perf_counter()
+    scored = score(
+        loaded,
+        [(record["prompt"], record["choices"]) for record in records],
+        reduction,
+        boundary=Boundary(boundary),
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    for item in scored:
+        tokens = {"static": item.tokens_static, "dynamic": item.tokens_dynamic}
+        jsonl.write_line({"scores": item.scores, "tokens": tokens, "truncated": item.truncated})
+    summarize(
+        sum(item.tokens_static for item in scored),
+        sum(item.tokens_dynamic for item in scored),
+        len(scored),
+        sum(item.truncated for item in scored),
+        time.perf_counter() - start,
+        loaded.cache,
+    )

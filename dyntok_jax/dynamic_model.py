@@ -1,0 +1,163 @@
+"""A pretrained model that reads dynamic tokens: tokenizer, rows and sharded network together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dyntok_jax.batching import Batch, make_batch
+from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.cache import RowCache
+from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.merging.batch import DynamicBatch, merge
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.merging.punctuation import PunctuationRule
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel, load_model, model_module
+from dyntok_jax.sharding import forward, make_mesh, shard_params
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import DyntokError, Token
+
+CACHE_ROWS = 16_384
+"""Rows on the device from the start; a larger batch makes the table grow."""
+
+
+@dataclass
+class DynamicModel:
+    """A model, its tokenizer and its rows; ``load`` makes one.
+
+    Attributes:
+        name: as it was asked for.
+        kind: ``encoder`` or ``decoder``.
+        tokenizer: the model's own.
+        rows: name of the row provider.
+        module: the network, a linen module.
+        params: its parameters, on the mesh.
+        source: the model's own rows.
+        cache: rows of dynamic tokens, on the device.
+        mesh: devices.
+        max_length: longest sequence the model can read.
+    """
+
+    name: str
+    kind: str
+    tokenizer: BaseTokenizer
+    rows: str
+    module: nn.Module
+    params: Any
+    source: SourceEmbeddings
+    cache: RowCache
+    mesh: Mesh
+    max_length: int
+
+    def merge(
+        self,
+        sequences: Sequence[BaseTokens],
+        budget: Budget,
+        boundary: Boundary = Boundary.PRETOKEN,
+        per_sample: bool = False,
+    ) -> DynamicBatch:
+        """Merges a batch.
+
+        Raises:
+            DyntokError: merged tokens are possible, and the rows are base rows.
+        """
+        if self.rows == "base" and budget != Budget(reduction=0):
+            raise DyntokError(
+                "base rows exist for unmerged tokens only: valid with them is a reduction of 0"
+            )
+        rule = self._punctuation_rule if boundary is Boundary.WORD_HYPHEN else None
+        return merge(sequences, budget, rule=rule, per_sample=per_sample)
+
+    def batch(self, sequences: Sequence[Sequence[Token]], rows: int) -> Batch:
+        """Pads sequences on the side that this kind of model wants."""
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        side = "left" if self.kind == "decoder" else "right"
+        return make_batch(sequences, side, -(-rows // parts) * parts)
+
+    def forward(self, batch: Batch, method: Callable[..., Any], *inputs: Any) -> Any:
+        """Runs the network on a batch; ``method`` is as in ``sharding.forward``."""
+        slots = self.cache.lookup(batch.tokens)
+        rows = _take(self.cache.tables.input, batch.table_ids(slots))
+        return forward(
+            self.module,
+            self.params,
+            rows,
+            jnp.asarray(batch.ids),
+            jnp.asarray(batch.mask),
+            *inputs,
+            mesh=self.mesh,
+            method=method,
+        )
+
+    @cached_property
+    def output_rows(self) -> jax.Array:
+        """(V, D) the model's own output rows, on the device."""
+        own = self.source.input if self.source.output is None else self.source.output
+        return jnp.asarray(own, jnp.float32)
+
+    @cached_property
+    def _punctuation_rule(self) -> PunctuationRule:
+        return PunctuationRule(self.tokenizer.vocabulary())
+
+
+def load(
+    name: str,
+    rows: str = "fvt",
+    compute: ComputeConfig | None = None,
+    language: int | None = None,
+) -> DynamicModel:
+    """Loads a model by name or folder, fetching it if need be.
+
+    Args:
+        name: see ``model_store``.
+        rows: ``base``, ``fvt`` or the folder of a hypernetwork.
+        compute: dtype, mesh and the like.
+        language: row of the hypernetwork's language table.
+
+    Raises:
+        DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it.
+    """
+    compute = compute or ComputeConfig()
+    folder = resolve(name)
+    tokenizer = BaseTokenizer.from_folder(folder)
+    loaded = load_model(folder)
+    source = SourceEmbeddings(*loaded.source)
+    provider = row_provider(rows, lambda separate: source, tokenizer, language)
+    module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
+    mesh = make_mesh(compute.mesh)
+    return DynamicModel(
+        name,
+        loaded.kind,
+        tokenizer,
+        rows,
+        module,
+        shard_params(loaded.params, abstract_params(module), mesh),
+        source,
+        RowCache(provider, CACHE_ROWS),
+        mesh,
+        _max_length(loaded),
+    )
+
+
+def _max_length(model: LoadedModel) -> int:
+    if isinstance(model.config, EncoderConfig):
+        return model.config.max_positions - model.config.position_offset
+    return model.hf_config["max_position_embeddings"]
+
+
+@jax.jit
+def _take(table: jax.Array, ids: jax.Array) -> jax.Array:
+    return table[ids]

@@ -1,0 +1,88 @@
+"""Row providers by name: ``base``, ``fvt``, or the folder of a hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dyntok_jax.embed.source import (
+    BaseRows,
+    BaseRowsRule,
+    FvtRows,
+    HypernetRows,
+    RowProvider,
+    SourceEmbeddings,
+    map_tensor,
+)
+from dyntok_jax.embed.zett import load_hypernet
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_byte_level
+from dyntok_jax.types import DyntokError
+
+
+def row_provider(
+    name: str,
+    source: Callable[[bool], SourceEmbeddings],
+    tokenizer: BaseTokenizer | None,
+    language: int | None = None,
+    base_rows: BaseRowsRule | None = None,
+) -> RowProvider:
+    """The provider of that name.
+
+    Args:
+        name: ``base``, ``fvt``, or the folder of a ZeTT hypernetwork.
+        source: the model's rows, given whether output rows are wanted apart from input rows.
+        tokenizer: the model's own; a hypernetwork's folder may hold one instead.
+        language: row of the hypernetwork's language table.
+        base_rows: whether unmerged tokens keep the model's own rows; by default with FVT they do,
+            and with a ZeTT hypernetwork they are predicted (paper, Eq. 3).
+
+    Raises:
+        DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer.
+    """
+    if name in ("base", "fvt"):
+        if language is not None:
+            raise DyntokError(f"language {language}: {name} rows have none; hypernetworks do")
+        if tokenizer is None:
+            raise DyntokError(f"{name} rows need a tokenizer: give --tokenizer DIR or --model NAME")
+        rows = source(False)
+        return (
+            BaseRows(rows, tokenizer)
+            if name == "base"
+            else FvtRows(rows, tokenizer, base_rows or "own")
+        )
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DyntokError(
+            f"rows {name!r}: no such folder; valid: base, fvt, a hypernetwork's folder"
+        )
+    config, params = load_hypernet(folder)
+    return HypernetRows(
+        config,
+        params,
+        source(config.separate_output),
+        _hypernet_tokenizer(folder, tokenizer),
+        language,
+        base_rows or "predicted",
+    )
+
+
+def concatenated_source(path: Path) -> Callable[[bool], SourceEmbeddings]:
+    """Rows from the tensor ``source`` of a safetensors file, as ZeTT lays them out."""
+    if not path.is_file():
+        raise DyntokError(f"{path}: no such file (a safetensors file with a tensor 'source')")
+    table = map_tensor(path, "source")
+    return lambda separate: SourceEmbeddings.from_concatenated(table, separate)
+
+
+def _hypernet_tokenizer(folder: Path, tokenizer: BaseTokenizer | None) -> BaseTokenizer:
+    """The byte-level tokenizer a hypernetwork reads by: its own, or made of the model's."""
+    if (folder / "tokenizer.json").is_file():
+        return BaseTokenizer.from_folder(folder)
+    if tokenizer is None:
+        raise DyntokError(
+            f"{folder}: no tokenizer.json there: give --tokenizer DIR or --model NAME"
+        )
+    if is_byte_level(tokenizer.tokenizer_json):
+        return tokenizer
+    return BaseTokenizer(convert_to_byte_level(tokenizer.tokenizer_json)[0])

@@ -1,0 +1,121 @@
+"""Texts to vectors, with an encoder that reads dynamic tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dyntok_jax.batching import by_length
+from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.sharding import gathered
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import text_layout
+from dyntok_jax.types import DyntokError, Token
+
+Pool = Literal["mean", "first"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of texts.
+
+    Attributes:
+        vectors: (N, D) float32.
+        tokens_before, tokens_after: base and dynamic tokens, special tokens counted.
+        truncated: base tokens cut off.
+    """
+
+    vectors: Float[np.ndarray, "N D"]
+    tokens_before: int
+    tokens_after: int
+    truncated: int
+
+
+def encode(
+    model: DynamicModel,
+    texts: Sequence[str],
+    reduction: float = 100,
+    *,
+    pool: Pool = "mean",
+    boundary: Boundary = Boundary.PRETOKEN,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> Encoded:
+    """One vector a text: the mean of its hidden states, or the first one.
+
+    No prefix is added and vectors are not normalized. Every ``batch_size`` texts in order are
+    merged together; the network then takes them in batches of similar length.
+
+    Args:
+        model: an encoder.
+        texts: what to encode.
+        reduction: percent of the largest possible saving of tokens.
+        pool: ``mean`` over all tokens, special ones too, or ``first``.
+        boundary: what merges do not cross.
+        batch_size: texts merged together, and sequences in a batch of the network.
+        max_length: cuts sequences; by default, and at most, what the model can read.
+
+    Raises:
+        DyntokError: a decoder; a length the layout cannot keep; see ``DynamicModel.merge``.
+    """
+    if model.kind != "encoder":
+        raise DyntokError(f"{model.name} is a decoder: encode needs an encoder (score takes it)")
+    budget = Budget(reduction=reduction)
+    longest = min(max_length or model.max_length, model.max_length)
+    sequences: list[list[Token]] = []
+    before = truncated = 0
+    for start in range(0, len(texts), batch_size):
+        base = text_layout(model.tokenizer, texts[start : start + batch_size], boundary, longest)
+        before += sum(len(sequence.tokens) for sequence in base)
+        truncated += sum(sequence.truncated for sequence in base)
+        sequences += [s.tokens for s in model.merge(base, budget, boundary).sequences]
+    after = sum(map(len, sequences))
+    return Encoded(pooled(model, sequences, pool, batch_size), before, after, truncated)
+
+
+def pooled(
+    model: DynamicModel, sequences: Sequence[Sequence[Token]], pool: Pool, batch_size: int
+) -> Float[np.ndarray, "N D"]:
+    """(N, D) float32 vectors of sequences of dynamic tokens."""
+    method = mean_pooled if pool == "mean" else first_pooled
+    places = by_length([len(tokens) for tokens in sequences], batch_size)
+    # All batches are under way before the first is waited for.
+    parts = [
+        model.forward(model.batch([sequences[i] for i in place], batch_size), method)
+        for place in places
+    ]
+    width = model.source.input.shape[1]
+    vectors = np.zeros((len(sequences), width), np.float32)
+    for place, part in zip(places, jax.device_get(parts), strict=True):
+        vectors[place] = part[: len(place)]
+    return vectors
+
+
+def mean_pooled(
+    module: nn.Module,
+    rows: Float[Array, "U D"],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, "B D"]:
+    """Mean of the hidden states at real tokens."""
+    hidden = gathered(module, rows, ids, mask).astype(jnp.float32)
+    total = jnp.where(mask[..., None], hidden, 0).sum(axis=1)
+    return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+
+
+def first_pooled(
+    module: nn.Module,
+    rows: Float[Array, "U D"],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, "B D"]:
+    """Hidden state of the first token."""
+    return gathered(module, rows, ids, mask)[:, 0].astype(jnp.float32)

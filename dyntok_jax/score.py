@@ -1,0 +1,164 @@
+"""Log-probabilities of choices after a dynamically tokenized prompt, with a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from dyntok_jax.batching import bucket, by_length
+from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.models.heads import logits
+from dyntok_jax.sharding import gathered
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import prompt_layout
+from dyntok_jax.types import DyntokError, Token
+
+CHOICE_BUCKETS = tuple(2**k for k in range(3, 21))
+"""Scored tokens of a choice: 8, 16, 32, and so on."""
+
+BATCH_TOKENS = 8192
+"""Tokens in a batch at most, as far as one sequence allows: attention grows with their square."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one prompt's choices.
+
+    Attributes:
+        scores: sum of the log-probabilities (nats) of each choice's base tokens.
+        tokens_static, tokens_dynamic: length of the prompt in base and in dynamic tokens.
+        truncated: base tokens cut off the prompt's end, to leave room for the longest choice.
+    """
+
+    scores: list[float]
+    tokens_static: int
+    tokens_dynamic: int
+    truncated: int
+
+
+def score(
+    model: DynamicModel,
+    items: Sequence[tuple[str, Sequence[str]]],
+    reduction: float = 100,
+    *,
+    boundary: Boundary = Boundary.PRETOKEN,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> list[Scored]:
+    """Scores (prompt, choices): the prompt is merged alone, the choices are base tokens.
+
+    Prompt and choice are tokenized separately, and no space is put between them. Before the
+    prompt stands what the model's own tokenizer puts there; where that is nothing and the prompt
+    is empty, a choice follows the opening token, since it must follow something.
+
+    Args:
+        model: a decoder.
+        items: prompts and their choices.
+        reduction: percent of the largest possible saving of the prompt's tokens.
+        boundary: what merges do not cross.
+        batch_size: sequences in a batch of the network.
+        max_length: cuts prompts; by default, and at most, what the model can read.
+
+    Raises:
+        DyntokError: an encoder; a choice that fills the whole length; see ``DynamicModel.merge``.
+    """
+    if model.kind != "decoder":
+        raise DyntokError(f"{model.name} is an encoder: score needs a decoder (encode takes it)")
+    longest = min(max_length or model.max_length, model.max_length)
+    scored: list[Scored] = []
+    sequences: list[list[Token]] = []
+    targets: list[list[int]] = []
+    for prompt, choices in items:
+        pieces = model.tokenizer.encode(choices)
+        room = longest - max((len(choice.ids) for choice in pieces), default=0)
+        if room < 1:
+            raise DyntokError(
+                f"a choice of {longest - room} tokens leaves no room for a prompt in {longest}"
+            )
+        (base,) = prompt_layout(model.tokenizer, [prompt], boundary, room)
+        merged = model.merge([base], Budget(reduction=reduction), boundary, per_sample=True)
+        before = merged.sequences[0].tokens or _opening(model)
+        sequences += [[*before, *choice.tokens] for choice in pieces]
+        targets += [choice.ids for choice in pieces]
+        static, dynamic = len(base.tokens), len(merged.sequences[0].tokens)
+        scored.append(Scored([0.0] * len(pieces), static, dynamic, base.truncated))
+    sums = iter(_sums(model, sequences, targets, batch_size))
+    for item in scored:
+        item.scores[:] = [next(sums) for _ in item.scores]
+    return scored
+
+
+def _opening(model: DynamicModel) -> list[Token]:
+    if model.tokenizer.opening_id is None:
+        raise DyntokError("an empty prompt, and the tokenizer has no opening token to score after")
+    return [model.tokenizer.opening_id]
+
+
+def _sums(
+    model: DynamicModel,
+    sequences: list[list[Token]],
+    targets: list[list[int]],
+    batch_size: int,
+) -> list[float]:
+    """Sum of the log-probabilities of each sequence's last tokens."""
+    sums = [0.0] * len(sequences)
+    for place in by_length([len(tokens) for tokens in sequences], batch_size):
+        # The longest comes first.
+        rows = max(1, min(batch_size, BATCH_TOKENS // len(sequences[place[0]])))
+        for start in range(0, len(place), rows):
+            part = place[start : start + rows]
+            batch = model.batch([sequences[i] for i in part], rows)
+            wanted = [targets[i] for i in part] + [[]] * (len(batch.ids) - len(part))
+            total = model.forward(batch, choice_scores, _right_aligned(wanted), model.output_rows)
+            for i, value in zip(part, jax.device_get(total).tolist(), strict=False):
+                sums[i] = value
+    return sums
+
+
+def _right_aligned(targets: Sequence[Sequence[int]]) -> Int[np.ndarray, "B C"]:
+    """Targets padded left with -1."""
+    width = bucket(max(map(len, targets)), CHOICE_BUCKETS)
+    table = np.full((len(targets), width), -1, np.int32)
+    for row, ids in zip(table, targets, strict=True):
+        row[width - len(ids) :] = ids
+    return table
+
+
+def choice_scores(
+    module: nn.Module,
+    rows: Float[Array, "U D"],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    targets: Int[Array, "B C"],
+    output_rows: Float[Array, "V D"],
+) -> Float[Array, " B"]:
+    """Sum of the log-probabilities of the sequence's last tokens.
+
+    Args:
+        module: a decoder.
+        rows, ids, mask: as in ``sharding.forward``; padding is left.
+        targets: ids of the last C tokens in the output vocabulary, -1 where a token is not scored.
+        output_rows: rows of the output vocabulary.
+    """
+    hidden = gathered(module, rows, ids, mask)
+    width = targets.shape[1]
+    # The token before the first target may lie outside a batch that is all targets.
+    hidden = jnp.pad(hidden, ((0, 0), (max(width + 1 - hidden.shape[1], 0), 0), (0, 0)))
+    hidden = hidden[:, -width - 1 : -1]
+
+    def at_position(hidden_and_target):
+        hidden, target = hidden_and_target
+        scores = logits(hidden, output_rows)
+        chosen = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=-1)[:, 0]
+        return jnp.where(target < 0, 0.0, chosen - jax.nn.logsumexp(scores, axis=-1))
+
+    # Position by position: the scores of all V tokens at all positions would fill the memory.
+    return lax.map(at_position, (hidden.swapaxes(0, 1), targets.T)).sum(axis=0)

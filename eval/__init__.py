@@ -1,0 +1,1 @@
+"""Evaluation, run from the checkout: ``python -m eval.bench``."""

@@ -198,11 +198,12 @@ class FvtRows:
 
 
 def _means(gathered: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means of consecutive groups of rows."""
-    if not len(starts):
-        return gathered
-    sums = np.add.reduceat(gathered, starts, axis=0)
-    return sums / counts.astype(np.float32).reshape(-1, *[1] * (gathered.ndim - 1))
+    """Means of consecutive groups of rows; groups of one size at a time, which is quick."""
+    means = np.empty((len(starts), *gathered.shape[1:]), np.float32)
+    for count in np.unique(counts):
+        which = np.flatnonzero(counts == count)
+        means[which] = gathered[starts[which, None] + np.arange(count)].mean(axis=1)
+    return means
 
 
 class HypernetRows:
@@ -263,12 +264,7 @@ class HypernetRows:
             DyntokError: a character that stands for no byte; a special token without a row; a
                 tokenizer with more ids than the hypernetwork knows.
         """
-        ids = [
-            own_id(token, self._source, self._tokenizer)
-            if isinstance(token, int) or self._base_rows == "own"
-            else None
-            for token in tokens
-        ]
+        ids = [self._kept_id(token) for token in tokens]
         is_own = np.array([i is not None for i in ids], bool)
         own = self._own([i for i in ids if i is not None])
         predicted = self._predict([t for t, i in zip(tokens, ids, strict=True) if i is None])
@@ -279,6 +275,15 @@ class HypernetRows:
             return table
 
         return jax.tree.map(place, own, predicted)
+
+    def _kept_id(self, token: Token) -> int | None:
+        """The id of a token that keeps the model's own row."""
+        if isinstance(token, str) and self._base_rows == "predicted":
+            return None
+        own = own_id(token, self._source, self._tokenizer)
+        # Beyond V a table may have rows, but none of the tokenizer's own tokens there.
+        extra = isinstance(token, str) and own is not None and own >= self.config.vocab_size
+        return None if extra else own
 
     def _own(self, ids: list[int]) -> Rows:
         """The model's rows, with the tables the hypernetwork predicts; a bias it lacks is 0."""

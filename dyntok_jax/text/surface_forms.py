@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from dyntok_jax.text.byte_level import to_bytes
+from dyntok_jax.text.byte_level import CHAR_TO_BYTE, to_bytes
 from dyntok_jax.types import DyntokError, Token
+
+_BYTE_CHARS = frozenset(CHAR_TO_BYTE)
 
 
 class Decomposer(Protocol):
@@ -49,8 +51,8 @@ def pieces(token: Token, tokenizer: Decomposer) -> list[int]:
                 f"special token id {token}: the vocabulary has ids 0 to {tokenizer.vocab_size - 1}"
             )
         return [token]
-    # For its error alone: a tokenizer would take other characters as unknown and carry on.
-    to_bytes(token)
+    if not _BYTE_CHARS.issuperset(token):
+        to_bytes(token)  # raises; a tokenizer would take the character as unknown and carry on
     return tokenizer.decompose(token) if token else []
 
 

@@ -71,6 +71,21 @@ def test_who_keeps_their_own_row(base_rows: Any):
         np.testing.assert_allclose(table[rest], want, atol=1e-6)
 
 
+def test_rows_beyond_the_vocabulary_are_nobodys_own():
+    """A padded table: the tokenizer's extra tokens are predicted, special tokens still read it."""
+    config = replace(TINY, separate_output=False, vocab_size=9, extra_tokens=3)
+    table = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
+
+    def rows_of(table: np.ndarray) -> HypernetRows:
+        source = SourceEmbeddings(table)
+        return HypernetRows(config, random_params(config), source, Digits(), 0, base_rows="own")
+
+    rows = rows_of(table).rows(["8", "9", 11]).input
+    np.testing.assert_array_equal(rows[[0, 2]], table[[8, 11]])
+    np.testing.assert_allclose(rows[1], rows_of(table[:9]).rows(["9"]).input[0], atol=1e-6)
+    assert np.abs(rows[1] - table[9]).max() > 0.1
+
+
 def test_own_bias_is_kept_or_dropped():
     first, second = np.split(source_of(TINY), 2, axis=1)
     source = SourceEmbeddings(first, second, np.arange(10.0))

@@ -101,7 +101,7 @@ def test_many_tokens_run_in_few_programs():
     """Tokens of few different pieces and of many, that is with both sizes of table."""
     config = replace(TINY, vocab_size=250, extra_tokens=6)
     source = SourceEmbeddings.from_concatenated(source_of(config), separate=True)
-    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    mesh = make_mesh(MeshConfig(data=1))
     rows_of = HypernetRows(config, random_params(config), source, Bytes(), 2, mesh=mesh)
     rng = np.random.default_rng(0)
     raw = rng.choice([*range(1), *range(2, 256)], (1500, 3))

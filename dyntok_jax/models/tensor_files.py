@@ -1,0 +1,136 @@
+"""Safetensors files read tensor by tensor and written tensor by tensor, in little memory.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes little-endian length of a JSON
+header ``{name: {dtype, shape, data_offsets}}``, the header, the tensors' bytes. The library's own
+readers and writers hold a whole model beside the one being loaded or saved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from dyntok_jax.types import DyntokError
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+        name: its name in the file.
+        path: file.
+        dtype: the format's name of the dtype, such as ``BF16``.
+        shape: sizes of the axes.
+        offset: its first byte in the file.
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> np.ndarray:
+        """The values, in memory of their own."""
+        values = np.fromfile(
+            self.path, DTYPES[self.dtype], math.prod(self.shape), offset=self.offset
+        )
+        return values.reshape(self.shape)
+
+    def map(self) -> np.ndarray:
+        """The values as a read-only memory map; only what is looked at is read."""
+        raw = np.memmap(self.path, np.uint8, "r", self.offset, self._bytes())
+        return raw.view(DTYPES[self.dtype]).reshape(self.shape)
+
+    def _bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of ``model.safetensors``, or of the shards its index names.
+
+    Raises:
+        DyntokError: no such file, or one that is damaged.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        paths = [single]
+    elif index.is_file():
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            paths = [folder / Path(shard).name for shard in sorted(set(shards))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DyntokError(f"{index}: not an index of safetensors shards") from error
+    else:
+        raise DyntokError(f"{folder}: no weights (model.safetensors, or shards with their index)")
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        header = _header(path)
+        if repeated := tensors.keys() & header.keys():
+            raise DyntokError(f"{path}: also in another shard: {', '.join(sorted(repeated))}")
+        tensors |= header
+    return tensors
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if start > size:
+                raise ValueError("its header is cut off")
+            header = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        tensors, ends = {}, [start]
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            tensors[name] = StoredTensor(name, path, entry["dtype"], shape, start + begin)
+            ends.append(start + end)
+        if max(ends) > size:
+            raise ValueError(f"it has {size} bytes of {max(ends)}")
+    except OSError as error:
+        raise DyntokError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DyntokError(f"{path}: not a whole safetensors file ({error})") from error
+    return tensors
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+) -> None:
+    """Write float32 tensors to ``path`` atomically, holding one of them at a time.
+
+    Args:
+        path: file.
+        tensors: shape and a function that gives the values, by name.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, _) in tensors.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)  # readers map the tensors, which must lie on their own size
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            for name, (shape, values) in tensors.items():
+                array = np.ascontiguousarray(values(), "<f4")
+                if array.shape != shape:
+                    raise ValueError(f"{name}: values {array.shape}, declared {shape}")
+                file.write(array.data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ evaluation take any of them. Special tokens (ints) keep the model's own row in a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
@@ -24,6 +22,7 @@ from safetensors.numpy import save_file
 
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.models.tensor_files import DTYPES, file_tensors
 from dyntok_jax.sharding import forward, make_mesh, shard_params
 from dyntok_jax.text.surface_forms import Decomposer, pieces, surface_forms
 from dyntok_jax.types import DyntokError, Rows, Token
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 BaseRowsRule = Literal["own", "predicted"]
 """Whether unmerged vocabulary tokens keep the model's own row."""
-
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 CHUNK_SIZES = (64, 256, 1024)
 """Tokens that the hypernetwork predicts at once, padded up to one of these."""
@@ -64,18 +61,13 @@ def map_tensor(path: Path, name: str) -> np.ndarray:
     """A tensor of a safetensors file as a read-only memory map: reading rows reads just those.
 
     Raises:
-        DyntokError: no such tensor, or not of floats.
+        DyntokError: no such file or tensor, or not of floats.
     """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    entry = header.get(name)
-    if entry is None or entry["dtype"] not in DTYPES:
-        found = ", ".join(sorted(header.keys() - {"__metadata__"}))
+    tensors = file_tensors(path)
+    if name not in tensors or tensors[name].dtype not in DTYPES:
+        found = ", ".join(sorted(tensors))
         raise DyntokError(f"{path}: no tensor {name!r} of floats; it has {found}")
-    raw = np.memmap(path, np.uint8, "r", offset=8 + size)
-    begin, end = entry["data_offsets"]
-    return raw[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors[name].map()
 
 
 @dataclass(frozen=True)

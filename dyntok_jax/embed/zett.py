@@ -19,9 +19,10 @@ import jax
 import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.models.tensor_files import stored_tensors
 from dyntok_jax.types import DyntokError
 
 Format = Literal["safetensors", "msgpack"]
@@ -140,8 +141,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     format = _format_of(folder)
     fields = _read_config(folder / "config.json")
     path = folder / FILES[format]
-    tensors = _read_tensors(path, format)
-    unread = {name: tensors.pop(name) for name in [UNREAD[format]] if name in tensors}
+    tensors = _read_tensors(folder, format)
+    unread = {name: np.array(tensors.pop(name)) for name in [UNREAD[format]] if name in tensors}
     config = HypernetConfig(**config_fields(fields, folder / "config.json"))
     positions = tensors.get(_name("positions", None, format), np.zeros(config.max_positions))
     config = replace(config, max_positions=max(len(positions), config.surface_length))
@@ -299,7 +300,8 @@ def _check(path: Path, stored: list[Stored], tensors: Mapping[str, np.ndarray]) 
 
 def _format_of(folder: Path) -> Format:
     for format, file in FILES.items():
-        if (folder / file).is_file():
+        # A large checkpoint is in shards, which an index names.
+        if (folder / file).is_file() or (folder / f"{file}.index.json").is_file():
             return format
     if (folder / "pytorch_model.bin").exists():
         raise DyntokError(
@@ -319,14 +321,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _read_tensors(path: Path, format: Format) -> dict[str, np.ndarray]:
+def _read_tensors(folder: Path, format: Format) -> dict[str, np.ndarray]:
+    """Tensors by their name in the file; those of safetensors are memory maps."""
+    path = folder / FILES[format]
     try:
         if format == "safetensors":
-            return load_file(path)
+            return {name: tensor.map() for name, tensor in stored_tensors(folder).items()}
         # Restores numbers, strings, containers and arrays only; never unpickles.
         tree = flax.serialization.msgpack_restore(path.read_bytes())
         flat: dict[str, Any] = {**flatten_dict(tree, sep="/")}
-    except Exception as error:  # each library has its own errors for a damaged file
+    except DyntokError:
+        raise
+    except Exception as error:  # msgpack, flax and numpy have their own errors for a damaged file
         raise DyntokError(f"{path}: damaged, or not {format} ({error})") from error
     strange = [name for name, value in flat.items() if not isinstance(value, np.ndarray)]
     if strange:

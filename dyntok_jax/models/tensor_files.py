@@ -75,14 +75,19 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise DyntokError(f"{folder}: no weights (model.safetensors, or shards with their index)")
     tensors: dict[str, StoredTensor] = {}
     for path in paths:
-        header = _header(path)
+        header = file_tensors(path)
         if repeated := tensors.keys() & header.keys():
             raise DyntokError(f"{path}: also in another shard: {', '.join(sorted(repeated))}")
         tensors |= header
     return tensors
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def file_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of one file.
+
+    Raises:
+        DyntokError: no such file, or one that is damaged.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

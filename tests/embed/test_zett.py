@@ -135,6 +135,21 @@ def test_half_precision_tensors_become_float32(tmp_path: Path):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
 
 
+def test_a_checkpoint_in_shards_is_read(tmp_path: Path):
+    params = random_params(TINY)
+    save_hypernet(tmp_path, TINY, params)
+    path = tmp_path / FILES["safetensors"]
+    tensors = sorted(load_file(path).items())
+    path.unlink()
+    shards = {"a.safetensors": dict(tensors[:20]), "b.safetensors": dict(tensors[20:])}
+    for name, part in shards.items():
+        save_file(part, tmp_path / name)
+    weight_map = {tensor: name for name, part in shards.items() for tensor in part}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    jax.tree.map(np.testing.assert_array_equal, load_hypernet(tmp_path)[1], params)
+
+
 def test_all_wrong_tensors_are_in_one_error(tmp_path: Path):
     save_hypernet(tmp_path, TINY, random_params(TINY))
     path = tmp_path / FILES["safetensors"]

@@ -136,14 +136,9 @@ class Encoder(nn.Module):
             raise DyntokError(
                 f"{embeddings.shape[1]} tokens in a sequence: this encoder has {room} positions"
             )
-        x = embeddings.astype(jnp.float32)
-        x = (
-            x
-            + self._table("positions", c.max_positions, "T")[
-                positions_from_mask(mask) + c.position_offset
-            ]
-        )
+        positions = self._table("positions", c.max_positions, "T")
         types = self._table("token_types", c.token_types, "C")
+        x = embeddings + positions[positions_from_mask(mask) + c.position_offset]
         x = x + (types[0] if token_type is None else types[token_type])
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="embedding_norm")(x)
         x = constrain(x, "B", "T", None)

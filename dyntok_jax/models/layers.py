@@ -64,7 +64,7 @@ def parameter(
     An axis None is never cut.
     """
     value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-    return value  # pyright: ignore[reportReturnType]
+    return jnp.asarray(value)  # pyright: ignore[reportArgumentType]
 
 
 def abstract_params(module: nn.Module, *inputs: Any) -> Any:

@@ -132,7 +132,7 @@ def write_tensors(
         with partial.open("wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)
             for name, (shape, values) in tensors.items():
-                array = np.ascontiguousarray(values(), "<f4")
+                array = np.asarray(values(), "<f4", order="C")
                 if array.shape != shape:
                     raise ValueError(f"{name}: values {array.shape}, declared {shape}")
                 file.write(array.data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +84,7 @@ def test_remat_gives_the_same_gradients(name):
 
     def loss(params, rows, remat):
         module = model_module(tiny.model.architecture, remat=remat)
-        hidden = module.apply({"params": params}, rows, *rest)
+        hidden: Any = module.apply({"params": params}, rows, *rest)
         return jnp.sum(jnp.sin(hidden) * tiny.record["mask"][..., None])
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)

@@ -105,6 +105,7 @@ def test_half_precision_is_widened_and_the_tables_stay_mapped(stored, tmp_path):
     np.testing.assert_array_equal(gate, expected.astype(np.float32))
     assert model.source.input.dtype == stored and not model.source.input.flags.writeable
     assert isinstance(model.source.input, np.memmap)
+    assert exact.source.output is not None
     np.testing.assert_array_equal(model.source.output, exact.source.output.astype(stored))
 
 

@@ -1,0 +1,62 @@
+"""The safetensors reader and writer against the format's own library."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dyntok_jax.models.tensor_files import stored_tensors, write_tensors
+from dyntok_jax.types import DyntokError
+
+TENSORS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array([1.5, -2.0], np.float16),
+    "empty": np.zeros((0, 4), np.float32),
+    "scalar": np.array(3.0, np.float32),
+    "half": np.array([[0.5]], ml_dtypes.bfloat16),
+}
+
+
+def test_reads_and_maps_what_the_library_writes(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors", {"format": "pt"})
+    stored = stored_tensors(tmp_path)
+    assert stored.keys() == TENSORS.keys()
+    for name, expected in TENSORS.items():
+        values = stored[name].read()
+        assert values.dtype == expected.dtype and values.shape == expected.shape
+        np.testing.assert_array_equal(values, expected)
+    mapped = stored["b"].map()
+    np.testing.assert_array_equal(mapped, TENSORS["b"])
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+    path = tmp_path / "out.safetensors"
+    write_tensors(path, {k: (v.shape, lambda v=v: v) for k, v in TENSORS.items()})
+    written = load_file(path)
+    assert written.keys() == TENSORS.keys()
+    for name, expected in TENSORS.items():
+        assert written[name].dtype == np.float32
+        np.testing.assert_array_equal(written[name], expected.astype(np.float32))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "out.safetensors"
+    path.write_bytes(b"before")
+    with pytest.raises(ValueError, match=r"x: values \(2,\), declared \(3,\)"):
+        write_tensors(path, {"x": ((3,), lambda: np.zeros(2))})
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    for shard in ("1", "2"):
+        save_file({"x": np.zeros(1, np.float32)}, tmp_path / shard)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "1", "y": "2"}}')
+    with pytest.raises(DyntokError, match="also in another shard: x"):
+        stored_tensors(tmp_path)
+    index.write_text('{"weight_map": {"x": "1", "y": "3"}}')
+    with pytest.raises(DyntokError, match="3: No such file"):
+        stored_tensors(tmp_path)

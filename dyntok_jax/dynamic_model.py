@@ -81,9 +81,13 @@ class DynamicModel:
         rule = self._punctuation_rule if boundary is Boundary.WORD_HYPHEN else None
         return merge(sequences, budget, rule=rule, per_sample=per_sample)
 
-    def batch(self, sequences: Sequence[Sequence[Token]], rows: int) -> Batch:
-        """Pads sequences on the side that this kind of model wants."""
+    def batch(self, sequences: Sequence[Sequence[Token]]) -> Batch:
+        """Pads sequences on the side that this kind of model wants.
+
+        The number of sequences is rounded up too, to a power of two that the mesh divides.
+        """
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = 1 << (len(sequences) - 1).bit_length()
         side = "left" if self.kind == "decoder" else "right"
         return make_batch(sequences, side, -(-rows // parts) * parts)
 

@@ -88,10 +88,7 @@ def pooled(
     method = mean_pooled if pool == "mean" else first_pooled
     places = by_length([len(tokens) for tokens in sequences], batch_size)
     # All batches are under way before the first is waited for.
-    parts = [
-        model.forward(model.batch([sequences[i] for i in place], batch_size), method)
-        for place in places
-    ]
+    parts = [model.forward(model.batch([sequences[i] for i in place]), method) for place in places]
     width = model.source.input.shape[1]
     vectors = np.zeros((len(sequences), width), np.float32)
     for place, part in zip(places, jax.device_get(parts), strict=True):

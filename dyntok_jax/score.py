@@ -115,7 +115,7 @@ def _sums(
         rows = max(1, min(batch_size, BATCH_TOKENS // len(sequences[place[0]])))
         for start in range(0, len(place), rows):
             part = place[start : start + rows]
-            batch = model.batch([sequences[i] for i in part], rows)
+            batch = model.batch([sequences[i] for i in part])
             wanted = [targets[i] for i in part] + [[]] * (len(batch.ids) - len(part))
             total = model.forward(batch, choice_scores, _right_aligned(wanted), model.output_rows)
             for i, value in zip(part, jax.device_get(total).tolist(), strict=False):
@@ -154,11 +154,12 @@ def choice_scores(
     hidden = jnp.pad(hidden, ((0, 0), (max(width + 1 - hidden.shape[1], 0), 0), (0, 0)))
     hidden = hidden[:, -width - 1 : -1]
 
-    def at_position(hidden_and_target):
+    def log_probability(hidden_and_target):
         hidden, target = hidden_and_target
         scores = logits(hidden, output_rows)
-        chosen = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=-1)[:, 0]
-        return jnp.where(target < 0, 0.0, chosen - jax.nn.logsumexp(scores, axis=-1))
+        return jnp.where(target < 0, 0.0, scores[target] - jax.nn.logsumexp(scores))
 
-    # Position by position: the scores of all V tokens at all positions would fill the memory.
-    return lax.map(at_position, (hidden.swapaxes(0, 1), targets.T)).sum(axis=0)
+    # A few positions at a time: the scores of all V tokens at all of them would fill the memory.
+    flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1))
+    found = lax.map(log_probability, flat, batch_size=64)
+    return found.reshape(targets.shape).sum(axis=1)

@@ -31,7 +31,7 @@ def bench_forward(model: DynamicModel, folder: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 200_000, (batch, length))
     tokens: list[list[Token]] = [[int(i) for i in row] for row in ids]
-    prepared = model.batch(tokens, batch)
+    prepared = model.batch(tokens)
 
     def run_jax():
         return jax.block_until_ready(model.forward(prepared, mean_pooled))

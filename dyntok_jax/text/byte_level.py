@@ -25,6 +25,7 @@ def _byte_table() -> dict[int, str]:
 
 BYTE_TO_CHAR: dict[int, str] = _byte_table()
 CHAR_TO_BYTE: dict[str, int] = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+_BYTE_CHARS = frozenset(CHAR_TO_BYTE)
 _LATIN1_TO_CHAR = {byte: char for byte, char in BYTE_TO_CHAR.items() if chr(byte) != char}
 _CHAR_TO_LATIN1 = {ord(char): byte for byte, char in BYTE_TO_CHAR.items()}
 
@@ -45,10 +46,10 @@ def to_bytes(token: str) -> bytes:
     Raises:
         DyntokError: a character that stands for no byte.
     """
-    strange = set(token) - CHAR_TO_BYTE.keys()
-    if strange:
+    if not _BYTE_CHARS.issuperset(token):
+        strange = min(set(token) - _BYTE_CHARS)
         raise DyntokError(
-            f"token {token!r}: {min(strange)!r} is not one of the 256 byte characters "
+            f"token {token!r}: {strange!r} is not one of the 256 byte characters "
             "(a space is 'Ġ', a line break 'Ċ'; text.byte_level.to_byte_chars spells any text)"
         )
     return token.translate(_CHAR_TO_LATIN1).encode("latin-1")

@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -152,7 +153,7 @@ def gathered(
 
 @functools.lru_cache(maxsize=64)
 def compiled_forward(
-    module: nn.Module, mesh: Mesh, method: Callable[..., Any] = gathered
+    module: nn.Module, mesh: Mesh, method: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The jitted function behind :func:`forward`: ``(params, rows, ids, mask, inputs)``.
 
@@ -171,9 +172,9 @@ def compiled_forward(
 def forward(
     module: nn.Module,
     params: Any,
-    rows: Float[Array, "U D"],
-    ids: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
+    rows: Float[Array | np.ndarray, "U D"],
+    ids: Int[Array | np.ndarray, "B T"],
+    mask: Bool[Array | np.ndarray, "B T"],
     *inputs: Any,
     mesh: Mesh,
     method: Callable[..., Any] = gathered,

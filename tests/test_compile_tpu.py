@@ -1,0 +1,79 @@
+"""The forwards compile ahead of time for TPU v4-32 at full size, and lower for CUDA and TPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyntok_jax.config import MeshConfig
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.encoder import Encoder, EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_params
+
+SCRIPT = Path(__file__).with_name("tpu_compilation.py")
+CASES = ("xlm_r_base", "mistral_7b")
+HBM = 32e9
+"""Bytes a v4 chip has."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, Any]]:
+    """What each case's program needs, compiled in a process that loads libtpu."""
+    command = [sys.executable, str(SCRIPT), *CASES]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if "no libtpu" in run.stderr:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stderr
+    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return {case["case"]: case for case in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_for_a_v4_32_and_fits(compiled, name):
+    case = compiled[name]
+    assert case["devices"] == 16 and case["kind"] == "TPU v4"
+    assert case["arguments"] + case["outputs"] + case["temporaries"] < HBM
+
+
+@pytest.mark.slow
+def test_parameters_of_mistral_7b_are_cut_into_sixteen(compiled):
+    shapes = jax.tree.leaves(nn.unbox(abstract_params(Decoder(DecoderConfig()))))
+    parameters = sum(4 * math.prod(leaf.shape) for leaf in shapes)
+    arguments = compiled["mistral_7b"]["arguments"]
+    # Norms are cut into four parts only; the rows, 4096 x 4096 float32, are on every chip.
+    assert 0 <= arguments - parameters / 16 - 4 * 4096 * 4096 < 4e6
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Encoder(EncoderConfig(16, 2, 4, 32, vocab_size=9)),
+        Decoder(DecoderConfig(16, 2, 8, 4, 4, 32, vocab_size=9)),
+    ],
+)
+def test_lowers_for_cuda_and_tpu(module: Any):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    abstract = abstract_params(module)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), nn.unbox(abstract))
+    params = shard_params(zeros, abstract, mesh)
+    rows, ids = jnp.zeros((8, 16)), jnp.zeros((4, 6), jnp.int32)
+    function: Any = compiled_forward(module, mesh, gathered)
+    exported = jax.export.export(function, platforms=("cuda", "tpu"))(
+        params, rows, ids, ids == 0, ()
+    )
+    assert exported.platforms == ("cuda", "tpu") and exported.nr_devices == 8
+    assert exported.out_avals[0].shape == (4, 6, 16)
+    assert "sharding" in exported.mlir_module()

@@ -1,0 +1,109 @@
+"""Configurations: every field counts, every file of configs is valid, every mistake is a line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyntok_jax.config import ComputeConfig, MeshConfig, load_config
+from dyntok_jax.models.encoder import Encoder, EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, param_shardings
+from dyntok_jax.types import DyntokError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_every_file_is_valid_and_says_how_it_is_used(path):
+    config = load_config(path)
+    make_mesh(config.mesh, jax.devices()[: 1 if path.name == "one_device.yaml" else 8])
+    header = path.read_text().split("dtype:")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert "dyntok score --model" in header and f"--config configs/{path.name}" in header
+
+
+def test_files_are_read():
+    assert load_config(None) == ComputeConfig("float32", False, MeshConfig(-1, 1, 1))
+    assert load_config(CONFIGS / "v4-32.yaml") == ComputeConfig(
+        "bfloat16", False, MeshConfig(1, -1, 4)
+    )
+
+
+def program(config: ComputeConfig) -> str:
+    """The computation a configuration leads to."""
+    module: Any = Encoder(EncoderConfig(16, 2, 8, 16), jnp.dtype(config.dtype), config.remat)
+    mesh: Any = make_mesh(config.mesh)
+    abstract = abstract_params(module)
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.value.shape, jnp.float32, sharding=sharding
+        ),
+        abstract,
+        param_shardings(abstract, mesh),
+        is_leaf=lambda leaf: hasattr(leaf, "names"),
+    )
+    rows, ids = np.zeros((4, 16), np.float32), np.zeros((8, 4), np.int32)
+    traced = compiled_forward(module, mesh, gathered).trace(params, rows, ids, ids == 0, ())
+    return str(traced.jaxpr) + traced.lower().as_text()
+
+
+FIELDS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "remat": True,
+    "mesh.data": 4,
+    "mesh.fsdp": 2,
+    "mesh.model": 2,
+}
+
+
+def test_every_field_is_tried():
+    names = [field.name for field in dataclasses.fields(ComputeConfig) if field.name != "mesh"]
+    names += [f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)]
+    assert sorted(names) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_changes_the_computation(name):
+    *nested, field = name.split(".")
+    default = ComputeConfig()
+    if nested:
+        mesh = dataclasses.replace(default.mesh, **{field: FIELDS[name]})
+        changed = dataclasses.replace(default, mesh=mesh)
+    else:
+        changed = dataclasses.replace(default, **{field: FIELDS[name]})
+    assert program(changed) != program(default) == program(ComputeConfig())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dtyp: float32", "`dtyp` are not valid"),
+        ("mesh: {rows: 2}", "`rows` are not valid"),
+        ("dtype: float16", "one of: float32, bfloat16"),
+        ("remat: 3", "Couldn't parse '3' into a bool"),
+        ("mesh: {data: 1.5}", "`mesh.data`: Couldn't parse '1.5' into an int"),
+        ("- dtype", "not a mapping of fields"),
+        ("a: [", "not a readable YAML file"),
+        ("\x00", "not a readable YAML file"),
+    ],
+)
+def test_mistakes_are_one_line(text, said, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(DyntokError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and said in message and "\n" not in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DyntokError, match=r"nowhere\.yaml: not a readable YAML file"):
+        load_config(tmp_path / "nowhere.yaml")

@@ -1,0 +1,114 @@
+"""Compile for a TPU v4-32 that is not there, and print what each program needs, as JSON lines.
+
+    python tests/tpu_compilation.py CASE...        (run by test_compile_tpu.py)
+
+libtpu reads its environment when it is loaded, so this is a program of its own. A case is a
+function of the mesh that lowers something; add it to CASES.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-32",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+if "TPU_LIBRARY_PATH" not in os.environ:
+    package = importlib.util.find_spec("libtpu")
+    folders = (package and package.submodule_search_locations) or []
+    # `make dev` puts it beside the packages, where jax does not look for it.
+    found = [Path(folder) for folder in [*folders, f"{sys.prefix}/tpu_compiler/libtpu"]]
+    os.environ["TPU_LIBRARY_PATH"] = str(
+        next((folder / "libtpu.so" for folder in found if (folder / "libtpu.so").is_file()), "")
+    )
+if not Path(os.environ["TPU_LIBRARY_PATH"]).is_file():
+    sys.exit("no libtpu: `make dev` installs it on Linux x86-64")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from dyntok_jax.config import load_config
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.encoder import Encoder, EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.sharding import (
+    batch_sharding,
+    compiled_forward,
+    gathered,
+    make_mesh,
+    param_shardings,
+    replicated,
+)
+
+CONFIG = load_config(Path(__file__).parents[1] / "configs" / "v4-32.yaml")
+
+
+def lower_forward(module: Any, mesh: Any, batch: int, length: int, unique: int) -> Any:
+    """The sharded forward of a module at these sizes, from shapes alone."""
+    abstract = abstract_params(module)
+    params = jax.tree.map(
+        lambda box, sharding: jax.ShapeDtypeStruct(box.value.shape, jnp.float32, sharding=sharding),
+        abstract,
+        param_shardings(abstract, mesh),
+        is_leaf=lambda leaf: hasattr(leaf, "names"),
+    )
+    width, whole, split = module.config.width, replicated(mesh), batch_sharding(mesh)
+    return compiled_forward(module, mesh, gathered).lower(
+        params,
+        jax.ShapeDtypeStruct((unique, width), jnp.float32, sharding=whole),
+        jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=split),
+        jax.ShapeDtypeStruct((batch, length), jnp.bool_, sharding=split),
+        (),
+    )
+
+
+def xlm_r_base(mesh: Any) -> Any:
+    """The encoder forward at full size."""
+    module = Encoder(EncoderConfig(), jnp.dtype(CONFIG.dtype), CONFIG.remat)
+    return lower_forward(module, mesh, batch=256, length=128, unique=8192)
+
+
+def mistral_7b(mesh: Any) -> Any:
+    """The decoder forward at full size."""
+    module = Decoder(DecoderConfig(), jnp.dtype(CONFIG.dtype), CONFIG.remat)
+    return lower_forward(module, mesh, batch=8, length=2048, unique=4096)
+
+
+CASES: dict[str, Callable[[Any], Any]] = {"xlm_r_base": xlm_r_base, "mistral_7b": mistral_7b}
+
+
+def main(names: list[str]) -> None:
+    """Compile the named cases."""
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name="v4:2x2x4", chip_config_name="megacore"
+    )
+    mesh = make_mesh(CONFIG.mesh, topology.devices)
+    for name in names:
+        start = time.perf_counter()
+        memory = CASES[name](mesh).compile().memory_analysis()
+        found = {
+            "case": name,
+            "devices": mesh.size,
+            "kind": topology.devices[0].device_kind,
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

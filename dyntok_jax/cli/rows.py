@@ -68,6 +68,8 @@ def command(
     folder = resolve(model) if model else None
     tokenizer_folder = Path(tokenizer) if tokenizer else folder
     base = BaseTokenizer.from_folder(tokenizer_folder) if tokenizer_folder else None
+    if base is None and hypernet == "fvt":
+        raise click.UsageError("fvt rows need a tokenizer: --tokenizer DIR or --model NAME")
     own = base or BaseTokenizer.from_folder(Path(hypernet))
     table = (
         concatenated_source(Path(source))

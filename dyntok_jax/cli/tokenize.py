@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from dyntok_jax.text import layouts
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
-from dyntok_jax.types import Token
-
-Lay = Callable[[BaseTokenizer, list[dict[str, Any]], Boundary, int | None], list[BaseTokens]]
+from dyntok_jax.types import Merge, Token
 
 _FIELDS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     "text": {"text": jsonl.is_string},
@@ -95,26 +94,27 @@ def command(
     where = Boundary(boundary)
     rule = PunctuationRule(base.vocabulary()) if where is Boundary.WORD_HYPHEN else None
     write = _pretty_writer(base) if form == "pretty" else _json_writer(base)
-    traced: list[list[dict[str, Any]]] = []
+    traced: list[list[Merge]] = []
     start = time.perf_counter()
     before = after = truncated = 0
-    for number in range(0, len(records), batch_size):
-        sequences = lay(base, layout, records[number : number + batch_size], where, max_length)
-        dynamic = merge(
-            sequences,
-            budget,
-            rule=rule,
-            backend=backend,
-            per_sample=per_sample,
-            trace=trace is not None,
-        )
-        write(sequences, dynamic)
-        traced += [[merge._asdict() for merge in group] for group in dynamic.merges]
-        before += sum(len(sequence.tokens) for sequence in sequences)
-        after += sum(len(sequence.tokens) for sequence in dynamic.sequences)
-        truncated += sum(sequence.truncated for sequence in sequences)
-    if trace is not None:
-        _write_trace(trace, traced)
+    with jsonl.atomic_path(trace) if trace else nullcontext() as partial:
+        for number in range(0, len(records), batch_size):
+            sequences = lay(base, layout, records[number : number + batch_size], where, max_length)
+            dynamic = merge(
+                sequences,
+                budget,
+                rule=rule,
+                backend=backend,
+                per_sample=per_sample,
+                trace=trace is not None,
+            )
+            write(sequences, dynamic)
+            traced += dynamic.merges
+            before += sum(len(sequence.tokens) for sequence in sequences)
+            after += sum(len(sequence.tokens) for sequence in dynamic.sequences)
+            truncated += sum(sequence.truncated for sequence in sequences)
+        if partial:
+            jsonl.write_lines(partial, _trace_records(traced))
     summarize(before, after, len(records), truncated, time.perf_counter() - start)
 
 
@@ -180,11 +180,8 @@ def _pretty_writer(tokenizer: BaseTokenizer):
     return write
 
 
-def _write_trace(path: str, batches: list[list[dict[str, Any]]]) -> None:
-    records = (
-        {"batch": number, "pair": [merge["left"], merge["right"]], "count": merge["count"]}
-        for number, merges in enumerate(batches)
-        for merge in merges
-    )
-    with jsonl.atomic_path(path) as partial:
-        jsonl.write_lines(partial, records)
+def _trace_records(groups: list[list[Merge]]) -> Iterator[dict[str, Any]]:
+    """One record a merge; a batch is what was merged together, with --per-sample a line."""
+    for number, merges in enumerate(groups):
+        for left, right, count in merges:
+            yield {"batch": number, "pair": [left, right], "count": count}

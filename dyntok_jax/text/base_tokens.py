@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from dyntok_jax.text.byte_level import to_byte_chars
+from dyntok_jax.text.byte_level import CHAR_TO_BYTE
 from dyntok_jax.text.spelling import ByteLevelSpelling, spelling_of, unknown_id
 from dyntok_jax.types import DyntokError
 
@@ -48,8 +48,16 @@ class BaseTokenizer:
     def __init__(self, tokenizer_json: dict[str, Any], config: dict[str, Any] | None = None):
         config = config or {}
         self.tokenizer_json = tokenizer_json
-        self._tokenizer = Tokenizer.from_str(json.dumps(_text_only(tokenizer_json)))
+        text_only = _text_only(tokenizer_json)
+        continuing = text_only | {"pre_tokenizer": _never_prepend(text_only["pre_tokenizer"])}
+        self._first = _Engine.of(text_only)
+        self._continuing = self._first if continuing == text_only else _Engine.of(continuing)
+        self._tokenizer = self._first.tokenizer
         self._spelling = spelling_of(tokenizer_json, self._tokenizer)
+        added = {token["content"]: token["id"] for token in text_only["added_tokens"]}
+        # Without the special tokens before them, added tokens move up into their ids.
+        self._moved_ids = {self._tokenizer.token_to_id(name): i for name, i in added.items()}
+        self._added_ids = {self._spelling.spell(name): i for name, i in added.items()}
         self.unk_id = unknown_id(tokenizer_json["model"], self._tokenizer.token_to_id)
         self.chat_template: str | None = config.get("chat_template")
         self.special_ids = _special_ids(tokenizer_json, self._tokenizer)
@@ -59,8 +67,8 @@ class BaseTokenizer:
         self.closing_id = self._named(config, ("sep_token", "eos_token"), suffix, _USUAL_CLOSING)
         pad = self._named(config, ("pad_token",), [], ("<pad>", "[PAD]"))
         self.pad_id = pad if pad is not None else self.closing_id
-        ids = [*self.special_ids.values(), self._tokenizer.get_vocab_size() - 1]
-        self.vocab_size = max(ids) + 1
+        ids = [*self.special_ids.values(), *added.values()]
+        self.vocab_size = max([*(i + 1 for i in ids), self._tokenizer.get_vocab_size(False)])
 
     @classmethod
     def from_folder(cls, folder: Path) -> BaseTokenizer:
@@ -86,24 +94,34 @@ class BaseTokenizer:
                 f"{path}: not a tokenizer of the tokenizers library ({error})"
             ) from error
 
-    def encode(self, texts: Sequence[str]) -> list[Pieces]:
+    def encode(self, texts: Sequence[str], continuing: bool = False) -> list[Pieces]:
         """Base tokens of each text, without special tokens.
 
         Lone surrogates, which UTF-8 cannot hold, are read as U+FFFD.
+
+        Args:
+            texts: the texts.
+            continuing: whether they stand behind a special token; some tokenizers put a space
+                before the first text only.
         """
+        engine = self._continuing if continuing else self._first
         texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        encodings = engine.tokenizer.encode_batch(texts, add_special_tokens=False)
         spell = self._spelling.spell
         pieces = []
         for text, encoding in zip(texts, encodings, strict=True):
             ids, tokens = encoding.ids, [spell(token) for token in encoding.tokens]
-            if self.unk_id in ids:
-                self._spell_unknown(text, ids, tokens, encoding.offsets)
+            if engine.words and self.unk_id in ids:
+                self._spell_unknown(engine.words.encode(text), encoding, tokens)
+            if self._moved_ids:
+                ids = [self._moved_ids.get(i, i) for i in ids]
             pieces.append(Pieces(ids, tokens))
         return pieces
 
     def id_of(self, token: str) -> int | None:
         """The id of the vocabulary's token with exactly these bytes; None for special tokens."""
+        if token in self._added_ids:
+            return self._added_ids[token]
         found = self._spelling.id_of(token)
         return None if found in self.special_ids.values() else found
 
@@ -113,21 +131,42 @@ class BaseTokenizer:
 
     def vocabulary(self) -> list[str]:
         """All tokens of the vocabulary in byte characters, special ones left out."""
-        special = set(self.special_ids.values())
+        special = set(self.special_ids.values()) - self._moved_ids.keys()
         pieces = self._tokenizer.get_vocab().items()
         return [self._spelling.spell(piece) for piece, i in pieces if i not in special]
 
-    def _spell_unknown(self, text: str, ids: list[int], tokens: list[str], offsets: list) -> None:
-        # Unigram reports an unknown stretch by its text; the other models report "<unk>".
-        if self.tokenizer_json["model"]["type"] == "Unigram":
-            return
-        normalizer = self._tokenizer.normalizer
-        for i, (start, end) in enumerate(offsets):
-            if ids[i] == self.unk_id:
-                span = text[start:end]
-                span = normalizer.normalize_str(span) if normalizer else span
-                byte_level = isinstance(self._spelling, ByteLevelSpelling)
-                tokens[i] = to_byte_chars(span) if byte_level else self._spelling.spell(span)
+    def _spell_unknown(self, words: Encoding, encoding: Encoding, tokens: list[str]) -> None:
+        """Puts the text of unknown tokens in their place, going along the words they are of."""
+        texts: dict[int | None, str] = {}
+        for word, piece in zip(words.word_ids, words.tokens, strict=True):
+            texts[word] = texts.get(word, "") + piece
+        spelled = {word: self._spelling.spell(text) for word, text in texts.items()}
+        done = dict.fromkeys(spelled, 0)
+        for i, (index, word) in enumerate(zip(encoding.ids, encoding.word_ids, strict=True)):
+            if index == self.unk_id:
+                tokens[i] = spelled[word][done[word] : self._unknown_end(spelled[word], done[word])]
+            done[word] += len(tokens[i])
+
+    def _unknown_end(self, word: str, start: int) -> int:
+        """Where the unknown token ends that starts there in a spelled word."""
+        model = self.tokenizer_json["model"]
+        if model["type"] == "WordPiece":
+            return len(word)
+        end = self._character_end(word, start)
+        while model.get("fuse_unk") and end < len(word):
+            following = self._character_end(word, end)
+            if self._spelling.id_of(word[end:following]) is not None:
+                break
+            end = following
+        return end
+
+    def _character_end(self, word: str, start: int) -> int:
+        """Where the character ends that is one for the model: of byte-level BPE, one byte."""
+        end = start + 1
+        if not isinstance(self._spelling, ByteLevelSpelling):
+            while end < len(word) and 0x80 <= CHAR_TO_BYTE[word[end]] < 0xC0:
+                end += 1
+        return end
 
     def _own_ends(self) -> tuple[list[int], list[int]]:
         """What the tokenizer's own template puts before and after a text."""
@@ -166,9 +205,40 @@ def _text_only(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
     return tokenizer_json | {
         "added_tokens": [t for t in tokenizer_json.get("added_tokens", []) if not t["special"]],
         "model": model,
+        "pre_tokenizer": tokenizer_json.get("pre_tokenizer"),
         "truncation": None,
         "padding": None,
     }
+
+
+class _Engine(NamedTuple):
+    """A tokenizer, and one whose tokens are the texts of whole words.
+
+    Unigram reports an unknown stretch by its text, the other models as ``<unk>``: these need the
+    second, a Unigram to which all is unknown.
+    """
+
+    tokenizer: Tokenizer
+    words: Tokenizer | None
+
+    @classmethod
+    def of(cls, text_only: dict[str, Any]) -> _Engine:
+        tokenizer = Tokenizer.from_str(json.dumps(text_only))
+        if text_only["model"]["type"] == "Unigram":
+            return cls(tokenizer, None)
+        model = {"type": "Unigram", "unk_id": 0, "vocab": [[" ", 0.0]], "byte_fallback": False}
+        words = text_only | {"model": model, "post_processor": None}
+        return cls(tokenizer, Tokenizer.from_str(json.dumps(words)))
+
+
+def _never_prepend(part: Any) -> Any:
+    """A pre-tokenizer as it works on a text that is not the first."""
+    if isinstance(part, list):
+        return [_never_prepend(child) for child in part]
+    if not isinstance(part, dict):
+        return part
+    part = {key: _never_prepend(value) for key, value in part.items()}
+    return part | {"prepend_scheme": "never"} if part.get("prepend_scheme") == "first" else part
 
 
 def _special_ids(tokenizer_json: dict[str, Any], tokenizer: Tokenizer) -> dict[str, int]:

@@ -131,8 +131,10 @@ def messages_layout(
     return [
         _assemble(
             [
-                part if isinstance(part, int) else _segments(tokenizer, [part], boundary)[0]
-                for part in _chat_parts(tokenizer, messages, add_generation_prompt)
+                part
+                if isinstance(part, int)
+                else _segments(tokenizer, [part], boundary, continuing=rank > 0)[0]
+                for rank, part in enumerate(_chat_parts(tokenizer, messages, add_generation_prompt))
             ],
             max_length,
             "messages",
@@ -141,10 +143,12 @@ def messages_layout(
     ]
 
 
-def _segments(tokenizer: BaseTokenizer, texts: Sequence[str], boundary: Boundary) -> list[_Segment]:
+def _segments(
+    tokenizer: BaseTokenizer, texts: Sequence[str], boundary: Boundary, continuing: bool = False
+) -> list[_Segment]:
     return [
         _Segment(pieces, unit_numbers(pieces.tokens, boundary))
-        for pieces in tokenizer.encode(texts)
+        for pieces in tokenizer.encode(texts, continuing)
     ]
 
 
@@ -234,7 +238,8 @@ def _chat_parts(
         raise DyntokError(
             "the model has no chat template; valid layouts: text, pair, words, prompt"
         )
-    specials = "|".join(map(re.escape, sorted(tokenizer.special_ids, key=len, reverse=True)))
+    names_by_length = sorted(tokenizer.special_ids, key=len, reverse=True)
+    specials = "|".join(map(re.escape, names_by_length)) or "(?!)"
     escaped, restore = _escape_specials(messages, specials)
     names: dict[int | None, str] = {i: name for name, i in tokenizer.special_ids.items()}
     try:
@@ -248,15 +253,30 @@ def _chat_parts(
     except TemplateError as error:
         raise DyntokError(f"the chat template refuses the messages: {error}") from error
     parts = re.split(f"({specials})", rendered[0])
+    parts[::2] = map(restore, parts[::2])
+    _strip_texts(parts, tokenizer.tokenizer_json.get("added_tokens", []))
     return [
-        tokenizer.special_ids[part] if rank % 2 else restore(part)
-        for rank, part in enumerate(parts)
-        if part
+        tokenizer.special_ids[part] if rank % 2 else part for rank, part in enumerate(parts) if part
     ]
+
+
+def _strip_texts(parts: list[str], added_tokens: list[dict]) -> None:
+    """Takes from the texts, at even places, the white space that special tokens beside them eat."""
+    eats_behind = {token["content"] for token in added_tokens if token.get("rstrip")}
+    eats_before = {token["content"] for token in added_tokens if token.get("lstrip")}
+    for rank in range(1, len(parts), 2):
+        if parts[rank] in eats_behind:
+            parts[rank + 1] = parts[rank + 1].lstrip()
+        if parts[rank] in eats_before:
+            parts[rank - 1] = parts[rank - 1].rstrip()
 
 
 def _escape_specials(messages: Sequence[dict[str, str]], specials: str):
     """Messages in which a literal special token is replaced by a mark, and the way back."""
+    for number, message in enumerate(messages):
+        for key, value in message.items():
+            if not isinstance(value, str):
+                raise DyntokError(f"message {number}: {key!r} is {value!r}; valid is a text")
     held: list[str] = []
     mark = "\ue000"
     while any(mark in str(value) for message in messages for value in message.values()):

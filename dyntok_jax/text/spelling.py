@@ -7,7 +7,7 @@ sentencepiece models ``▁``, and WordPiece marks the tokens without one by ``##
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -35,14 +35,18 @@ class Spelling(Protocol):
 
 
 class ByteLevelSpelling:
-    """Byte-level BPE, and any tokenizer already converted to byte level: spelled as they are."""
+    """Byte-level BPE, and any tokenizer already converted to byte level: spelled as they are.
 
-    def __init__(self, tokenizer: Tokenizer):
+    Only added tokens are written as plain text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, added: Iterable[str] = ()):
         self._tokenizer = tokenizer
+        self._added = {name: to_byte_chars(name) for name in added}
 
     def spell(self, piece: str) -> str:
         """See ``Spelling.spell``."""
-        return piece
+        return self._added.get(piece, piece)
 
     def id_of(self, token: str) -> int | None:
         """See ``Spelling.id_of``."""
@@ -155,7 +159,8 @@ def spelling_of(tokenizer_json: dict[str, Any], tokenizer: Tokenizer) -> Spellin
     )
     unk_id = unknown_id(model, tokenizer.token_to_id)
     if any(part["type"] == "ByteLevel" for part in parts):
-        return ByteLevelSpelling(tokenizer)
+        added = (t["content"] for t in tokenizer_json.get("added_tokens", []) if not t["special"])
+        return ByteLevelSpelling(tokenizer, added)
     if model["type"] == "WordPiece":
         return WordPieceSpelling(tokenizer, model["continuing_subword_prefix"], unk_id)
     metas = [part["replacement"] for part in parts if part["type"] == "Metaspace"]

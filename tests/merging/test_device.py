@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from three_mergers import UNLIMITED, flat, merge_three_ways, on_device
@@ -165,7 +166,7 @@ def test_a_false_alarm_does_not_stop_the_fold_for_good():
     def first_fold(row):
         state = device._initial(row)
         alarm = device._stands_further_on(row, state)[1]
-        return alarm, device._fold_units(row, state, np.int32(UNLIMITED)).merges
+        return alarm, device._fold_units(row, state, jnp.int32(UNLIMITED)).merges
 
     alarms, merges = jax.device_get(jax.jit(jax.vmap(first_fold))(tokens))
     assert alarms.any()  # else this test shows nothing
@@ -210,7 +211,7 @@ def test_hashes_tell_bytes_apart():
     tokens = ["Ā", "ĀĀ", "ĀĀ", "Ā", "ÿ", "a", "ab", "c", "abc", "b", "a"]
     row = jax.tree.map(lambda x: x[0], device_tokens([flat([tokens])]))
     spans = [(i, j) for i in range(len(tokens)) for j in range(i + 1, len(tokens) + 1)]
-    starts, ends = np.array(spans, np.int32).T
+    starts, ends = jnp.array(spans, jnp.int32).T
     hashes = [tuple(h) for h in np.asarray(device._span_hashes(row, starts, ends)).tolist()]
     texts = ["".join(tokens[i:j]) for i, j in spans]
     for column in (0, 1):  # each of the two by itself
@@ -224,9 +225,11 @@ def test_arithmetic_modulo_the_prime():
     numbers[:4] = 0, 1, device.PRIME - 1, 2**16
     a, b = numbers, np.roll(numbers, 1)
     exact = a.astype(object) * b.astype(object) % device.PRIME
-    np.testing.assert_array_equal(np.asarray(device._multiply(a, b)).astype(object), exact)
+    product = np.asarray(device._multiply(jnp.asarray(a), jnp.asarray(b)))
+    np.testing.assert_array_equal(product.astype(object), exact)
     exact = (a.astype(object) + b.astype(object)) % device.PRIME
-    np.testing.assert_array_equal(np.asarray(device._add(a, b)).astype(object), exact)
+    total = np.asarray(device._add(jnp.asarray(a), jnp.asarray(b)))
+    np.testing.assert_array_equal(total.astype(object), exact)
 
 
 @pytest.mark.parametrize("vocabulary", [[".", ",", "-", "...", "a."], [".", "--"]])

@@ -13,7 +13,7 @@ import numpy as np
 
 from dyntok_jax.batching import by_length
 from dyntok_jax.dynamic_model import DynamicModel
-from dyntok_jax.encode import mean_pooled, pooled
+from dyntok_jax.encoding import mean_pooled, pooled
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.sharding import compiled_forward
 from dyntok_jax.text.layouts import BaseTokens, text_layout

@@ -61,7 +61,7 @@ def command(
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
-    from dyntok_jax.encode import encode
+    from dyntok_jax.encoding import encode
 
     with jsonl.atomic_path(out) as partial:
         loaded = load(model, rows, load_config(Path(config) if config else None), language)

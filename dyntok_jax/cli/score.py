@@ -57,7 +57,7 @@ def command(
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
-    from dyntok_jax.score import score
+    from dyntok_jax.scoring import score
 
     loaded = load(model, rows, load_config(Path(config) if config else None), language)
     start = time.perf_counter()

@@ -168,7 +168,7 @@ def _json_writer(tokenizer: BaseTokenizer):
 def _pretty_writer(tokenizer: BaseTokenizer):
     from rich.console import Console
 
-    from dyntok_jax.cli.colour import boundaries
+    from dyntok_jax.colour import boundaries
 
     console, name = Console(file=sys.stdout, highlight=False, soft_wrap=True), _names(tokenizer)
 

@@ -12,9 +12,9 @@ from importlib.resources import files
 import numpy as np
 
 from dyntok_jax.dynamic_model import DynamicModel
-from dyntok_jax.encode import pooled
+from dyntok_jax.encoding import pooled
 from dyntok_jax.merging.budget import Budget
-from dyntok_jax.score import score
+from dyntok_jax.scoring import score
 from dyntok_jax.text.layouts import text_layout
 from dyntok_jax.types import Token
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, select_autoescape
 from rich.console import Console
 from rich.table import Table
 
-from dyntok_jax.cli.colour import boundaries, readable
+from dyntok_jax.colour import boundaries, readable
 from dyntok_jax.demo.measure import DecoderResult, EncoderResult
 from dyntok_jax.types import Token
 

@@ -11,10 +11,10 @@ from real_sentences import projection, sentences
 
 from dyntok_jax import dynamic_model
 from dyntok_jax.batching import by_length
-from dyntok_jax.encode import encode
+from dyntok_jax.encoding import encode
 from dyntok_jax.model_store import cache_folder
 from dyntok_jax.models.heads import logits
-from dyntok_jax.score import score
+from dyntok_jax.scoring import score
 from dyntok_jax.sharding import gathered
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout
 

@@ -1,0 +1,71 @@
+"""Modules import only what stands before them in the pipeline."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "dyntok_jax"
+ORDER = [
+    {"types"},
+    {"config", "text", "model_store"},
+    {"merging", "batching", "colour"},
+    {"models"},
+    {"sharding"},
+    {"embed"},
+    {"dynamic_model"},
+    {"encoding", "scoring"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path, everywhere: bool) -> set[str]:
+    """Full names of the modules a file imports; at its top level, or everywhere."""
+    tree = ast.parse(path.read_text("utf-8"))
+    names = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_dependencies_go_one_way(path):
+    own = part(path)
+    if own == "__init__":
+        return
+    for name in imports(path, everywhere=True):
+        if name.startswith("dyntok_jax."):
+            other = name.split(".")[1]
+            assert LEVEL[other] < LEVEL[own] or other == own, name
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if part(path) in ("text", "types", "model_store")], ids=str
+)
+def test_the_text_side_never_imports_jax(path):
+    for name in imports(path, everywhere=True):
+        assert name.split(".")[0] not in ("jax", "flax", "jaxlib")
+
+
+def test_models_never_import_text():
+    for path in (PACKAGE / "models").rglob("*.py"):
+        assert not any(name.startswith("dyntok_jax.text") for name in imports(path, True))
+
+
+def test_evaluation_and_training_do_not_import_each_other():
+    for own, other in (("eval", "train"), ("train", "eval")):
+        for path in (PACKAGE.parent / own).rglob("*.py"):
+            assert not any(name.split(".")[0] == other for name in imports(path, True))

@@ -1,4 +1,4 @@
-"""The forwards compile ahead of time for TPU v4-32 at full size, and lower for CUDA and TPU."""
+"""The forwards and the merge step compile for TPU v4-32, and lower for CUDA and TPU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 from dyntok_jax.config import MeshConfig
+from dyntok_jax.merging.device import merge_device
+from dyntok_jax.merging.device_tokens import empty_tokens
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_params
 
 SCRIPT = Path(__file__).with_name("tpu_compilation.py")
-CASES = ("xlm_r_base", "mistral_7b")
+CASES = ("xlm_r_base", "mistral_7b", "merge_samples", "merge_batch")
 HBM = 32e9
 """Bytes a v4 chip has."""
 
@@ -77,3 +79,13 @@ def test_lowers_for_cuda_and_tpu(module: Any):
     assert exported.platforms == ("cuda", "tpu") and exported.nr_devices == 8
     assert exported.out_avals[0].shape == (4, 6, 16)
     assert "sharding" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_merge_step_lowers_for_cuda_and_tpu(rows: int):
+    tokens, limit = empty_tokens(rows, 64), jnp.ones(rows, jnp.int32)
+    exported = jax.export.export(merge_device, platforms=("cuda", "tpu"))(tokens, limit, limit)
+    assert exported.platforms == ("cuda", "tpu")
+    assert exported.out_avals[0].shape == (rows, 64)
+    # One loop: no host round trip between merges.
+    assert "stablehlo.while" in exported.mlir_module()

@@ -40,6 +40,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dyntok_jax.config import load_config
+from dyntok_jax.merging.device import merge_device
+from dyntok_jax.merging.device_tokens import empty_tokens
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.layers import abstract_params
@@ -86,7 +88,31 @@ def mistral_7b(mesh: Any) -> Any:
     return lower_forward(module, mesh, batch=8, length=2048, unique=4096)
 
 
-CASES: dict[str, Callable[[Any], Any]] = {"xlm_r_base": xlm_r_base, "mistral_7b": mistral_7b}
+def merge_samples(mesh: Any) -> Any:
+    """The merge step over rows that are merged by themselves, split over the mesh."""
+    return _lower_merge(256, 128, batch_sharding(mesh))
+
+
+def merge_batch(mesh: Any) -> Any:
+    """The merge step over a whole batch as one row, on every chip."""
+    return _lower_merge(1, 32 * 128, replicated(mesh))
+
+
+def _lower_merge(rows: int, length: int, sharding: Any) -> Any:
+    tokens = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        empty_tokens(rows, length),
+    )
+    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding)
+    return merge_device.lower(tokens, limit, limit)
+
+
+CASES: dict[str, Callable[[Any], Any]] = {
+    "xlm_r_base": xlm_r_base,
+    "mistral_7b": mistral_7b,
+    "merge_samples": merge_samples,
+    "merge_batch": merge_batch,
+}
 
 
 def main(names: list[str]) -> None:

@@ -32,6 +32,12 @@ def device_tokens(
     return DeviceTokens._make(np.stack(column) for column in zip(*arrays, strict=True))
 
 
+def empty_tokens(rows: int, length: int) -> DeviceTokens:
+    """Rows of padding alone: the shapes of a program that is compiled ahead of its tokens."""
+    row = _row([], np.zeros(0, np.int32), length, None)
+    return DeviceTokens._make(np.stack([array] * rows) for array in row)
+
+
 def padded_length(length: int) -> int:
     """The shortest padded length that holds so many tokens."""
     return next(size for size in LENGTHS if size >= length)

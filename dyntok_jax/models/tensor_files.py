@@ -49,10 +49,12 @@ class StoredTensor:
 
     def map(self) -> np.ndarray:
         """The values as a read-only memory map; only what is looked at is read."""
-        raw = np.memmap(self.path, np.uint8, "r", self.offset, self._bytes())
+        raw = np.memmap(self.path, np.uint8, "r", self.offset, self.bytes)
         return raw.view(DTYPES[self.dtype]).reshape(self.shape)
 
-    def _bytes(self) -> int:
+    @property
+    def bytes(self) -> int:
+        """How many bytes it takes."""
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
 
@@ -101,6 +103,8 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
             begin, end = entry["data_offsets"]
             shape = tuple(entry["shape"])
             tensors[name] = StoredTensor(name, path, entry["dtype"], shape, start + begin)
+            if entry["dtype"] in DTYPES and end - begin != tensors[name].bytes:
+                raise ValueError(f"{name} {shape} has {end - begin} bytes")
             ends.append(start + end)
         if max(ends) > size:
             raise ValueError(f"it has {size} bytes of {max(ends)}")

@@ -50,6 +50,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_header_that_contradicts_itself_is_refused(tmp_path):
+    save_file({"x": np.zeros((2, 3), np.float32)}, tmp_path / "model.safetensors")
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(raw.replace(b"[2,3]", b"[2,4]"))
+    with pytest.raises(DyntokError, match=r"not a whole safetensors file \(x \(2, 4\) has 24 byt"):
+        stored_tensors(tmp_path)
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     for shard in ("1", "2"):
         save_file({"x": np.zeros(1, np.float32)}, tmp_path / shard)

@@ -14,7 +14,7 @@ from dyntok_jax.models.heads import logits
 from dyntok_jax.models.weights import LoadedModel, head_module, load_model, model_module
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "models"
-NAMES = sorted(path.name for path in FOLDER.iterdir())
+NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 
 class Tiny(NamedTuple):

@@ -149,6 +149,8 @@ def _on_host(parts: list[Mergeable], limits: list[tuple[int, int]], rule: Punctu
 
 
 def _on_device(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
+    if not parts:
+        return [], []
     import jax
 
     from dyntok_jax.merging.device import merge_device

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_text import model_text
 from tokenizers import Tokenizer
 
 from dyntok_jax.model_store import list_models, pull
@@ -45,17 +46,8 @@ def own(content: dict[str, Any], text: str) -> list[int]:
     return Tokenizer.from_str(json.dumps(content)).encode(text, add_special_tokens=False).ids
 
 
-def spelled_text(content: dict[str, Any], text: str, tokenizer: Tokenizer | None = None) -> str:
-    """What the tokens of a text must spell: the text as it reaches the model."""
-    tokenizer = tokenizer or Tokenizer.from_str(json.dumps(content))
-    if tokenizer.normalizer:
-        text = tokenizer.normalizer.normalize_str(text)
-    words = [text]
-    if tokenizer.pre_tokenizer and content["model"]["type"] != "BPE":
-        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-    if content["model"]["type"] == "WordPiece":
-        return "".join(f" {word}" for word in words)
-    return "".join(words).replace("▁", " ") if content["normalizer"] else text
+def spelled_text(content: dict[str, Any], text: str) -> str:
+    return model_text(content, Tokenizer.from_str(json.dumps(content)), text)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -311,7 +303,7 @@ def test_real_tokenizers_on_real_lines(shared: Path, name: str):
     for line, found in zip(lines, encoded, strict=True):
         assert isinstance(found, Pieces)
         assert found.ids == library.encode(line, add_special_tokens=False).ids
-        assert to_text(found.tokens) == spelled_text(content, line, library)
+        assert to_text(found.tokens) == model_text(content, library, line)
     with_specials = tokenizer.encode([f"{name} {lines[0]}" for name in tokenizer.special_ids])
     specials = set(tokenizer.special_ids.values())
     assert all(specials.isdisjoint(found.ids) for found in with_specials)

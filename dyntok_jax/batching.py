@@ -47,7 +47,10 @@ class Batch:
 
 
 def make_batch(
-    sequences: Sequence[Sequence[Token]], padding: Literal["left", "right"], rows: int
+    sequences: Sequence[Sequence[Token]],
+    padding: Literal["left", "right"],
+    rows: int,
+    longest: int,
 ) -> Batch:
     """Pads sequences to the next bucket, and the batch to ``rows`` sequences.
 
@@ -55,9 +58,11 @@ def make_batch(
         sequences: at most ``rows`` sequences of tokens.
         padding: left for decoders, right for encoders.
         rows: B; empty sequences fill it up.
+        longest: longest sequence the model can read; no bucket exceeds it.
     """
     numbers: dict[Token, int] = {}
-    length = bucket(max(map(len, sequences), default=0), TOKEN_BUCKETS)
+    needed = max(map(len, sequences), default=0)
+    length = max(needed, min(bucket(needed, TOKEN_BUCKETS), longest))
     ids = np.zeros((rows, length), np.int32)
     mask = np.zeros((rows, length), bool)
     for row, tokens in enumerate(sequences):

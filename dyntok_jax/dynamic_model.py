@@ -89,7 +89,7 @@ class DynamicModel:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = 1 << (len(sequences) - 1).bit_length()
         side = "left" if self.kind == "decoder" else "right"
-        return make_batch(sequences, side, -(-rows // parts) * parts)
+        return make_batch(sequences, side, -(-rows // parts) * parts, self.max_length)
 
     def forward(self, batch: Batch, method: Callable[..., Any], *inputs: Any) -> Any:
         """Runs the network on a batch; ``method`` is as in ``sharding.forward``."""

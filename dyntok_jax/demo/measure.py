@@ -84,7 +84,7 @@ def measure_decoder(
 
 
 def _encoder_result(model: DynamicModel, texts: list[str]) -> EncoderResult:
-    base = text_layout(model.tokenizer, texts)
+    base = text_layout(model.tokenizer, texts, max_length=model.max_length)
     tokens = {
         budget: [sequence.tokens for sequence in model.merge(base, budget).sequences]
         for budget in (_STATIC, _DYNAMIC)

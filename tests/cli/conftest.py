@@ -38,7 +38,7 @@ DECODER = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "intermediate_size": 32,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
 

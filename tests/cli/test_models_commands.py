@@ -56,7 +56,7 @@ def test_score_writes_a_line_a_prompt(dyntok, decoder):
 
 
 def test_score_of_a_long_prompt_is_cut_and_counted(dyntok, decoder):
-    stdin = [{"prompt": "x" * 500, "choices": ["the"]}]
+    stdin = [{"prompt": "x" * 5000, "choices": ["the"]}]
     run = dyntok("score", "--model", decoder, "-", stdin=stdin)
     assert run.code == 0 and run.records[0]["truncated"] > 0
 

@@ -1,0 +1,1 @@
+"""Training, run from the checkout; nothing here is installed."""

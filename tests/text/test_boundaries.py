@@ -126,6 +126,9 @@ def test_bytes_outside_utf8_are_characters_of_their_own():
     assert unit_numbers(tokens, Boundary.PRETOKEN).tolist() == [0, 1, 1, 2, 3]
     assert unit_numbers(tokens, Boundary.WORD).tolist() == [0] * 5
     assert unit_numbers(["ÿ", "þ"], Boundary.PRETOKEN).tolist() == [0, 0]
+    tokens = ["å", *to_byte_chars("好"), "ÿ", "Ġ", "b"]
+    assert unit_numbers(tokens, Boundary.PRETOKEN).tolist() == [0, 1, 1, 1, 2, 3, 3]
+    assert unit_numbers(tokens, Boundary.WORD).tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
 def test_control_characters():

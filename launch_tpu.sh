@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command of this checkout on a TPU VM: copies the checkout there, installs it, runs it.
 #
-#   ./launch_tpu.sh NAME ZONE dyntok encode --model multilingual-e5-small --config configs/v4-8.yaml \
+#   ./launch_tpu.sh NAME ZONE dyntok encode --model multilingual-e5-small --config configs/tpu.yaml \
 #       texts.jsonl --out vectors.safetensors
 #
 # NAME is a TPU VM of one host that exists (gcloud compute tpus tpu-vm create). Files the command

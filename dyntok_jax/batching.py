@@ -22,6 +22,9 @@ TOKEN_BUCKETS = tuple(
 UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(3, 16))
 """Unique tokens of a batch, U: 128, 512, 2048, and so on; coarse, since rows cost little."""
 
+BATCH_TOKENS = 4096
+"""Tokens in a batch at most: attention needs memory by their number times their length."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -80,10 +83,22 @@ def bucket(size: int, buckets: Sequence[int]) -> int:
 def by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
     """Splits sequences into batches of similar length, the longest first.
 
+    A batch has at most ``BATCH_TOKENS`` tokens, padding counted, as far as one sequence allows.
     Longest first, so that what does not fit into memory fails at once.
+
+    Args:
+        lengths: tokens of each sequence.
+        rows: most sequences in a batch.
 
     Returns:
         Positions of each batch's sequences.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + rows] for i in range(0, len(order), rows)]
+    batches = []
+    while order:
+        fitting = max(1, BATCH_TOKENS // bucket(lengths[order[0]], TOKEN_BUCKETS))
+        # Batches are rounded up to a power of two.
+        count = min(rows, 1 << (fitting.bit_length() - 1))
+        batches.append(order[:count])
+        order = order[count:]
+    return batches

@@ -10,20 +10,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dyntok_jax.batching import Batch, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.providers import row_provider
-from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.embed.source import BaseRowsRule, SourceEmbeddings
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
+from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.weights import LoadedModel, load_model, model_module
+from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
@@ -74,7 +76,7 @@ class DynamicModel:
         Raises:
             DyntokError: merged tokens are possible, and the rows are base rows.
         """
-        if self.rows == "base" and budget != Budget(reduction=0):
+        if self.rows == "base" and budget.reduction != 0 and budget.merges != 0:
             raise DyntokError(
                 "base rows exist for unmerged tokens only: valid with them is a reduction of 0"
             )
@@ -108,9 +110,11 @@ class DynamicModel:
 
     @cached_property
     def output_rows(self) -> jax.Array:
-        """(V, D) the model's own output rows, on the device."""
+        """(V, D) float32 the model's own output rows, split over the mesh by vocabulary."""
         own = self.source.input if self.source.output is None else self.source.output
-        return jnp.asarray(own, jnp.float32)
+        splits = len(own) % self.mesh.shape["model"] == 0
+        sharding = NamedSharding(self.mesh, PartitionSpec("model" if splits else None))
+        return jax.device_put(np.asarray(own, np.float32), sharding)
 
     @cached_property
     def _punctuation_rule(self) -> PunctuationRule:
@@ -122,6 +126,7 @@ def load(
     rows: str = "fvt",
     compute: ComputeConfig | None = None,
     language: int | None = None,
+    base_rows: BaseRowsRule | None = None,
 ) -> DynamicModel:
     """Loads a model by name or folder, fetching it if need be.
 
@@ -130,18 +135,29 @@ def load(
         rows: ``base``, ``fvt`` or the folder of a hypernetwork.
         compute: dtype, mesh and the like.
         language: row of the hypernetwork's language table.
+        base_rows: see ``embed.providers.row_provider``.
 
     Raises:
-        DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it.
+        DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it, a mesh
+            that cuts heads in parts.
     """
     compute = compute or ComputeConfig()
     folder = resolve(name)
     tokenizer = BaseTokenizer.from_folder(folder)
     loaded = load_model(folder)
-    source = SourceEmbeddings(*loaded.source)
-    provider = row_provider(rows, lambda separate: source, tokenizer, language)
-    module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
     mesh = make_mesh(compute.mesh)
+    _check_heads(loaded.config, mesh)
+    source = SourceEmbeddings(*loaded.source)
+    provider = row_provider(
+        rows,
+        # Of a model with separate output rows only a hypernetwork that reads them needs both.
+        lambda separate: source if separate else SourceEmbeddings(source.input),
+        tokenizer,
+        language,
+        base_rows,
+        mesh,
+    )
+    module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
     return DynamicModel(
         name,
         loaded.kind,
@@ -152,14 +168,18 @@ def load(
         source,
         RowCache(provider, CACHE_ROWS),
         mesh,
-        _max_length(loaded),
+        loaded.architecture.max_length,
     )
 
 
-def _max_length(model: LoadedModel) -> int:
-    if isinstance(model.config, EncoderConfig):
-        return model.config.max_positions - model.config.position_offset
-    return model.hf_config["max_position_embeddings"]
+def _check_heads(config: EncoderConfig | DecoderConfig, mesh: Mesh) -> None:
+    heads = config.kv_heads if isinstance(config, DecoderConfig) else config.heads
+    parts = mesh.shape["model"]
+    if heads % parts:
+        raise DyntokError(
+            f"mesh axis model of {parts} would cut heads in parts: the model has {heads} "
+            "(key/value) heads; choose a divisor of that"
+        )
 
 
 @jax.jit

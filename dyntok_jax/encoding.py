@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -86,13 +87,21 @@ def pooled(
 ) -> Float[np.ndarray, "N D"]:
     """(N, D) float32 vectors of sequences of dynamic tokens."""
     method = mean_pooled if pool == "mean" else first_pooled
-    places = by_length([len(tokens) for tokens in sequences], batch_size)
-    # All batches are under way before the first is waited for.
-    parts = [model.forward(model.batch([sequences[i] for i in place]), method) for place in places]
-    width = model.source.input.shape[1]
-    vectors = np.zeros((len(sequences), width), np.float32)
-    for place, part in zip(places, jax.device_get(parts), strict=True):
-        vectors[place] = part[: len(place)]
+    vectors = np.zeros((len(sequences), model.source.input.shape[1]), np.float32)
+    under_way: deque[tuple[list[int], jax.Array]] = deque()
+
+    def fetch() -> None:
+        place, part = under_way.popleft()
+        vectors[place] = jax.device_get(part)[: len(place)]
+
+    for place in by_length([len(tokens) for tokens in sequences], batch_size):
+        batch = model.batch([sequences[i] for i in place])
+        under_way.append((place, model.forward(batch, method)))
+        # The next batch is prepared while one runs; more would fill the memory.
+        if len(under_way) > 1:
+            fetch()
+    while under_way:
+        fetch()
     return vectors
 
 

@@ -18,14 +18,14 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.heads import logits
 from dyntok_jax.sharding import gathered
 from dyntok_jax.text.boundaries import Boundary
-from dyntok_jax.text.layouts import prompt_layout
+from dyntok_jax.text.layouts import BaseTokens, prompt_layout
 from dyntok_jax.types import DyntokError, Token
 
-CHOICE_BUCKETS = tuple(2**k for k in range(3, 21))
-"""Scored tokens of a choice: 8, 16, 32, and so on."""
+CHOICE_BUCKETS = tuple(4**k for k in range(11))
+"""Scored tokens of a choice: 1, 4, 16, and so on."""
 
-BATCH_TOKENS = 8192
-"""Tokens in a batch at most, as far as one sequence allows: attention grows with their square."""
+SCORED_ROWS = 64
+"""Positions whose scores of all V tokens are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Scored:
     Attributes:
         scores: sum of the log-probabilities (nats) of each choice's base tokens.
         tokens_static, tokens_dynamic: length of the prompt in base and in dynamic tokens.
-        truncated: base tokens cut off the prompt's end, to leave room for the longest choice.
+        truncated: base tokens cut off the prompt's beginning, to leave room for the longest choice.
     """
 
     scores: list[float]
@@ -77,13 +77,14 @@ def score(
     sequences: list[list[Token]] = []
     targets: list[list[int]] = []
     for prompt, choices in items:
-        pieces = model.tokenizer.encode(choices)
+        pieces = model.tokenizer.encode_continuations(choices)
         room = longest - max((len(choice.ids) for choice in pieces), default=0)
-        if room < 1:
+        if room <= len(model.tokenizer.prompt_ids):
             raise DyntokError(
                 f"a choice of {longest - room} tokens leaves no room for a prompt in {longest}"
             )
-        (base,) = prompt_layout(model.tokenizer, [prompt], boundary, room)
+        (base,) = prompt_layout(model.tokenizer, [prompt], boundary)
+        base = _cut(base, len(model.tokenizer.prompt_ids), room)
         merged = model.merge([base], Budget(reduction=reduction), boundary, per_sample=True)
         before = merged.sequences[0].tokens or _opening(model)
         sequences += [[*before, *choice.tokens] for choice in pieces]
@@ -94,6 +95,16 @@ def score(
     for item in scored:
         item.scores[:] = [next(sums) for _ in item.scores]
     return scored
+
+
+def _cut(base: BaseTokens, prefix: int, room: int) -> BaseTokens:
+    """Drops a prompt's first tokens: what follows it goes on from its end."""
+    excess = len(base.tokens) - room
+    if excess <= 0:
+        return base
+    kept = np.r_[0:prefix, prefix + excess : len(base.tokens)]
+    tokens = [base.tokens[i] for i in kept]
+    return BaseTokens(base.ids[kept], tokens, base.units[kept], truncated=excess)
 
 
 def _opening(model: DynamicModel) -> list[Token]:
@@ -111,15 +122,11 @@ def _sums(
     """Sum of the log-probabilities of each sequence's last tokens."""
     sums = [0.0] * len(sequences)
     for place in by_length([len(tokens) for tokens in sequences], batch_size):
-        # The longest comes first.
-        rows = max(1, min(batch_size, BATCH_TOKENS // len(sequences[place[0]])))
-        for start in range(0, len(place), rows):
-            part = place[start : start + rows]
-            batch = model.batch([sequences[i] for i in part])
-            wanted = [targets[i] for i in part] + [[]] * (len(batch.ids) - len(part))
-            total = model.forward(batch, choice_scores, _right_aligned(wanted), model.output_rows)
-            for i, value in zip(part, jax.device_get(total).tolist(), strict=False):
-                sums[i] = value
+        batch = model.batch([sequences[i] for i in place])
+        wanted = [targets[i] for i in place] + [[]] * (len(batch.ids) - len(place))
+        total = model.forward(batch, choice_scores, _right_aligned(wanted), model.output_rows)
+        for i, value in zip(place, jax.device_get(total).tolist(), strict=False):
+            sums[i] = value
     return sums
 
 
@@ -154,12 +161,13 @@ def choice_scores(
     hidden = jnp.pad(hidden, ((0, 0), (max(width + 1 - hidden.shape[1], 0), 0), (0, 0)))
     hidden = hidden[:, -width - 1 : -1]
 
-    def log_probability(hidden_and_target):
+    def at_position(hidden_and_target):
         hidden, target = hidden_and_target
         scores = logits(hidden, output_rows)
-        return jnp.where(target < 0, 0.0, scores[target] - jax.nn.logsumexp(scores))
+        chosen = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=-1)[:, 0]
+        return jnp.where(target < 0, 0.0, chosen - jax.nn.logsumexp(scores, axis=-1))
 
-    # A few positions at a time: the scores of all V tokens at all of them would fill the memory.
-    flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1))
-    found = lax.map(log_probability, flat, batch_size=64)
-    return found.reshape(targets.shape).sum(axis=1)
+    # A few positions at a time, the batch kept whole, so that it stays split over the mesh.
+    together = max(1, SCORED_ROWS // len(ids))
+    positions = (hidden.swapaxes(0, 1), targets.T)
+    return lax.map(at_position, positions, batch_size=together).sum(axis=0)

@@ -50,7 +50,7 @@ def bench_forward(model: DynamicModel, folder: Path) -> dict[str, Any]:
 
 
 def _torch_forward(folder: Path, ids: np.ndarray, expected: np.ndarray):
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModel
 
     network = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()

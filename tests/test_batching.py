@@ -7,7 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dyntok_jax.batching import TOKEN_BUCKETS, UNIQUE_BUCKETS, bucket, by_length, make_batch
+from dyntok_jax.batching import (
+    BATCH_TOKENS,
+    TOKEN_BUCKETS,
+    UNIQUE_BUCKETS,
+    bucket,
+    by_length,
+    make_batch,
+)
 
 
 def test_ids_point_into_the_table_of_unique_tokens():
@@ -50,6 +57,12 @@ def test_bucket_is_the_smallest_that_holds_it(size, wanted):
 def test_buckets_waste_at_most_half():
     ratios = [b / a for a, b in pairwise(TOKEN_BUCKETS[2:])]
     assert max(ratios) <= 1.5 and list(TOKEN_BUCKETS) == sorted(set(TOKEN_BUCKETS))
+
+
+def test_batches_of_long_sequences_are_smaller():
+    batches = by_length([BATCH_TOKENS // 4] * 9 + [BATCH_TOKENS * 2], 32)
+    assert [len(batch) for batch in batches] == [1, 4, 4, 1]
+    assert len(by_length([BATCH_TOKENS // 3] * 9, 32)[0]) == 2
 
 
 def test_batches_of_similar_length_hold_everything_once():

@@ -32,7 +32,7 @@ def test_every_file_is_valid_and_says_how_it_is_used(path):
 
 def test_files_are_read():
     assert load_config(None) == ComputeConfig("float32", False, MeshConfig(-1, 1, 1))
-    assert load_config(CONFIGS / "v4-32.yaml") == ComputeConfig(
+    assert load_config(CONFIGS / "tpu.yaml") == ComputeConfig(
         "bfloat16", False, MeshConfig(1, -1, 4)
     )
 

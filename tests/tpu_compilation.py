@@ -54,7 +54,7 @@ from dyntok_jax.sharding import (
     replicated,
 )
 
-CONFIG = load_config(Path(__file__).parents[1] / "configs" / "v4-32.yaml")
+CONFIG = load_config(Path(__file__).parents[1] / "configs" / "tpu.yaml")
 
 
 def lower_forward(module: Any, mesh: Any, batch: int, length: int, unique: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dyntok_jax.cli import jsonl
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, Token
 
 ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
 
@@ -43,14 +43,18 @@ def command(out: str) -> None:
     encoder = load(ENCODER, "fvt")
     first = measure_encoder(encoder, texts, lambda keys: tqdm(keys, ENCODER, **bar))
     special = {index: name for name, index in encoder.tokenizer.special_ids.items()}
+
+    def name(token: Token) -> str:
+        return special[token] if isinstance(token, int) else token
+
     decoder = load(DECODER, "fvt")
     second = measure_decoder(decoder, texts, lambda keys: tqdm(keys, DECODER, **bar))
 
     results, names = (first, second), (ENCODER, DECODER)
-    print_report(Console(), results, names, special.__getitem__)
-    figures = as_json(results, names, special.__getitem__)
+    print_report(Console(), results, names, name)
+    figures = as_json(results, names, name)
     with jsonl.atomic_path(folder / "demo.json") as partial:
         partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
     with jsonl.atomic_path(folder / "demo.html") as partial:
-        partial.write_text(page(results, names, special.__getitem__), "utf-8")
+        partial.write_text(page(results, names, name), "utf-8")
     click.echo(f"{folder / 'demo.html'} and {folder / 'demo.json'} written", err=True)

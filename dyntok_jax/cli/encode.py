@@ -19,6 +19,7 @@ from dyntok_jax.text.boundaries import Boundary
 @options.required_model
 @options.rows
 @options.language
+@options.base_rows
 @options.reduction_or_all
 @options.boundary
 @click.option(
@@ -37,6 +38,7 @@ def command(
     model: str,
     rows: str,
     language: int | None,
+    base_rows: Any,
     reduction: float,
     boundary: str,
     pool: Any,
@@ -63,12 +65,13 @@ def command(
     from dyntok_jax.dynamic_model import load
     from dyntok_jax.encoding import encode
 
+    compute = load_config(Path(config) if config else None)
     with jsonl.atomic_path(out) as partial:
-        loaded = load(model, rows, load_config(Path(config) if config else None), language)
+        loaded = load(model, rows, compute, language, base_rows)
         start = time.perf_counter()
         encoded = encode(
             loaded,
-            [record["text"] for record in records],
+            [record.fields["text"] for record in records],
             reduction,
             pool=pool,
             boundary=Boundary(boundary),

@@ -8,14 +8,21 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from dyntok_jax.types import DyntokError
 
 _KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false"}
 
 
-def read_records(path: str, fields: dict[str, Callable[[Any], str | None]]) -> list[dict[str, Any]]:
+class Record(NamedTuple):
+    """A line of the input."""
+
+    line: int
+    fields: dict[str, Any]
+
+
+def read_records(path: str, fields: dict[str, Callable[[Any], str | None]]) -> list[Record]:
     """Reads and checks all lines; blank ones are passed over.
 
     Args:
@@ -38,7 +45,7 @@ def read_records(path: str, fields: dict[str, Callable[[Any], str | None]]) -> l
 
 def _parse(
     file: BinaryIO, name: str, fields: dict[str, Callable[[Any], str | None]]
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     records = []
     for number, raw in enumerate(file, start=1):
         raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -60,7 +67,7 @@ def _parse(
             problem = wrong(record[field])
             if problem:
                 raise DyntokError(f"{where}: field {field!r} {problem}")
-        records.append(record)
+        records.append(Record(number, record))
     return records
 
 
@@ -111,9 +118,11 @@ def atomic_path(path: str | Path):
     """A path beside ``path`` to write to; it takes its place at the end, or is removed on error.
 
     Raises:
-        DyntokError: the folder is missing or cannot be written to.
+        DyntokError: a folder, or in one that is missing or cannot be written to.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DyntokError(f"{path}: is a folder; give a file to write")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.touch()

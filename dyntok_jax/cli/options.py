@@ -107,6 +107,12 @@ rows = click.option(
 language = click.option(
     "--language", type=click.IntRange(min=0), help="Row of the hypernetwork's language table."
 )
+base_rows = click.option(
+    "--base-rows",
+    type=Names("own", "predicted"),
+    help="Whether tokens of the vocabulary keep their own rows.  [default: own for fvt, predicted "
+    "for a hypernetwork]",
+)
 reduction_or_all = click.option(
     "--reduction",
     type=Percent(),

@@ -30,12 +30,7 @@ from dyntok_jax.types import Token
     help="A folder with a tokenizer.json; by default the hypernetwork's own, else the model's.",
 )
 @options.language
-@click.option(
-    "--base-rows",
-    type=options.Names("own", "predicted"),
-    help="Whether tokens of the vocabulary keep their own rows.  [default: own for fvt, predicted "
-    "for a hypernetwork]",
-)
+@options.base_rows
 def command(
     input: str,
     hypernet: str,
@@ -59,7 +54,7 @@ def command(
     from dyntok_jax.embed.providers import concatenated_source, row_provider
     from dyntok_jax.embed.source import SourceEmbeddings, predict_rows
     from dyntok_jax.model_store import resolve
-    from dyntok_jax.models.weights import load_model
+    from dyntok_jax.models.weights import load_source
     from dyntok_jax.text.base_tokens import BaseTokenizer
 
     records = jsonl.read_records(input, {"token": jsonl.is_string})
@@ -71,13 +66,13 @@ def command(
     if base is None and hypernet == "fvt":
         raise click.UsageError("fvt rows need a tokenizer: --tokenizer DIR or --model NAME")
     own = base or BaseTokenizer.from_folder(Path(hypernet))
-    table = (
-        concatenated_source(Path(source))
-        if source
-        else lambda _: SourceEmbeddings(*load_model(folder).source)
-    )
+    if source:
+        table = concatenated_source(Path(source))
+    else:
+        table = lambda _: SourceEmbeddings(*load_source(resolve(str(model))))  # noqa: E731
     provider = row_provider(hypernet, table, base, language, base_rows)
-    names = [record["token"] for record in records]
-    tokens: list[Token] = [own.special_ids.get(name, name) for name in names]
+    names = [record.fields["token"] for record in records]
+    special: dict[str, Token] = dict(own.special_ids)
+    tokens = [special.get(name, name) for name in names]
     with jsonl.atomic_path(out) as partial:
         predict_rows(tokens, provider, partial)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,6 +18,7 @@ from dyntok_jax.text.boundaries import Boundary
 @options.required_model
 @options.rows
 @options.language
+@options.base_rows
 @options.reduction_or_all
 @options.boundary
 @click.option(
@@ -33,6 +35,7 @@ def command(
     model: str,
     rows: str,
     language: int | None,
+    base_rows: Any,
     reduction: float,
     boundary: str,
     batch_size: int,
@@ -59,11 +62,12 @@ def command(
     from dyntok_jax.dynamic_model import load
     from dyntok_jax.scoring import score
 
-    loaded = load(model, rows, load_config(Path(config) if config else None), language)
+    compute = load_config(Path(config) if config else None)
+    loaded = load(model, rows, compute, language, base_rows)
     start = time.perf_counter()
     scored = score(
         loaded,
-        [(record["prompt"], record["choices"]) for record in records],
+        [(r.fields["prompt"], r.fields["choices"]) for r in records],
         reduction,
         boundary=Boundary(boundary),
         batch_size=batch_size,

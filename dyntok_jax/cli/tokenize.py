@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dyntok_jax.text import layouts
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
-from dyntok_jax.types import Merge, Token
+from dyntok_jax.types import DyntokError, Merge, Token
 
 _FIELDS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     "text": {"text": jsonl.is_string},
@@ -97,9 +98,11 @@ def command(
     traced: list[list[Merge]] = []
     start = time.perf_counter()
     before = after = truncated = 0
-    with jsonl.atomic_path(trace) if trace else nullcontext() as partial:
+    # All lines are laid out before the first is written: what is wrong with one is said first.
+    laid_out = _lay_out(base, layout, records, where, max_length)
+    with jsonl.atomic_path(trace) if trace else nullcontext() as trace_file:
         for number in range(0, len(records), batch_size):
-            sequences = lay(base, layout, records[number : number + batch_size], where, max_length)
+            sequences = laid_out[number : number + batch_size]
             dynamic = merge(
                 sequences,
                 budget,
@@ -113,22 +116,30 @@ def command(
             before += sum(len(sequence.tokens) for sequence in sequences)
             after += sum(len(sequence.tokens) for sequence in dynamic.sequences)
             truncated += sum(sequence.truncated for sequence in sequences)
-        if partial:
-            jsonl.write_lines(partial, _trace_records(traced))
+        if trace_file:
+            jsonl.write_lines(trace_file, _trace_records(traced))
     summarize(before, after, len(records), truncated, time.perf_counter() - start)
 
 
-def lay(
+def _lay_out(
     tokenizer: BaseTokenizer,
     layout: str,
-    records: Sequence[dict[str, Any]],
+    records: Sequence[jsonl.Record],
     boundary: Boundary,
     max_length: int | None,
 ) -> list[BaseTokens]:
-    """Lays out JSON records."""
-    function = getattr(layouts, f"{layout}_layout")
-    columns = [[record[field] for record in records] for field in _FIELDS[layout]]
-    return function(tokenizer, *columns, boundary=boundary, max_length=max_length)
+    function = partial(
+        getattr(layouts, f"{layout}_layout"), tokenizer, boundary=boundary, max_length=max_length
+    )
+    if layout != "messages":
+        return function(*([r.fields[name] for r in records] for name in _FIELDS[layout]))
+    sequences = []
+    for record in records:
+        try:
+            sequences += function([record.fields["messages"]])
+        except DyntokError as error:
+            raise DyntokError(f"line {record.line}: {error}") from error
+    return sequences
 
 
 def _tokenizer(folder: str | None, model: str | None) -> BaseTokenizer:

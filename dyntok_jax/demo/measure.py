@@ -63,7 +63,7 @@ class DecoderResult:
 
 def sentences() -> dict[str, list[str]]:
     """Four aligned sentences in each language."""
-    return json.loads(files(__package__).joinpath("sentences.json").read_text("utf-8"))
+    return json.loads(files("dyntok_jax.demo").joinpath("sentences.json").read_text("utf-8"))
 
 
 def measure_encoder(

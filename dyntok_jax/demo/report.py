@@ -79,7 +79,9 @@ def page(results: Results, names: Sequence[str], name: Name) -> str:
     """The HTML page; plots are drawings inside it, nothing is fetched."""
     encoder, decoder = results
     environment = Environment(autoescape=select_autoescape(default=True))
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
+    template = environment.from_string(
+        files("dyntok_jax.demo").joinpath("page.html").read_text("utf-8")
+    )
     return template.render(
         names=names,
         columns=_COLUMNS,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from dyntok_jax.embed.source import (
     BaseRows,
     BaseRowsRule,
@@ -26,6 +28,7 @@ def row_provider(
     tokenizer: BaseTokenizer | None,
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
+    mesh: Mesh | None = None,
 ) -> RowProvider:
     """The provider of that name.
 
@@ -36,6 +39,7 @@ def row_provider(
         language: row of the hypernetwork's language table.
         base_rows: whether unmerged tokens keep the model's own rows; by default with FVT they do,
             and with a ZeTT hypernetwork they are predicted (paper, Eq. 3).
+        mesh: devices of the hypernetwork; all by default.
 
     Raises:
         DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer.
@@ -64,6 +68,7 @@ def row_provider(
         _hypernet_tokenizer(folder, tokenizer),
         language,
         base_rows or "predicted",
+        mesh,
     )
 
 

@@ -49,7 +49,7 @@ class DynamicBatch:
 
 def merge(
     sequences: Sequence[BaseTokens],
-    budget: Budget,
+    budget: Budget | Sequence[Budget],
     *,
     rule: PunctuationRule | None = None,
     backend: Backend = "auto",
@@ -60,7 +60,7 @@ def merge(
 
     Args:
         sequences: the base tokens of the batch; the result depends on their order.
-        budget: when to stop.
+        budget: when to stop; one for each group that is merged together, or one for all.
         rule: of the ``word-hyphen`` boundary.
         backend: both give the same merges. ``auto`` is the host, which ``make bench`` shows faster
             for tokens that come from the host; the device merger is for input steps on the device.
@@ -74,18 +74,19 @@ def merge(
         raise DyntokError(f"unknown backend {backend!r}; valid: {', '.join(get_args(Backend))}")
     groups = [[sequence] for sequence in sequences] if per_sample else [list(sequences)]
     mergeable = [Mergeable.of(group) for group in groups]
-    if rule is None and budget.exhausts and not trace:
+    budgets = [budget] * len(groups) if isinstance(budget, Budget) else list(budget)
+    if rule is None and not trace and all(budget.exhausts for budget in budgets):
         kept, merges = [part.unit_begins() for part in mergeable], []
     else:
         run = _on_device if backend == "device" else _on_host
-        targets = _targets(mergeable, budget, rule, run)
+        targets = _targets(mergeable, budgets, rule, run)
         kept, merges = run(mergeable, targets, rule)
     merged = [
         _apply(sequence, keep)
         for group, part, keep in zip(groups, mergeable, kept, strict=True)
         for sequence, keep in zip(group, part.spread(keep, group), strict=True)
     ]
-    return DynamicBatch(merged, merges)
+    return DynamicBatch(merged, merges if trace else [])
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,14 @@ class Mergeable:
         return masks
 
 
-def _targets(parts: list[Mergeable], budget: Budget, rule: PunctuationRule | None, run):
+def _targets(parts: list[Mergeable], budgets: list[Budget], rule: PunctuationRule | None, run):
     """For each part the largest number of merges and the saving at which to stop."""
     most = [len(part.tokens) - int(part.unit_begins().sum()) for part in parts]
-    if rule is not None and budget.reduction is not None:
+    if rule is not None and any(budget.reduction is not None for budget in budgets):
         # With a rule for pairs the maximum depends on the merges themselves: go there first.
         exhausted, _ = run(parts, [Budget().limits(0) for _ in parts], rule)
         most = [int((~keep).sum()) for keep in exhausted]
-    return [budget.limits(saving) for saving in most]
+    return [budget.limits(saving) for budget, saving in zip(budgets, most, strict=True)]
 
 
 def _on_host(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):

@@ -52,5 +52,10 @@ class Budget:
 
 
 def sample_budget(rng: np.random.Generator, most: int) -> Budget:
-    """m ~ U(0, m_max) (paper, Eq. 4), both ends included."""
+    """A number of merges m ~ U(0, m_max) (paper, Eq. 4), both ends included.
+
+    Args:
+        rng: source of randomness; one draw is made.
+        most: m_max, in merges. Draw once a batch, or once a sample for ``merge(per_sample=True)``.
+    """
     return Budget(merges=int(rng.integers(0, most + 1)))

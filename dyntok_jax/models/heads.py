@@ -39,10 +39,11 @@ class SequenceClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B C"]:
-        """Class scores of every sequence; its first token is at index 0 (padding right)."""
+        """Class scores of every sequence, float32; its first token is at index 0."""
         first = hidden[:, 0]
         inner = Dense(first.shape[-1], ("D", "F"), dtype=self.dtype, name="dense")(first)
-        return Dense(self.classes, ("F", "C"), dtype=self.dtype, name="classes")(jnp.tanh(inner))
+        classes = Dense(self.classes, ("F", "C"), dtype=self.dtype, name="classes")
+        return classes(jnp.tanh(inner)).astype(jnp.float32)
 
 
 class TokenClassifier(nn.Module):
@@ -53,8 +54,9 @@ class TokenClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
-        """Class scores of every token."""
-        return Dense(self.classes, ("D", "C"), dtype=self.dtype, name="classes")(hidden)
+        """Class scores of every token, float32."""
+        classes = Dense(self.classes, ("D", "C"), dtype=self.dtype, name="classes")
+        return classes(hidden).astype(jnp.float32)
 
 
 class MaskedLanguageModel(nn.Module):

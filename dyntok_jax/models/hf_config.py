@@ -37,6 +37,7 @@ class Architecture:
         model_type: a key of ``ENCODERS`` or ``DECODERS``.
         head: what stands on the model, None for nothing.
         tied: the output rows, if any, are the input rows.
+        max_length: longest sequence it was made to read, in tokens.
         labels: names of a classifier's classes.
     """
 
@@ -44,6 +45,7 @@ class Architecture:
     model_type: str
     head: HeadKind | None
     tied: bool
+    max_length: int
     labels: tuple[str, ...] = ()
 
 
@@ -87,10 +89,16 @@ def _architecture(path: Path, model_type: str, head: HeadKind | None) -> Archite
         known = ", ".join(ACTIVATIONS)
         raise DyntokError(f"{path}: activation {hf.hidden_act!r} (valid: {known})")
     config = _encoder(path, hf) if model_type in ENCODERS else _decoder(path, hf)
+    offset = config.position_offset if isinstance(config, EncoderConfig) else 0
     labels = tuple(hf.id2label[i] for i in range(hf.num_labels))
     classifies = head in ("sequence", "token")
     return Architecture(
-        config, model_type, head, bool(hf.tie_word_embeddings), labels if classifies else ()
+        config,
+        model_type,
+        head,
+        bool(hf.tie_word_embeddings),
+        hf.max_position_embeddings - offset,
+        labels if classifies else (),
     )
 
 

@@ -105,6 +105,18 @@ def load_model(folder: Path) -> LoadedModel:
     return LoadedModel(architecture, params["model"], params.get("head"), source, hf_config)
 
 
+def load_source(folder: Path) -> Rows:
+    """The model's own rows alone, as in :class:`LoadedModel`; the whole checkpoint is checked.
+
+    Raises:
+        DyntokError: as :func:`load_model`.
+    """
+    architecture = read_architecture(folder)
+    table = name_table(architecture)
+    found = _checked(folder, table, _wanted(architecture, table, _shapes(architecture)))
+    return Rows(**{field: found[name].map() for name, field in table.source.items()})
+
+
 def save_model(folder: Path, model: LoadedModel) -> None:
     """Write a model in Hugging Face layout, float32, as transformers' own classes load it.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from dyntok_jax.types import DyntokError
 # Where neither the configuration nor the tokenizer's own template names them.
 _USUAL_OPENING = ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 _USUAL_CLOSING = ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+_STAGES = ("normalizer", "pre_tokenizer")  # where a tokenizer may put a space before a text
 _USUAL_OTHERS = ("<pad>", "[PAD]", "<unk>", "[UNK]", "<mask>", "[MASK]")
 
 
@@ -104,7 +106,9 @@ class BaseTokenizer:
             continuing: whether they stand behind a special token; some tokenizers put a space
                 before the first text only.
         """
-        engine = self._continuing if continuing else self._first
+        return self._encode(self._continuing if continuing else self._first, texts)
+
+    def _encode(self, engine: _Engine, texts: Sequence[str]) -> list[Pieces]:
         texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
         encodings = engine.tokenizer.encode_batch(texts, add_special_tokens=False)
         spell = self._spelling.spell
@@ -117,6 +121,15 @@ class BaseTokenizer:
                 ids = [self._moved_ids.get(i, i) for i in ids]
             pieces.append(Pieces(ids, tokens))
         return pieces
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[Pieces]:
+        """Base tokens of texts that go on in the middle of another: no space is put before them."""
+        return self._encode(self._joined, texts)
+
+    @cached_property
+    def _joined(self) -> _Engine:
+        text_only = _text_only(self.tokenizer_json)
+        return _Engine.of(text_only | {stage: _joined(text_only[stage]) for stage in _STAGES})
 
     def id_of(self, token: str) -> int | None:
         """The id of the vocabulary's token with exactly these bytes; None for special tokens."""
@@ -205,6 +218,7 @@ def _text_only(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
     return tokenizer_json | {
         "added_tokens": [t for t in tokenizer_json.get("added_tokens", []) if not t["special"]],
         "model": model,
+        "normalizer": tokenizer_json.get("normalizer"),
         "pre_tokenizer": tokenizer_json.get("pre_tokenizer"),
         "truncation": None,
         "padding": None,
@@ -239,6 +253,21 @@ def _never_prepend(part: Any) -> Any:
         return part
     part = {key: _never_prepend(value) for key, value in part.items()}
     return part | {"prepend_scheme": "never"} if part.get("prepend_scheme") == "first" else part
+
+
+def _joined(part: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no space before a text."""
+    if isinstance(part, list):
+        return [_joined(child) for child in part if child.get("type") != "Prepend"]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    part = {
+        key: _joined(value) if isinstance(value, list) else value for key, value in part.items()
+    }
+    never = {"prepend_scheme": "never", "add_prefix_space": False}
+    return part | {key: value for key, value in never.items() if key in part}
 
 
 def _special_ids(tokenizer_json: dict[str, Any], tokenizer: Tokenizer) -> dict[str, int]:

@@ -150,6 +150,11 @@ def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
+QUERY_BLOCK = 512
+"""Queries that attend together: longer sequences go block by block, so that the scores of all
+pairs of tokens are never in memory at once."""
+
+
 def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
@@ -160,6 +165,22 @@ def attend(
 
     The lowest finite number is added to masked scores, so that a row with nothing to attend to
     attends to everything equally (as in Hugging Face's models) and never gives NaN.
+    """
+    length = query.shape[1]
+    if length <= QUERY_BLOCK or length % QUERY_BLOCK:
+        return _attend(query, key, value, mask)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    mask = jnp.broadcast_to(mask, (mask.shape[0], length, mask.shape[2]))
+    blocks = (split(query), split(mask))
+    mixed = jax.lax.map(lambda block: _attend(block[0], key, value, block[1]), blocks)
+    return mixed.swapaxes(0, 1).reshape(query.shape)
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of some queries to all keys.
 
     The form is chosen for XLA on CPU, where it halves the time: transposes in the open rather than
     inside the contractions, the query heads of a group lined up as more queries, a mask that is

@@ -13,6 +13,7 @@ import pytest
 from scipy.special import erf
 from tiny_models import load
 
+from dyntok_jax.models import layers
 from dyntok_jax.models.decoder import causal_mask
 from dyntok_jax.models.encoder import Encoder, EncoderConfig, EncoderLayer, EncoderStack
 from dyntok_jax.models.layers import (
@@ -150,3 +151,17 @@ def test_encoder_refuses_more_tokens_than_positions():
     abstract_params(module, np.zeros((1, 8, 8)), np.ones((1, 8), bool))
     with pytest.raises(DyntokError, match="9 tokens in a sequence: this encoder has 8 positions"):
         abstract_params(module, np.zeros((1, 9, 8)), np.ones((1, 9), bool))
+
+
+def test_blocks_of_queries_attend_as_all_at_once():
+    rng = np.random.default_rng(0)
+    length = 2 * layers.QUERY_BLOCK
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((2, length, heads, 4)), jnp.float32) for heads in (4, 2, 2)
+    )
+    mask = jnp.tril(jnp.ones((1, length, length), bool)) & (jnp.arange(length) > 2)
+    whole = layers._attend(query, key, value, mask)
+    np.testing.assert_allclose(layers.attend(query, key, value, mask), whole, atol=1e-5)
+    padding = mask[:, -1:]
+    whole = layers._attend(query, key, value, padding)
+    np.testing.assert_allclose(layers.attend(query, key, value, padding), whole, atol=1e-5)

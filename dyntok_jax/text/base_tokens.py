@@ -215,6 +215,12 @@ def _text_only(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
         model["vocab"] = [
             [" " + piece if piece in specials else piece, score] for piece, score in model["vocab"]
         ]
+    elif model["type"] == "WordPiece":
+        # A whole word that spells one would be it.
+        specials.discard(model["unk_token"])
+        model["vocab"] = {
+            " " + piece if piece in specials else piece: i for piece, i in model["vocab"].items()
+        }
     return tokenizer_json | {
         "added_tokens": [t for t in tokenizer_json.get("added_tokens", []) if not t["special"]],
         "model": model,

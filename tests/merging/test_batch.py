@@ -60,7 +60,7 @@ def test_limits():
     for percent, target in [(0, 0), (1, 1), (50, 5), (51, 6), (70, 7), (99.9, 10), (100, 10)]:
         assert Budget(reduction=percent).limits(10) == (unlimited, target)
     assert Budget(reduction=100 / 3).limits(3)[1] == 1
-    assert Budget(reduction=29).limits(100)[1] == 29
+    assert Budget(reduction=64.4).limits(1000)[1] == 644  # by floats 644.0000000000001
     assert Budget(reduction=100).limits(0) == (unlimited, 0)
 
 
@@ -136,13 +136,24 @@ def test_per_sample(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_budget_for_each_group(backend):
+    batch = [sequence("a b a b"), sequence("b c"), sequence("c d e")]
+    budgets = [Budget(merges=1), Budget(merges=0), Budget()]
+    merged = merge(batch, budgets, per_sample=True, trace=True, backend=backend)
+    assert tokens(merged) == [[0, "ab", "ab", 2], [0, "b", "c", 2], [0, "cde", 2]]
+    assert list(map(len, merged.merges)) == [1, 0, 2]
+    (together,) = merge(batch, [Budget(merges=1)], trace=True, backend=backend).merges
+    assert together == [("a", "b", 2)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_traces_are_of_groups(backend):
     batch = [sequence("a b"), sequence("a b")]
     together = merge(batch, Budget(), trace=True, backend=backend)
     assert together.merges == [[Merge("a", "b", 2)]]
     apart = merge(batch, Budget(), trace=True, backend=backend, per_sample=True)
     assert apart.merges == [[Merge("a", "b", 1)]] * 2
-    assert merge(batch, Budget(), backend=backend).merges == []
+    assert merge(batch, Budget(merges=3), backend=backend).merges == []
 
 
 def test_the_order_of_the_batch_decides_ties():

@@ -136,7 +136,12 @@ def test_tail_stops_in_the_middle_of_a_unit_and_goes_on_as_if_it_had_not():
         (["a b c", "ab c", "a b"], ["a b 2", "ab c 2"]),
         (["ab c", "a b", "d ab c", "a b c"], ["ab c 2", "a b 2", "d abc 1", "ab c 1"]),
         (["x y xy xy xy"], ["xy xy 2", "x y 1", "xy xyxy 1", "xyxyxy xy 1"]),
-        # Ties go to the first occurrence at that moment, not to the first ever seen.
+        # Ties go to the first occurrence at that moment, not to the first ever seen: x ab, first
+        # counted in front of q w, is gone there and comes back behind it.
+        (
+            ["x ab c", "q w", "q w", "x ab", "ab c", "ab c", "x a b", "a b", "a b"],
+            ["ab c 3", "a b 3", "q w 2", "x ab 2", "x abc 1"],
+        ),
         (["c d a b", "a b", "c d"], ["c d 2", "a b 2", "cd ab 1"]),
         (["x a b", "c d", "c d", "a b"], ["a b 2", "c d 2", "x ab 1"]),
         (["x y", "y x", "x y x"], ["x y 2", "y x 1", "xy x 1"]),

@@ -125,6 +125,16 @@ def test_literal_special_tokens_are_text(content: dict):
             assert to_text(pieces.tokens) == spelled_text(without_specials(content), text)
 
 
+def test_a_word_of_wordpiece_is_no_special_token(tiny_tokenizers):
+    """Where nothing cuts at the brackets."""
+    content = copy.deepcopy(tiny_tokenizers["wordpiece"].json)
+    content |= {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    tokenizer = BaseTokenizer(content)
+    (pieces,) = tokenizer.encode(["the [CLS] [SEP]dog [UNK]"])
+    assert pieces.ids == own(content, "the") + [tokenizer.unk_id] * 3
+    assert pieces.tokens == ["Ġthe", "Ġ[CLS]", "Ġ[SEP]dog", "Ġ[UNK]"]
+
+
 def without_specials(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"added_tokens": []}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, cast, get_args
 
@@ -78,7 +79,7 @@ def merge(
     if rule is None and not trace and all(budget.exhausts for budget in budgets):
         kept, merges = [part.unit_begins() for part in mergeable], []
     else:
-        run = _on_device if backend == "device" else _on_host
+        run = partial(_on_device if backend == "device" else _on_host, trace=trace)
         targets = _targets(mergeable, budgets, rule, run)
         kept, merges = run(mergeable, targets, rule)
     merged = [
@@ -140,16 +141,26 @@ def _targets(parts: list[Mergeable], budgets: list[Budget], rule: PunctuationRul
     return [budget.limits(saving) for budget, saving in zip(budgets, most, strict=True)]
 
 
-def _on_host(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
+def _on_host(
+    parts: list[Mergeable],
+    limits: list[tuple[int, int]],
+    rule: PunctuationRule | None,
+    trace: bool,
+):
     allowed = rule.allows if rule else None
     results = [
-        merge_host(part.tokens, part.units, *limit, allowed)
+        merge_host(part.tokens, part.units, *limit, allowed, trace)
         for part, limit in zip(parts, limits, strict=True)
     ]
     return [kept for kept, _ in results], [merges for _, merges in results]
 
 
-def _on_device(parts: list[Mergeable], limits: list[tuple[int, int]], rule: PunctuationRule | None):
+def _on_device(
+    parts: list[Mergeable],
+    limits: list[tuple[int, int]],
+    rule: PunctuationRule | None,
+    trace: bool,
+):
     if not parts:
         return [], []
     import jax
@@ -161,7 +172,8 @@ def _on_device(parts: list[Mergeable], limits: list[tuple[int, int]], rule: Punc
     max_merges, target_saving = np.asarray(limits, np.int32).reshape(-1, 2).T
     merged = jax.device_get(merge_device(rows, max_merges, target_saving))
     kept = [merged.begins[i, : len(part.tokens)] for i, part in enumerate(parts)]
-    return kept, [read_merges(merged, i, part.tokens) for i, part in enumerate(parts)]
+    found = [read_merges(merged, i, part.tokens) for i, part in enumerate(parts) if trace]
+    return kept, found
 
 
 def _apply(sequence: BaseTokens, kept: np.ndarray) -> DynamicTokens:

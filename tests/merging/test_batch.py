@@ -258,3 +258,12 @@ def test_special_tokens_never_merge(tiny_tokenizers):
     merged = merge(words, Budget(), trace=True)
     assert tokens(merged) == [[1, "thedog", 2]] * 2
     assert [np.asarray(part.word_ids).tolist() for part in merged.sequences] == [[-1, 0, -1]] * 2
+
+
+def test_a_long_unit_takes_linear_memory_on_the_host():
+    """Spelling every prefix of one unit would take the square of its length: 45 GB here."""
+    tokens = [f"{number:x}" for number in range(0x10000, 0x10000 + 60_000)]
+    (sequence,) = [BaseTokens(np.arange(60_000), tokens, np.zeros(60_000, np.int32))]
+    merged = merge([sequence], Budget(reduction=50), backend="host")
+    assert len(merged.sequences[0].tokens) == 30_001
+    assert merged.merges == []

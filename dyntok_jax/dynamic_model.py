@@ -148,6 +148,11 @@ def load(
     mesh = make_mesh(compute.mesh)
     _check_heads(loaded.config, mesh)
     source = SourceEmbeddings(*loaded.source)
+    if tokenizer.vocab_size > len(source.input):
+        raise DyntokError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {len(source.input)}"
+            " rows: they do not belong together"
+        )
     provider = row_provider(
         rows,
         # Of a model with separate output rows only a hypernetwork that reads them needs both.

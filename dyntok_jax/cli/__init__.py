@@ -6,6 +6,7 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
 
 import click
@@ -63,9 +64,14 @@ def main() -> None:
     # transformers would say on every start that torch is not there; it is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # As an interrupt does, so that no half-written file is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = dyntok.main(standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        code = 2
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except DyntokError as error:
@@ -76,6 +82,8 @@ def main() -> None:
         # The reader has gone (``| head``): nothing to say, and nothing left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        code = _complain(f"{error.filename or 'input or output'}: {error.strerror}", 1)
     sys.exit(code or 0)
 
 

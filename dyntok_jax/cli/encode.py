@@ -56,6 +56,7 @@ def command(
       echo '{"text": "query: Donaudampfschifffahrt"}' |
         dyntok encode --model multilingual-e5-small --out vectors.safetensors -
     """
+    jsonl.refuse_input(out, input)
     records = jsonl.read_records(input, {"text": jsonl.is_string})
     options.refuse_base_rows(rows, reduction)
 

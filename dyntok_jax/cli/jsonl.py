@@ -36,6 +36,8 @@ def read_records(path: str, fields: dict[str, Callable[[Any], str | None]]) -> l
     name = "standard input" if path == "-" else path
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise DyntokError("standard input is closed; give a file of JSON lines")
             return _parse(sys.stdin.buffer, name, fields)
         with open(path, "rb") as file:
             return _parse(file, name, fields)
@@ -108,6 +110,13 @@ def is_messages(value: Any) -> str | None:
     return None if fine and value else 'is not a list of {"role": string, "content": string}'
 
 
+def refuse_input(output: str | None, *inputs: str | None) -> None:
+    """Refuses to write over what is read."""
+    for name in inputs:
+        if output and name and name != "-" and os.path.realpath(output) == os.path.realpath(name):
+            raise DyntokError(f"{output}: is read too; give another file to write")
+
+
 def write_line(record: dict[str, Any]) -> None:
     """Writes one line to standard output."""
     sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -118,11 +127,12 @@ def atomic_path(path: str | Path):
     """A path beside ``path`` to write to; it takes its place at the end, or is removed on error.
 
     Raises:
-        DyntokError: a folder, or in one that is missing or cannot be written to.
+        DyntokError: not a regular file, or in a folder that is missing or cannot be written to.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise DyntokError(f"{path}: is a folder; give a file to write")
+    # A link's target is replaced, not the link; a device or a pipe would be lost.
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise DyntokError(f"{path}: is no regular file; give a file to write")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.touch()

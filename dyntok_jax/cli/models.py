@@ -30,7 +30,10 @@ def list_models() -> None:
     Example:
       dyntok models list
     """
-    table = Table("name", "what", "here", "download", "licence", "hub", "wheel")
+    table = Table("what", "here", "download", "licence", "hub", "wheel")
+    # Names are there to be typed: they are never cut.
+    table.add_column("name", no_wrap=True)
+    table.columns.insert(0, table.columns.pop())
     for entry in model_store.list_models():
         table.add_row(
             entry.name,

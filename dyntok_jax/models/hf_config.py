@@ -88,6 +88,7 @@ def _architecture(path: Path, model_type: str, head: HeadKind | None) -> Archite
     if hf.hidden_act not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise DyntokError(f"{path}: activation {hf.hidden_act!r} (valid: {known})")
+    _check_sizes(path, hf)
     config = _encoder(path, hf) if model_type in ENCODERS else _decoder(path, hf)
     offset = config.position_offset if isinstance(config, EncoderConfig) else 0
     labels = tuple(hf.id2label[i] for i in range(hf.num_labels))
@@ -100,6 +101,21 @@ def _architecture(path: Path, model_type: str, head: HeadKind | None) -> Archite
         hf.max_position_embeddings - offset,
         labels if classifies else (),
     )
+
+
+def _check_sizes(path: Path, hf: Any) -> None:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names += ("max_position_embeddings", "vocab_size", "num_key_value_heads", "sliding_window")
+    for name in names:
+        size = getattr(hf, name, None)
+        optional = size is None and name in ("num_key_value_heads", "sliding_window")
+        if not optional and (not isinstance(size, int) or size < 1):
+            raise DyntokError(f"{path}: {name} is {size!r}; valid is a number from 1")
+    heads, groups = hf.num_attention_heads, getattr(hf, "num_key_value_heads", None) or 1
+    if heads % groups:
+        raise DyntokError(f"{path}: {heads} heads do not divide into {groups} key/value heads")
+    if not getattr(hf, "head_dim", None) and hf.hidden_size % heads:
+        raise DyntokError(f"{path}: a width of {hf.hidden_size} does not divide into {heads} heads")
 
 
 def _encoder(path: Path, hf: Any) -> EncoderConfig:

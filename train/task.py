@@ -1,0 +1,65 @@
+"""What a training run trains: the one interface between objectives and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Loaded(NamedTuple):
+    """A batch from the input side.
+
+    Attributes:
+        batch: pytree of numpy arrays of bucketed shapes; its type may choose the loss.
+        tokens: tokens in it, padding not counted, for the reported speed.
+        position: JSON value with which the input side goes on right after this batch.
+    """
+
+    batch: Any
+    tokens: int
+    position: Any
+
+
+class Task(Protocol):
+    """An objective with its model and its data."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values that must be equal when a run is resumed (model, data, shapes)."""
+        ...
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices of the run."""
+        ...
+
+    @property
+    def frozen(self) -> Any:
+        """Arrays that the loss reads and nothing changes, on the mesh."""
+        ...
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """Trainable parameters at step 0, on the mesh."""
+        ...
+
+    def shardings(self) -> Any:
+        """Sharding of every trainable parameter, a tree like theirs."""
+        ...
+
+    def loss(
+        self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+        """Loss of a batch, and scalars to be logged; pure, called inside ``jax.jit``."""
+        ...
+
+    def batches(self, position: Any) -> Iterator[Loaded]:
+        """Batches from a position on, or from the start for None; endless."""
+        ...
+
+    def evaluate(self, trainables: Any) -> dict[str, float]:
+        """Figures on held-out text, by name."""
+        ...

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from dyntok_jax.embed.hypernet_rows import HypernetRows
 from dyntok_jax.embed.source import (
     BaseRows,
     BaseRowsRule,
     FvtRows,
-    HypernetRows,
     RowProvider,
     SourceEmbeddings,
     map_tensor,

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from dyntok_jax.embed.cache import RowCache
-from dyntok_jax.embed.source import FvtRows, HypernetRows, RowProvider, SourceEmbeddings
+from dyntok_jax.embed.hypernet_rows import HypernetRows
+from dyntok_jax.embed.source import FvtRows, RowProvider, SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget

@@ -13,7 +13,8 @@ from test_hypernet import FORMS, TINY, apply, random_params, run, source_of
 
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet
-from dyntok_jax.embed.source import CHUNK_SIZES, HypernetRows, SourceEmbeddings
+from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES, HypernetRows
+from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.sharding import compiled_forward, make_mesh
 from dyntok_jax.text.byte_level import spell_bytes, to_bytes

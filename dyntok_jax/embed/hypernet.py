@@ -42,6 +42,8 @@ class HypernetConfig:
         single_head: one projection predicts both.
         rescale: pieces' rows and predicted rows are scaled and shifted by learned vectors.
         predict_bias: an output bias is predicted.
+        residual: the mean of the pieces' rows (FVT) is added to what the heads predict, and the
+            heads start at zero, so that an untrained hypernetwork gives FVT rows.
         max_positions: rows of the position table, of which the first S are used.
     """
 
@@ -59,6 +61,7 @@ class HypernetConfig:
     single_head: bool = False
     rescale: bool = True
     predict_bias: bool = True
+    residual: bool = False
     max_positions: int = 514
 
     @property
@@ -139,7 +142,9 @@ class Hypernet(nn.Module):
             Rows on the device: input, and output and bias where the configuration has them.
         """
         c = self.config
-        x = self._read(jnp.asarray(source), forms)
+        source = jnp.asarray(source)
+        x = self._read(source, forms)
+        mean = _mean_row(source, forms, mask) if c.residual else None
         x = x + self._table("positions", (c.max_positions, c.hidden), "T")[: forms.shape[1]]
         x = x + self._table("token_types", (1, c.hidden), "C")[0]
         if c.languages:
@@ -150,7 +155,7 @@ class Hypernet(nn.Module):
         x = LayerNorm(c.encoder.layer_norm_eps, self.dtype, name="embedding_norm")(x)
         x = constrain(x, "B", "T", None)
         x = EncoderStack(c.encoder, self.dtype, self.remat, name="stack")(x, mask)
-        return self._predict(x[:, 0])
+        return self._predict(x[:, 0], mean)
 
     def _read(self, source: Float[Array, "V E"], forms: Int[Array, "U S"]) -> Float[Array, "U S H"]:
         c = self.config
@@ -164,7 +169,9 @@ class Hypernet(nn.Module):
         x = Dense(c.hidden, ("F", "D"), dtype=self.dtype, name="read")(x)
         return Projector(c.feed_forward, self.dtype, name="read_projector")(x)
 
-    def _predict(self, hidden: Float[Array, "U H"]) -> Rows:
+    def _predict(
+        self, hidden: Float[Array, "U H"], mean: Float[Array, "U E"] | None = None
+    ) -> Rows:
         c = self.config
         rows: Any
         output: Any = None
@@ -178,6 +185,9 @@ class Hypernet(nn.Module):
         if c.rescale:
             rows = Rescale(name="rescale")(rows)
             output = None if output is None else Rescale(name="rescale_output")(output)
+        if mean is not None:
+            rows = rows + mean[:, : c.width]
+            output = None if output is None else output + mean[:, c.width :]
         bias: Any = None
         if c.predict_bias:
             bias = Dense(1, ("D", "C"), dtype=self.dtype, name="bias")(hidden)[:, 0]
@@ -185,11 +195,23 @@ class Hypernet(nn.Module):
 
     def _head(self, hidden: Float[Array, "U H"], width: int, name: str) -> Any:
         projected = Projector(self.config.feed_forward, self.dtype, name=f"{name}_projector")
-        return Dense(width, ("D", "F"), dtype=self.dtype, name=name)(projected(hidden))
+        init = nn.initializers.zeros if self.config.residual else nn.initializers.normal(0.02)
+        dense = Dense(width, ("D", "F"), dtype=self.dtype, kernel_init=init, name=name)
+        return dense(projected(hidden))
 
     def _table(self, name: str, shape: tuple[int, int], axis: str) -> jax.Array:
         # Whole along the width, as the encoder's tables are.
         return parameter(self, name, nn.initializers.normal(0.02), shape, (axis, None))
+
+
+def _mean_row(
+    source: Float[Array, "V E"], forms: Int[Array, "U S"], mask: Bool[Array, "U S"]
+) -> Float[Array, "U E"]:
+    """Mean of the pieces' rows; pieces beyond V, which have none in ``source``, do not count."""
+    known = mask & (forms < len(source))
+    rows = source[jnp.minimum(forms, len(source) - 1)]
+    total = jnp.where(known[..., None], rows, 0).sum(axis=1)
+    return total / jnp.maximum(known.sum(axis=1, keepdims=True), 1)
 
 
 def abstract_hypernet(config: HypernetConfig) -> Any:

@@ -151,6 +151,22 @@ def gathered(
     return module(embeddings, mask, *inputs)  # pyright: ignore[reportCallIssue]
 
 
+def apply(
+    module: nn.Module,
+    params: Any,
+    rows: Float[Array, "U D"],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *inputs: Any,
+    mesh: Mesh,
+    method: Callable[..., Any] = gathered,
+) -> Any:
+    """:func:`forward` for use inside a jitted function, such as a training step."""
+    rules = list(RULES.items())
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
+        return module.apply({"params": params}, rows, ids, mask, *inputs, method=method)
+
+
 @functools.lru_cache(maxsize=64)
 def compiled_forward(
     module: nn.Module, mesh: Mesh, method: Callable[..., Any]
@@ -161,9 +177,7 @@ def compiled_forward(
     """
 
     def run(params: Any, rows: Any, ids: Any, mask: Any, inputs: tuple[Any, ...]) -> Any:
-        rules = list(RULES.items())
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
-            return module.apply({"params": params}, rows, ids, mask, *inputs, method=method)
+        return apply(module, params, rows, ids, mask, *inputs, mesh=mesh, method=method)
 
     whole, batch = replicated(mesh), batch_sharding(mesh)
     return jax.jit(run, in_shardings=(None, whole, batch, batch, None), out_shardings=batch)

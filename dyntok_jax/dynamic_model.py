@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from dyntok_jax.batching import Batch, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.providers import row_provider
-from dyntok_jax.embed.source import BaseRowsRule, SourceEmbeddings
+from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -63,6 +64,22 @@ class DynamicModel:
     cache: RowCache
     mesh: Mesh
     max_length: int
+
+    def with_rows(
+        self, rows: str, language: int | None = None, base_rows: BaseRowsRule | None = None
+    ) -> DynamicModel:
+        """The same model with other rows; it shares the weights and what is compiled.
+
+        Args:
+            rows, language, base_rows: as in ``load``.
+
+        Raises:
+            DyntokError: as in ``load``.
+        """
+        other = copy.copy(self)
+        provider = _provider(rows, self.source, self.tokenizer, language, base_rows, self.mesh)
+        other.rows, other.cache = rows, RowCache(provider, CACHE_ROWS)
+        return other
 
     def merge(
         self,
@@ -132,7 +149,7 @@ def load(
 
     Args:
         name: see ``model_store``.
-        rows: ``base``, ``fvt`` or the folder of a hypernetwork.
+        rows: see ``embed.providers.row_provider``.
         compute: dtype, mesh and the like.
         language: row of the hypernetwork's language table.
         base_rows: see ``embed.providers.row_provider``.
@@ -153,15 +170,7 @@ def load(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {len(source.input)}"
             " rows: they do not belong together"
         )
-    provider = row_provider(
-        rows,
-        # Of a model with separate output rows only a hypernetwork that reads them needs both.
-        lambda separate: source if separate else SourceEmbeddings(source.input),
-        tokenizer,
-        language,
-        base_rows,
-        mesh,
-    )
+    provider = _provider(rows, source, tokenizer, language, base_rows, mesh)
     module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
     return DynamicModel(
         name,
@@ -174,6 +183,21 @@ def load(
         RowCache(provider, CACHE_ROWS),
         mesh,
         loaded.architecture.max_length,
+    )
+
+
+def _provider(
+    rows: str,
+    source: SourceEmbeddings,
+    tokenizer: BaseTokenizer,
+    language: int | None,
+    base_rows: BaseRowsRule | None,
+    mesh: Mesh,
+) -> RowProvider:
+    # Of a model with separate output rows only a hypernetwork that reads them needs both.
+    part = SourceEmbeddings(source.input)
+    return row_provider(
+        rows, lambda separate: source if separate else part, tokenizer, language, base_rows, mesh
     )
 
 

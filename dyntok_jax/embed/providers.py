@@ -1,4 +1,4 @@
-"""Row providers by name: ``base``, ``fvt``, or the folder of a hypernetwork."""
+"""Row providers by name: the model's own rows, those made of them, or a hypernetwork's folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from dyntok_jax.embed.baselines import RidgeRows, WeightedRows
 from dyntok_jax.embed.hypernet_rows import HypernetRows
 from dyntok_jax.embed.source import (
     BaseRows,
@@ -21,6 +22,9 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_byte_level
 from dyntok_jax.types import DyntokError
 
+OF_PIECES = {"fvt": FvtRows, "weighted": WeightedRows, "ridge": RidgeRows}
+"""Providers that make a merged token's row of its pieces' rows, without training."""
+
 
 def row_provider(
     name: str,
@@ -33,32 +37,31 @@ def row_provider(
     """The provider of that name.
 
     Args:
-        name: ``base``, ``fvt``, or the folder of a ZeTT hypernetwork.
+        name: ``base``, ``fvt``, ``weighted``, ``ridge``, or the folder of a ZeTT hypernetwork.
         source: the model's rows, given whether output rows are wanted apart from input rows.
         tokenizer: the model's own; a hypernetwork's folder may hold one instead.
         language: row of the hypernetwork's language table.
-        base_rows: whether unmerged tokens keep the model's own rows; by default with FVT they do,
-            and with a ZeTT hypernetwork they are predicted (paper, Eq. 3).
+        base_rows: whether unmerged tokens keep the model's own rows; by default they do but
+            with a ZeTT hypernetwork they are predicted (paper, Eq. 3).
         mesh: devices of the hypernetwork; all by default.
 
     Raises:
         DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer.
     """
-    if name in ("base", "fvt"):
+    if name in OF_PIECES or name == "base":
         if language is not None:
             raise DyntokError(f"language {language}: {name} rows have none; hypernetworks do")
         if tokenizer is None:
             raise DyntokError(f"{name} rows need a tokenizer: give --tokenizer DIR or --model NAME")
         rows = source(False)
-        return (
-            BaseRows(rows, tokenizer)
-            if name == "base"
-            else FvtRows(rows, tokenizer, base_rows or "own")
-        )
+        if name == "base":
+            return BaseRows(rows, tokenizer)
+        return OF_PIECES[name](rows, tokenizer, base_rows or "own")
     folder = Path(name)
     if not folder.is_dir():
         raise DyntokError(
-            f"rows {name!r}: no such folder; valid: base, fvt, a hypernetwork's folder"
+            f"rows {name!r}: no such folder; valid: base, {', '.join(OF_PIECES)}, "
+            "a hypernetwork's folder"
         )
     config, params = load_hypernet(folder)
     return HypernetRows(

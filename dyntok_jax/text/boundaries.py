@@ -83,6 +83,24 @@ def unit_numbers(tokens: Sequence[str], boundary: Boundary) -> np.ndarray:
     return np.cumsum(breaks, dtype=np.int32) - np.int32(breaks[0])
 
 
+def capped_units(units: np.ndarray, longest: int) -> np.ndarray:
+    """Cuts units into runs, so that no merged token has more base tokens than ``longest``.
+
+    Every unit is cut from its beginning; its last run may be shorter.
+
+    Args:
+        units: (T,) rising numbers of the units.
+        longest: most base tokens of a run, from 1.
+
+    Returns:
+        (T,) int32, rising from 0.
+    """
+    begins = np.diff(units, prepend=-1) != 0
+    positions = np.arange(len(units))
+    unit_begin = np.maximum.accumulate(np.where(begins, positions, 0))
+    return np.cumsum((positions - unit_begin) % longest == 0, dtype=np.int32) - np.int32(1)
+
+
 def _decode(raw: bytes) -> tuple[str, np.ndarray]:
     """The text of the bytes, and each character's first byte, with the end appended.
 

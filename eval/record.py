@@ -1,0 +1,146 @@
+"""The frame of an evaluation command: its errors, line ranges, models and the file it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dyntok_jax.cli.jsonl import atomic_path
+from dyntok_jax.types import DyntokError
+
+STATIC = "static"
+"""The name, among rows, of reading base tokens by the model's own rows."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+) -> None:
+    """Parses, measures, writes ``--out`` atomically with what made it, and shows the figures.
+
+    Args:
+        parser: with the command's options; ``--model`` and ``--out`` are added.
+        measure: figures of the parsed options, JSON values.
+        show: prints the figures.
+    """
+    parser.add_argument("--model", required=True, metavar="NAME", help="a model's name or folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    commit, start = git_commit(), time.perf_counter()
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(options.out) as partial:
+            figures = measure(options)
+            figures |= {
+                "command": shlex.join(["python", "-m", parser.prog, *sys.argv[1:]]),
+                "commit": commit,
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+            partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    except DyntokError as error:
+        parser.error(" ".join(str(error).split()))
+    except OSError as error:
+        parser.error(f"{error.filename or options.out}: {error.strerror}")
+    show(figures)
+
+
+def git_commit() -> str:
+    """The checkout's commit, ``+changes`` where files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=folder)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--short") else "")
+
+
+def names(text: str) -> list[str]:
+    """An option's list of names, separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: an empty name, or one twice.
+    """
+    found = [name.strip() for name in text.split(",")]
+    if "" in found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid are different names between commas")
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """An option's list of whole numbers from 1, separated by commas."""
+    found = names(text)
+    if not all(word.isdecimal() and int(word) for word in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid are numbers from 1 between commas")
+    return [int(word) for word in found]
+
+
+def positive(text: str) -> int:
+    """An option's whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid is a number from 1")
+    return int(text)
+
+
+def percent(text: str) -> float:
+    """An option's percentage."""
+    try:
+        if 0 <= (value := float(text)) <= 100:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: valid is a percentage from 0 to 100")
+
+
+def line_range(text: str) -> tuple[int, int]:
+    """An option's range of lines, A-B: counted from 1, both ends included."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid is A-B, lines A to B counted from 1")
+    return int(first), int(last)
+
+
+def read_lines(path: Path, lines: tuple[int, int] | None) -> list[str]:
+    """The lines of a text file, or those of a range.
+
+    Raises:
+        DyntokError: no such file, not UTF-8, or without some of the lines.
+    """
+    try:
+        found = path.read_text("utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise DyntokError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DyntokError(f"{path}: not UTF-8 (byte {error.start + 1})") from error
+    if found == [""]:
+        raise DyntokError(f"{path}: an empty file; valid is one text a line")
+    first, last = lines or (1, len(found))
+    if last > len(found):
+        raise DyntokError(f"{path}: has {len(found)} lines; lines {first}-{last} are asked for")
+    return found[first - 1 : last]
+
+
+def gap_closed(static: float, fvt: float, other: float) -> float | None:
+    """The share of the way from FVT to static that other rows go; None where there is no way."""
+    return (other - fvt) / (static - fvt) if static != fvt else None

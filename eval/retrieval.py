@@ -1,0 +1,210 @@
+"""Retrieval of a text's English translation, read dynamically, with different rows.
+
+    python -m eval.retrieval --model multilingual-e5-small --rows static,fvt,weighted,ridge \
+      --text FOLDER --lines 501-1000 --skip-lines 681 --languages de ru tr --out out/retrieval.json
+
+FOLDER holds line-aligned files xx.txt, one text a line, and en.txt. Queries are the lines of xx,
+merged and embedded by the given rows; candidates are the English lines in base tokens. A query
+is right where its own line has the highest cosine among all candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.encoding import pooled
+from dyntok_jax.merging.batch import DynamicTokens
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.text.boundaries import capped_units
+from dyntok_jax.text.layouts import BaseTokens, text_layout
+from dyntok_jax.types import DyntokError, Token
+from eval import record
+from eval.record import STATIC
+
+BATCH_SIZE = 32
+"""Lines that are merged together."""
+
+
+def main() -> None:
+    """Measures, prints a table and writes the figures as JSON."""
+    parser = record.Parser(
+        "eval.retrieval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", type=record.names, default="static,fvt", help="static, fvt, …: see the README")
+    add("--text", type=Path, required=True, metavar="FOLDER", help="aligned files xx.txt")
+    add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
+    add("--skip-lines", type=record.numbers, default=[], metavar="N,N", help="lines left out")
+    add("--languages", nargs="+", metavar="XX", help="languages of the queries (all but en)")
+    add("--prefix", default="query: ", help="put before every line (default: %(default)r)")
+    add("--reduction", type=record.percent, default=100, metavar="PCT", help="of the saving (100)")
+    add("--max-pieces", type=record.positive, metavar="N", help="most base tokens of a merged one")
+    record.run(parser, measure, show)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of every language and all rows, and their means."""
+    languages = options.languages or sorted(
+        path.stem for path in options.text.glob("*.txt") if path.stem != "en"
+    )
+    texts = {name: _lines(options, name) for name in dict.fromkeys(["en", *languages])}
+    if odd := [name for name in texts if len(texts[name]) != len(texts["en"])]:
+        raise DyntokError(f"{options.text}: {odd[0]}.txt and en.txt differ in number of lines")
+    model = load(options.model, "fvt")
+    if model.kind != "encoder":
+        raise DyntokError(f"{model.name} is a decoder: retrieval needs an encoder")
+    models = {name: model.with_rows(name) for name in options.rows if name != STATIC}
+    candidates = _static(model, _layout(model, options.prefix, texts["en"], None))
+    results: dict[str, Any] = {}
+    for language in tqdm(languages, "languages", disable=not sys.stderr.isatty(), leave=False):
+        base = _layout(model, options.prefix, texts[language], options.max_pieces)
+        results[language] = _language(model, models, options, base, candidates)
+    return {
+        "model": options.model,
+        "rows": options.rows,
+        "texts": len(texts["en"]),
+        "reduction": options.reduction,
+        "max_pieces": options.max_pieces,
+        "languages": results,
+        "mean": averages(list(results.values())),
+    }
+
+
+def _lines(options: argparse.Namespace, name: str) -> list[str]:
+    lines = record.read_lines(options.text / f"{name}.txt", options.lines)
+    first = options.lines[0] if options.lines else 1
+    skipped = {number - first for number in options.skip_lines}
+    return [line for place, line in enumerate(lines) if place not in skipped]
+
+
+def _layout(
+    model: DynamicModel, prefix: str, lines: Sequence[str], max_pieces: int | None
+) -> list[BaseTokens]:
+    texts = [prefix + line for line in lines]
+    base = text_layout(model.tokenizer, texts, max_length=model.max_length)
+    if max_pieces is None:
+        return base
+    return [replace(part, units=capped_units(part.units, max_pieces)) for part in base]
+
+
+def _static(model: DynamicModel, base: Sequence[BaseTokens]) -> Float[np.ndarray, "N D"]:
+    # Ids keep the model's own rows with any provider.
+    sequences: list[list[Token]] = [[*part.ids.tolist()] for part in base]
+    return pooled(model, sequences, "mean", BATCH_SIZE)
+
+
+def _language(
+    model: DynamicModel,
+    models: dict[str, DynamicModel],
+    options: argparse.Namespace,
+    base: list[BaseTokens],
+    candidates: Float[np.ndarray, "N D"],
+) -> dict[str, Any]:
+    """Accuracies and lengths of one language."""
+    merged: list[DynamicTokens] = []
+    for start in range(0, len(base), BATCH_SIZE):
+        budget = Budget(reduction=options.reduction)
+        merged += model.merge(base[start : start + BATCH_SIZE], budget).sequences
+    prefix = len(model.tokenizer.encode([options.prefix.rstrip()])[0].ids)
+    found: dict[str, Any] = {"accuracy": {}, **lengths(base, merged, prefix)}
+    for name in options.rows:
+        vectors = (
+            _static(model, base)
+            if name == STATIC
+            else pooled(models[name], [part.tokens for part in merged], "mean", BATCH_SIZE)
+        )
+        found["accuracy"][name] = accuracy(vectors, candidates)
+    return found | {"gap_closed": gaps(found["accuracy"])}
+
+
+def accuracy(queries: Float[np.ndarray, "N D"], candidates: Float[np.ndarray, "N D"]) -> float:
+    """Percent of the queries whose nearest candidate by cosine is the one of the same place."""
+
+    def unit(vectors: np.ndarray) -> np.ndarray:
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    nearest = (unit(queries) @ unit(candidates).T).argmax(axis=1)
+    return 100 * float((nearest == np.arange(len(queries))).mean())
+
+
+def lengths(
+    base: Sequence[BaseTokens], merged: Sequence[DynamicTokens], prefix: int
+) -> dict[str, Any]:
+    """Tokens before and after merging, with and without the ends and the prefix.
+
+    Args:
+        base, merged: sequences with one special token at either end.
+        prefix: base tokens of the prefix, behind the opening token.
+    """
+    before, after = sum(len(s.tokens) for s in base), sum(len(s.tokens) for s in merged)
+    text_before = before - (prefix + 2) * len(base)
+    text_after = sum(int((s.starts > prefix).sum()) - 1 for s in merged)
+    return {
+        "tokens_static": before,
+        "tokens_dynamic": after,
+        "reduction": _saved(before, after),
+        "reduction_text_only": _saved(text_before, text_after),
+        "truncated": sum(s.truncated for s in base),
+    }
+
+
+def _saved(before: int, after: int) -> float:
+    return 100 * (before - after) / before if before else 0.0
+
+
+def gaps(accuracies: dict[str, float]) -> dict[str, float | None]:
+    """Share of the gap between FVT and static that the other rows close, where both are there."""
+    if not {STATIC, "fvt"} <= accuracies.keys():
+        return {}
+    ends = accuracies[STATIC], accuracies["fvt"]
+    others = [name for name in accuracies if name not in (STATIC, "fvt")]
+    return {name: record.gap_closed(*ends, accuracies[name]) for name in others}
+
+
+def averages(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over languages; the gap closed is that of the mean accuracies."""
+    means = {
+        name: float(np.mean([result["accuracy"][name] for result in results]))
+        for name in results[0]["accuracy"]
+    }
+    saved = {
+        key: float(np.mean([result[key] for result in results]))
+        for key in ("reduction", "reduction_text_only")
+    }
+    return {"accuracy": means, **saved, "gap_closed": gaps(means)}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints a line for each language and one for the mean."""
+    title = f"{figures['model']}: accuracy@1 xx→en over {figures['texts']} texts, percent"
+    table = Table("", *figures["rows"], title=title, title_justify="left")
+    others = list(figures["mean"]["gap_closed"])
+    for name in [*(f"{name}: gap closed" for name in others), "shorter by", "text only"]:
+        table.add_column(name, justify="right")
+    for language, row in [*figures["languages"].items(), ("mean", figures["mean"])]:
+        if language == "mean":
+            table.add_section()
+        closed = (row["gap_closed"][name] for name in others)
+        table.add_row(
+            language,
+            *(f"{row['accuracy'][name]:.1f}" for name in figures["rows"]),
+            *("–" if share is None else f"{100 * share:.0f} %" for share in closed),
+            *(f"{row[key]:.1f} %" for key in ("reduction", "reduction_text_only")),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

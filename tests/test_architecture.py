@@ -10,10 +10,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dyntok_jax"
 ORDER = [
     {"types"},
+    {"files"},
+    {"tensor_files"},
     {"config", "text", "model_store"},
     {"merging", "batching", "colour"},
     {"models"},
-    {"sharding"},
+    {"sharding", "checkpoint"},
     {"embed"},
     {"dynamic_model"},
     {"encoding", "scoring"},
@@ -53,7 +55,13 @@ def test_dependencies_go_one_way(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if part(path) in ("text", "types", "model_store")], ids=str
+    "path",
+    [
+        path
+        for path in FILES
+        if part(path) in ("text", "types", "files", "tensor_files", "model_store")
+    ],
+    ids=str,
 )
 def test_the_text_side_never_imports_jax(path):
     for name in imports(path, everywhere=True):

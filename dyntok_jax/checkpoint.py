@@ -1,0 +1,266 @@
+"""Checkpoints of a training run: saved beside the training, restored onto any mesh."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from dyntok_jax.types import DyntokError
+
+logger = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: steps done.
+        trainables: the parameters.
+        rest: optimizer state and PRNG key.
+        position: JSON value, where the input side goes on.
+    """
+
+    step: int
+    trainables: Any
+    rest: Any
+    position: Any
+
+
+class Checkpoints:
+    """The checkpoints in a folder, one subfolder a step; use it as a context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        best: str | None = None,
+        direction: Literal["max", "min"] = "max",
+    ):
+        """Opens the folder, making it where it is missing.
+
+        Args:
+            folder: holds this run's checkpoints and nothing else.
+            keep: newest checkpoints that are kept.
+            best: name of the figure whose best checkpoint is kept as well.
+            direction: whether the best is the largest or the smallest.
+
+        Raises:
+            DyntokError: the folder cannot be made or written.
+        """
+        self.folder = folder
+        policies: list[Any] = [LatestN(keep)]
+
+        def figure(metrics: Any) -> float:
+            return metrics[best]
+
+        if best is not None:
+            policies.append(
+                BestN(
+                    get_metric_fn=figure,
+                    reverse=direction == "min",
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=figure if best else None,
+            best_mode=direction,
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except OSError as error:
+            raise DyntokError(f"{folder}: cannot hold checkpoints ({_line(error)})") from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint; None without one."""
+        return self._manager.best_step()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes of a multi-process run were told to stop after this step."""
+        return self._manager.reached_preemption(step)
+
+    def save(
+        self,
+        step: int,
+        trainables: Any,
+        rest: Any,
+        position: Any,
+        settings: Mapping[str, Any],
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        """Copies the arrays and writes them in the background; a step's second save does nothing.
+
+        Args:
+            step: steps done.
+            trainables: parameters, ``jax.Array`` leaves.
+            rest: optimizer state and PRNG key data, ``jax.Array`` leaves.
+            position: JSON value, where the input side goes on.
+            settings: JSON values that must be equal for a resumed run.
+            figures: of an evaluation at this step, for the best.
+
+        Raises:
+            DyntokError: this save, or the one before it, failed; earlier checkpoints are good.
+        """
+        if step in self._manager.all_steps():
+            return
+        run = {
+            "position": position,
+            "settings": _plain(settings),
+            "sums": np.asarray(_sums((trainables, rest))).tolist(),
+        }
+        items = ocp.args.Composite(
+            trainables=ocp.args.StandardSave(trainables),
+            rest=ocp.args.StandardSave(rest),
+            run=ocp.args.JsonSave(run),
+        )
+        self._guarded(self._manager.save, step, args=items, metrics=figures, force=True)
+
+    def wait(self) -> None:
+        """Until the last save is on disk.
+
+        Raises:
+            DyntokError: it failed; earlier checkpoints are good.
+        """
+        self._guarded(self._manager.wait_until_finished)
+
+    def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
+        try:
+            call(*arguments, **options)
+        except Exception as error:  # the storage layer raises many kinds
+            raise DyntokError(
+                f"{self.folder}: a checkpoint could not be saved ({_line(error)}); earlier "
+                "checkpoints are good: make room and run again"
+            ) from error
+
+    def restore(self, trainables: Any, rest: Any, settings: Mapping[str, Any]) -> Restored | None:
+        """The newest checkpoint that is whole, put where the given trees say.
+
+        Damaged newer ones are deleted once an older one is read, with one warning.
+
+        Args:
+            trainables: ``jax.ShapeDtypeStruct`` leaves with shardings of the running task's mesh,
+                which need not be the mesh of the run that saved.
+            rest: likewise.
+            settings: those of the running task.
+
+        Returns:
+            The checkpoint, or None where the folder has none.
+
+        Raises:
+            DyntokError: the settings differ from the run's, or every checkpoint is damaged.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                run = self._read_run(step)
+            except Exception as error:  # damage shows in many ways
+                damaged[step] = _line(error)
+                continue
+            _compare(run["settings"], _plain(settings), self.folder)
+            try:
+                arrays = self._read_arrays(step, trainables, rest, run["sums"])
+            except Exception as error:
+                damaged[step] = _line(error)
+                continue
+            self._drop(damaged, step)
+            return Restored(step, *arrays, run["position"])
+        if damaged:
+            said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise DyntokError(f"{self.folder}: no checkpoint can be read ({said})")
+        return None
+
+    def _read_run(self, step: int) -> Any:
+        restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        return {name: restored["run"][name] for name in ("settings", "position", "sums")}
+
+    def _read_arrays(self, step: int, trainables: Any, rest: Any, sums: list[int]) -> Any:
+        items = ocp.args.Composite(
+            trainables=ocp.args.StandardRestore(trainables), rest=ocp.args.StandardRestore(rest)
+        )
+        restored = self._manager.restore(step, args=items)
+        arrays = restored["trainables"], restored["rest"]
+        if np.asarray(_sums(arrays)).tolist() != sums:
+            raise ValueError("its values are not those that were saved")
+        return arrays
+
+    def _drop(self, damaged: Mapping[int, str], used: int) -> None:
+        if not damaged:
+            return
+        said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        logger.warning(
+            "%s: going on from step %d, as newer ones are damaged (%s)", self.folder, used, said
+        )
+        for step in damaged:
+            self._manager.delete(step)
+
+
+@jax.jit
+def _sums(tree: Any) -> jax.Array:
+    """Sum of every array's bits modulo 2³², the same on every mesh; it detects damage."""
+
+    def total(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype == jnp.bool_:
+            bits = leaf
+        else:
+            bits = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return jnp.stack([total(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
+
+
+def _compare(saved: Any, running: Any, folder: Path) -> None:
+    old, new = _flat(saved), _flat(running)
+    differing = [
+        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, _flat) != new.get(name, _flat)
+    ]
+    if differing:
+        raise DyntokError(
+            f"{folder}: the run there has other settings ({'; '.join(differing)}); choose another "
+            "folder or the same settings"
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """Leaves of nested mappings as JSON, by dotted name."""
+    if not isinstance(value, dict) or not value:
+        return {name: json.dumps(value, ensure_ascii=False)}
+    return {
+        key: leaf
+        for part, inner in value.items()
+        for key, leaf in _flat(inner, f"{name}.{part}" if name else part).items()
+    }
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(dict(settings)))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

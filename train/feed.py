@@ -1,0 +1,110 @@
+"""Batches made and put on the devices ahead of the step that takes them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dyntok_jax.sharding import batch_sharding, replicated
+from train.task import Loaded
+
+
+class Fed(NamedTuple):
+    """A batch on the host and on the devices."""
+
+    loaded: Loaded
+    arrays: Any
+
+
+class Feed:
+    """A thread that takes batches from an iterator, some ahead; use it as a context manager."""
+
+    def __init__(self, batches: Iterator[Loaded], mesh: Mesh, ahead: int = 3):
+        """Starts the thread.
+
+        Args:
+            batches: endless; only the thread touches it.
+            mesh: devices of the run.
+            ahead: batches that may wait.
+        """
+        self.waited = 0.0
+        """Seconds for which the devices had nothing to do but wait for a batch."""
+        self._mesh = mesh
+        self._queue: queue.Queue[Fed | BaseException] = queue.Queue(ahead)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(batches,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=10)
+
+    def next(self, running: Any) -> Fed:
+        """The next batch.
+
+        Args:
+            running: a result of the step that is running, or None. Where no batch is ready, that
+                step is waited for first: only what comes after is time lost to the input.
+
+        Raises:
+            Exception: whatever the iterator raised.
+        """
+        try:
+            item = self._queue.get_nowait()
+        except queue.Empty:
+            jax.block_until_ready(running)
+            start = time.perf_counter()
+            item = self._queue.get()
+            self.waited += time.perf_counter() - start
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _run(self, batches: Iterator[Loaded]) -> None:
+        try:
+            for loaded in batches:
+                self._put(Fed(loaded, put(loaded.batch, self._mesh)))
+                if self._stopping.is_set():
+                    return
+            self._put(RuntimeError("the batches of a task must be endless"))
+        except BaseException as error:  # it belongs to the thread that takes the batches
+            self._put(error)
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: Fed | BaseException) -> None:
+        while not self._stopping.is_set():
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+
+def put(batch: Any, mesh: Mesh) -> Any:
+    """A batch on the devices, each array split along its first axis where the mesh divides it.
+
+    In a run of several processes each gives its own part of the first axis; arrays that the mesh
+    does not divide must then be alike everywhere.
+    """
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        size = array.shape[0] * jax.process_count() if array.ndim else 1
+        where = split if size % parts == 0 else whole
+        return jax.make_array_from_process_local_data(where, array)
+
+    return jax.tree.map(place, batch)

@@ -1,0 +1,432 @@
+"""The training loop: any task, any mesh, resumed where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import save_file
+
+from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.sharding import replicated
+from dyntok_jax.types import DyntokError
+from train.feed import Fed, Feed, put
+from train.metrics import Clock, Metrics
+from train.optim import OptimizerConfig, make_optimizer, optimizer_shardings
+from train.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """A run.
+
+    Attributes:
+        out: folder of the run: ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``.
+        steps: batches.
+        seed: of the parameters and of what is drawn in the loss.
+        optimizer: and its schedule.
+        checkpoint_every: steps between checkpoints; 0 for one at the end only.
+        keep: newest checkpoints that are kept.
+        evaluate_every: steps between evaluations, with one at the end; 0 for none.
+        best: figure of the evaluation whose best checkpoint is kept as well.
+        direction: whether its best is the largest or the smallest.
+        log_every: steps between records, which hold means over these steps.
+        tensorboard: whether to write event files too.
+    """
+
+    out: Path
+    steps: int
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint_every: int = 1000
+    keep: int = 2
+    evaluate_every: int = 0
+    best: str | None = None
+    direction: Literal["max", "min"] = "max"
+    log_every: int = 10
+    tensorboard: bool = False
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        trainables: parameters.
+        optimizer: state of the optimizer.
+        key: data of the run's PRNG key; a step's key is this one folded with the step.
+        step: () int32, steps done.
+    """
+
+    trainables: Any
+    optimizer: Any
+    key: jax.Array
+    step: jax.Array
+
+
+class Report(NamedTuple):
+    """Scalars of a step; ``sound`` is False from the first step whose loss is not finite on."""
+
+    sound: jax.Array
+    loss: jax.Array
+    grad_norm: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+class Flight(NamedTuple):
+    """A step that was handed to the devices and whose report was not read yet."""
+
+    step: int
+    fed: Fed
+    report: Report
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """The function of a step, to be jitted: ``(state, sound, frozen, batch)``.
+
+    A loss or gradient that is not finite leaves the state as it was, and so do all later steps:
+    the host, which reads reports one step late, finds the parameters before the bad batch.
+    """
+
+    def step(state: State, sound: jax.Array, frozen: Any, batch: Any) -> tuple[State, Report]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        loss = jax.value_and_grad(task.loss, has_aux=True)
+        (value, metrics), grads = loss(state.trainables, frozen, batch, key)
+        norm = optax.tree.norm(grads)
+        sound = sound & jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, moments = optimizer.update(grads, state.optimizer, state.trainables)
+        trainables = optax.apply_updates(state.trainables, updates)
+        new = State(trainables, moments, state.key, state.step + 1)
+        new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
+        return new, Report(sound, value, norm, metrics)
+
+    return step
+
+
+def train(task: Task, config: TrainingConfig) -> Any:
+    """Trains a task, from its newest checkpoint in ``config.out`` or from the start.
+
+    SIGTERM and SIGINT end the process with exit code 0 after a checkpoint at the step they fell
+    in; a second one ends it at once.
+
+    Returns:
+        The trainables after ``config.steps`` steps, also where they were already done.
+
+    Raises:
+        DyntokError: settings that differ from those of the run in the folder, a loss that is not
+            finite (the batch is saved and named), a checkpoint that cannot be saved or read.
+    """
+    _check(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    folder = config.out / "checkpoints"
+    with Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints:
+        run = _Run(task, config, checkpoints)
+        run.start()
+        if run.done < config.steps:
+            run.go()
+        return run.state.trainables
+
+
+def _check(config: TrainingConfig) -> None:
+    for name, least in (("steps", 1), ("log_every", 1), ("keep", 1)):
+        if getattr(config, name) < least:
+            raise DyntokError(f"{name}: {getattr(config, name)} is not at least {least}")
+    for name in ("checkpoint_every", "evaluate_every"):
+        if getattr(config, name) < 0:
+            raise DyntokError(f"{name}: {getattr(config, name)} is negative")
+    if config.best is not None and not config.evaluate_every:
+        raise DyntokError(f"best: {config.best} needs evaluations, but evaluate_every is 0")
+
+
+class _Run:
+    """A run in progress.
+
+    Attributes:
+        state: after the newest step that was handed to the devices.
+        done: steps whose report was read.
+        position: of the input side after these.
+    """
+
+    def __init__(self, task: Task, config: TrainingConfig, checkpoints: Checkpoints):
+        self.task, self.config, self.checkpoints = task, config, checkpoints
+        self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
+        self.settings = dict(task.settings) | {
+            "training": {
+                "steps": config.steps,
+                "seed": config.seed,
+                "optimizer": dataclasses.asdict(config.optimizer),
+            }
+        }
+        self.done, self.position = 0, None
+        self.shapes: set[Any] = set()
+        self.clock = Clock()
+        self.reports: list[dict[str, float]] = []
+        self.tokens = 0
+
+    def start(self) -> None:
+        """The state at step 0, or of the newest checkpoint."""
+        self.state, self.shardings = initial_state(self.task, self.optimizer, self.config.seed)
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.state,
+            self.shardings,
+        )
+        restored = self.checkpoints.restore(abstract.trainables, _rest(abstract), self.settings)
+        if restored is not None:
+            self.state = State(restored.trainables, **restored.rest)
+            self.done, self.position = restored.step, restored.position
+            logger.info("%s: resumed at step %d", self.config.out, self.done)
+
+    def go(self) -> None:
+        """Trains up to the last step."""
+        config = self.config
+        batches = self.task.batches(self.position)
+        self.metrics = Metrics(config.out, self.done, config.steps, config.tensorboard)
+        with (
+            contextlib.closing(self.metrics),
+            Feed(batches, self.task.mesh) as self.feed,
+            stop_signals() as stop,
+        ):
+            self._steps(stop)
+        self.checkpoints.wait()
+
+    def _steps(self, stop: Stop) -> None:
+        config = self.config
+        whole = replicated(self.task.mesh)
+        step_function = jax.jit(
+            make_step(self.task, self.optimizer),
+            donate_argnums=0,
+            out_shardings=(self.shardings, None),
+        )
+        frozen = self.task.frozen
+        sound = jax.device_put(np.True_, whole)
+        flight: Flight | None = None
+        self.clock.read()
+        for step in range(self.done + 1, config.steps + 1):
+            fed = self.feed.next(flight and flight.report)
+            with self._compiling(fed):
+                self.state, report = step_function(self.state, sound, frozen, fed.arrays)
+            sound = report.sound
+            if flight is not None:
+                self._settle(flight)
+            flight = Flight(step, fed, report)
+            stopping = stop.requested(self.checkpoints, step)
+            evaluating = _due(step, config.evaluate_every, config.steps)
+            saving = _due(step, config.checkpoint_every, config.steps) or step == config.steps
+            if stopping or evaluating or saving:
+                self._settle(flight)
+                flight = None
+                with self.clock.paused():
+                    figures = self._evaluate() if evaluating else None
+                    if stopping or saving or config.best:
+                        self._save(figures)
+            if stopping and step < config.steps:
+                self.checkpoints.wait()
+                logger.info("stopped by signal after step %d; the same command goes on", step)
+                sys.exit(0)
+
+    @contextlib.contextmanager
+    def _compiling(self, fed: Fed) -> Iterator[None]:
+        """Counts the shapes that are new, and leaves their compilation out of the speed."""
+        leaves, structure = jax.tree.flatten(fed.loaded.batch)
+        shapes = (structure, *((np.shape(leaf), np.result_type(leaf)) for leaf in leaves))
+        if shapes in self.shapes:
+            yield
+            return
+        self.shapes.add(shapes)
+        start = time.perf_counter()
+        with self.clock.paused():
+            yield
+        logger.info(
+            "compilation %d of the step took %.1f s", len(self.shapes), time.perf_counter() - start
+        )
+
+    def _settle(self, flight: Flight) -> None:
+        """Reads a step's report; ends the run where its loss is not finite."""
+        report = jax.device_get(flight.report)
+        if not report.sound:
+            self._fail(flight, report)
+        self.done, self.position = flight.step, flight.fed.loaded.position
+        self.tokens += flight.fed.loaded.tokens * jax.process_count()
+        self.reports.append(
+            {"loss": report.loss, "grad_norm": report.grad_norm} | dict(report.metrics)
+        )
+        self.metrics.advance()
+        if _due(self.done, self.config.log_every, self.config.steps):
+            self._log()
+
+    def _log(self) -> None:
+        seconds = max(self.clock.read(), 1e-9)
+        names = dict.fromkeys(name for report in self.reports for name in report)
+        means = {
+            name: float(np.mean([report[name] for report in self.reports if name in report]))
+            for name in names
+        }
+        speed = {
+            "learning_rate": float(self.schedule(self.done - 1)),
+            "tokens_per_s": self.tokens / seconds,
+            "input_wait": self.feed.waited / seconds,
+            "compilations": len(self.shapes),
+        }
+        self.metrics.write(self.done, "train", means | speed)
+        self.metrics.show(loss=means["loss"], tokens_per_s=speed["tokens_per_s"])
+        self.reports, self.tokens, self.feed.waited = [], 0, 0.0
+
+    def _evaluate(self) -> dict[str, float]:
+        figures = self.task.evaluate(self.state.trainables)
+        if self.config.best is not None and self.config.best not in figures:
+            names = ", ".join(figures)
+            raise DyntokError(f"best: no figure {self.config.best!r} in the evaluation ({names})")
+        self.metrics.write(self.done, "evaluation", figures)
+        return figures
+
+    def _save(self, figures: dict[str, float] | None) -> None:
+        self.checkpoints.save(
+            self.done,
+            self.state.trainables,
+            _rest(self.state),
+            self.position,
+            self.settings,
+            figures,
+        )
+
+    def _fail(self, flight: Flight, report: Report) -> None:
+        path = save_batch(self.config.out, flight.step, flight.fed.loaded.batch)
+        self._save(None)
+        self.checkpoints.wait()
+        raise DyntokError(
+            f"step {flight.step}: loss {report.loss}, gradient norm {report.grad_norm}; the batch "
+            f"is in {path}, the parameters before it in the checkpoint of step {self.done}"
+        )
+
+
+def _rest(state: State) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "trainables"}
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return every > 0 and (step % every == 0 or step == steps)
+
+
+def initial_state(
+    task: Task, optimizer: optax.GradientTransformation, seed: int
+) -> tuple[State, State]:
+    """The state at step 0 and the sharding of each of its arrays.
+
+    The parameters are copied: a step overwrites its own, and the task may hold the originals.
+    """
+    first, key = jax.random.split(jax.random.key(seed))
+    trainables, shardings = task.init(first), task.shardings()
+    whole = replicated(task.mesh)
+    moments = optimizer_shardings(optimizer, trainables, shardings, task.mesh)
+    where = State(shardings, moments, whole, whole)
+
+    def build(trainables: Any, key: Any) -> State:
+        trainables = jax.tree.map(jnp.copy, trainables)
+        return State(trainables, optimizer.init(trainables), key, jnp.int32(0))
+
+    key = jax.device_put(np.asarray(jax.random.key_data(key)), whole)
+    return jax.jit(build, out_shardings=where)(trainables, key), where
+
+
+def save_batch(folder: Path, step: int, batch: Any) -> Path:
+    """Writes a batch as ``nan_batch_STEP.safetensors``, its arrays named by their place in it."""
+    process = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = folder / f"nan_batch_{step}{process}.safetensors"
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    arrays = {
+        jax.tree_util.keystr(place, simple=True, separator="/") or "batch": np.ascontiguousarray(
+            leaf
+        ).reshape(np.shape(leaf))
+        for place, leaf in leaves
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(arrays, partial)
+    partial.replace(path)
+    return path
+
+
+class Stop:
+    """Whether the run was told to stop."""
+
+    def __init__(self):
+        self.told = False
+
+    def requested(self, checkpoints: Checkpoints, step: int) -> bool:
+        """Whether to stop after this step; all processes of a run agree on it."""
+        if jax.process_count() > 1:
+            return checkpoints.reached_preemption(step)
+        return self.told
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Takes note of SIGTERM and SIGINT once each instead of ending the process."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: Any) -> None:
+        stop.told = True
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class DryRun(NamedTuple):
+    """What a step of a run will need.
+
+    Attributes:
+        parameters: trainable ones.
+        bytes_per_device: arguments, results and temporaries of a step.
+        flops: of a step on one device, as the compiler counts them.
+        compile_seconds: to compile the step for the shapes of the first batch.
+    """
+
+    parameters: int
+    bytes_per_device: int
+    flops: float
+    compile_seconds: float
+
+
+def dry_run(task: Task, config: TrainingConfig) -> DryRun:
+    """Compiles the step for the task's first batch without running it."""
+    _check(config)
+    optimizer, _ = make_optimizer(config.optimizer, config.steps)
+    state, shardings = initial_state(task, optimizer, config.seed)
+    batch = put(next(task.batches(None)).batch, task.mesh)
+    sound = jax.device_put(np.True_, replicated(task.mesh))
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        .lower(state, sound, task.frozen, batch)
+        .compile()
+    )
+    seconds = time.perf_counter() - start
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.trainables))
+    return DryRun(parameters, needed, float(cost.get("flops", 0.0)), seconds)

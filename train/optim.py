@@ -1,0 +1,157 @@
+"""Optimizers and learning-rate schedules, from frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from dyntok_jax.sharding import replicated
+from dyntok_jax.types import DyntokError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with a learning rate of its own.
+
+    Attributes:
+        peak: highest learning rate.
+        steps: how many steps; -1, for the last phase, is all that are left.
+        warmup: steps of it over which the rate rises linearly from 0.
+        decay: how it falls from the peak to the phase's end.
+        end: rate at the phase's end as a fraction of the peak; of no effect for ``constant``.
+    """
+
+    peak: float = 5e-4
+    steps: int = -1
+    warmup: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    end: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer with its schedule.
+
+    Attributes:
+        name: ``adamw``, or ``adafactor`` for little memory.
+        phases: the learning rate, one stretch after the other.
+        betas: decay of the first and second moments; adamw only.
+        eps: added to the root of the second moment; adamw only.
+        weight_decay: decoupled decay of matrices, vectors are left alone; adamw multiplies it with
+            the learning rate, adafactor does not.
+        clip: largest global norm of the gradient; 0 for no clipping.
+        accumulate: batches whose mean gradient makes one update.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    phases: tuple[Phase, ...] = (Phase(),)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulate: int = 1
+
+
+def make_schedule(phases: tuple[Phase, ...], steps: int) -> optax.Schedule:
+    """Learning rate by number of steps done, the phases one after the other.
+
+    Raises:
+        DyntokError: phases that do not fill the run, or a warm-up longer than its phase.
+    """
+    lengths = [phase.steps for phase in phases]
+    if lengths and lengths[-1] == -1:
+        lengths[-1] = steps - sum(lengths[:-1])
+    if not lengths or min(lengths) < 1 or sum(lengths) != steps:
+        said = " + ".join(str(phase.steps) for phase in phases) or "none"
+        raise DyntokError(
+            f"optimizer.phases: steps {said} do not add up to the run's {steps} (the last phase "
+            "may say -1 for all that are left)"
+        )
+    schedules, ends = [], []
+    for number, (phase, length) in enumerate(zip(phases, lengths, strict=True)):
+        if not 0 <= phase.warmup <= length:
+            raise DyntokError(
+                f"optimizer.phases[{number}].warmup: {phase.warmup} is not within 0 and the "
+                f"phase's {length} steps"
+            )
+        schedules += [optax.linear_schedule(0.0, phase.peak, phase.warmup)] if phase.warmup else []
+        ends += [sum(lengths[:number]) + phase.warmup] if phase.warmup else []
+        schedules.append(_decay(phase, max(1, length - phase.warmup)))
+        ends.append(sum(lengths[: number + 1]))
+    return optax.join_schedules(schedules, ends[:-1])
+
+
+def _decay(phase: Phase, steps: int) -> optax.Schedule:
+    if phase.decay == "constant":
+        return optax.constant_schedule(phase.peak)
+    if phase.decay == "linear":
+        return optax.linear_schedule(phase.peak, phase.peak * phase.end, steps)
+    if phase.decay == "cosine":
+        return optax.cosine_decay_schedule(phase.peak, steps, phase.end)
+    raise DyntokError(f"optimizer decay {phase.decay!r}: valid are constant, linear, cosine")
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a run, and its learning rate by number of steps done.
+
+    A step is a batch: with ``accumulate`` k every k-th step changes the parameters, with the
+    learning rate of the first of the k.
+
+    Raises:
+        DyntokError: an unknown name, or a value outside its range.
+    """
+    schedule = make_schedule(config.phases, steps)
+    if config.accumulate < 1:
+        raise DyntokError(f"optimizer.accumulate: {config.accumulate} is not at least 1")
+
+    def rate(updates: Any) -> Any:
+        return schedule(updates * config.accumulate)
+
+    if config.name == "adamw":
+        first, second = config.betas
+        update = optax.adamw(
+            rate, first, second, config.eps, weight_decay=config.weight_decay, mask=_matrices
+        )
+    elif config.name == "adafactor":
+        update = optax.adafactor(
+            rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_matrices
+        )
+    else:
+        raise DyntokError(f"optimizer.name {config.name!r}: valid are adamw and adafactor")
+    if config.clip > 0:
+        update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+    if config.accumulate > 1:
+        update = optax.MultiSteps(update, config.accumulate).gradient_transformation()
+    return update, schedule
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def optimizer_shardings(
+    optimizer: optax.GradientTransformation, trainables: Any, shardings: Any, mesh: Mesh
+) -> Any:
+    """Sharding of every array of the optimizer's state, a tree like the state.
+
+    What belongs to a parameter and has its shape, such as a moment, lies where the parameter
+    does; everything else (counters, Adafactor's rows and columns) is whole on every device.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(trainables)]
+    leaves = zip(jax.tree.leaves(trainables), jax.tree.leaves(shardings), strict=True)
+    known = {path: (leaf.shape, where) for path, (leaf, where) in zip(paths, leaves, strict=True)}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
+        for start in range(len(path) + 1):
+            shape, where = known.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return where
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, trainables))

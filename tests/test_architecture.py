@@ -54,15 +54,10 @@ def test_dependencies_go_one_way(path):
             assert LEVEL[other] < LEVEL[own] or other == own, name
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        path
-        for path in FILES
-        if part(path) in ("text", "types", "files", "tensor_files", "model_store")
-    ],
-    ids=str,
-)
+WITHOUT_JAX = ("text", "types", "files", "tensor_files", "model_store")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(p) in WITHOUT_JAX], ids=str)
 def test_the_text_side_never_imports_jax(path):
     for name in imports(path, everywhere=True):
         assert name.split(".")[0] not in ("jax", "flax", "jaxlib")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dyntok_jax.cli import jsonl
+from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError, Token
 
 ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
@@ -53,8 +53,8 @@ def command(out: str) -> None:
     results, names = (first, second), (ENCODER, DECODER)
     print_report(Console(), results, names, name)
     figures = as_json(results, names, name)
-    with jsonl.atomic_path(folder / "demo.json") as partial:
+    with atomic_path(folder / "demo.json") as partial:
         partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    with jsonl.atomic_path(folder / "demo.html") as partial:
+    with atomic_path(folder / "demo.html") as partial:
         partial.write_text(page(results, names, name), "utf-8")
     click.echo(f"{folder / 'demo.html'} and {folder / 'demo.json'} written", err=True)

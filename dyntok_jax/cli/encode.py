@@ -10,6 +10,7 @@ import click
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
+from dyntok_jax.files import atomic_path
 from dyntok_jax.text.boundaries import Boundary
 
 
@@ -67,7 +68,7 @@ def command(
     from dyntok_jax.encoding import encode
 
     compute = load_config(Path(config) if config else None)
-    with jsonl.atomic_path(out) as partial:
+    with atomic_path(out) as partial:
         loaded = load(model, rows, compute, language, base_rows)
         start = time.perf_counter()
         encoded = encode(

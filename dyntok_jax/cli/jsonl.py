@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -120,29 +119,6 @@ def refuse_input(output: str | None, *inputs: str | None) -> None:
 def write_line(record: dict[str, Any]) -> None:
     """Writes one line to standard output."""
     sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def atomic_path(path: str | Path):
-    """A path beside ``path`` to write to; it takes its place at the end, or is removed on error.
-
-    Raises:
-        DyntokError: not a regular file, or in a folder that is missing or cannot be written to.
-    """
-    # A link's target is replaced, not the link; a device or a pipe would be lost.
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise DyntokError(f"{path}: is no regular file; give a file to write")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-    except OSError as error:
-        raise DyntokError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:

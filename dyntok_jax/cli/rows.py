@@ -77,5 +77,4 @@ def command(
     for place, name in enumerate(names):
         if name in own.special_ids:
             tokens[place] = own.special_ids[name]
-    with jsonl.atomic_path(out) as partial:
-        predict_rows(tokens, provider, partial)
+    predict_rows(tokens, provider, Path(out))

@@ -14,6 +14,7 @@ import click
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
+from dyntok_jax.files import atomic_path
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -101,7 +102,7 @@ def command(
     before = after = truncated = 0
     # All lines are laid out before the first is written: what is wrong with one is said first.
     laid_out = _lay_out(base, layout, records, where, max_length)
-    with jsonl.atomic_path(trace) if trace else nullcontext() as trace_file:
+    with atomic_path(trace) if trace else nullcontext() as trace_file:
         for number in range(0, len(records), batch_size):
             sequences = laid_out[number : number + batch_size]
             dynamic = merge(

@@ -6,7 +6,6 @@ evaluation take any of them. Special tokens (ints) keep the model's own row in a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
-from dyntok_jax.models.tensor_files import DTYPES, file_tensors
+from dyntok_jax.files import atomic_path
+from dyntok_jax.tensor_files import DTYPES, file_tensors
 from dyntok_jax.text.surface_forms import Decomposer, pieces
 from dyntok_jax.types import DyntokError, Rows, Token
 
@@ -192,7 +192,6 @@ def predict_rows(tokens: Sequence[Token], provider: RowProvider, path: Path) -> 
 
     The file appears whole or not at all.
     """
-    tensors = {k: v for k, v in provider.rows(tokens)._asdict().items() if v is not None}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        tensors = {k: v for k, v in provider.rows(tokens)._asdict().items() if v is not None}
+        save_file(tensors, partial)

@@ -7,9 +7,8 @@ or ``flax_model.msgpack`` (flax's). Both are plain data: nothing in them is ever
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
-from dyntok_jax.models.tensor_files import stored_tensors
+from dyntok_jax.files import atomic_path
+from dyntok_jax.tensor_files import stored_tensors
 from dyntok_jax.types import DyntokError
 
 Format = Literal["safetensors", "msgpack"]
@@ -192,9 +192,11 @@ def save_hypernet(
     zeros = np.zeros((rows[format], config.hidden), np.float32)
     tensors[name] = (unread or {}).get(name, zeros)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / FILES[format], lambda path: _write_tensors(path, tensors, format))
+    with atomic_path(folder / FILES[format]) as path:
+        _write_tensors(path, tensors, format)
     text = json.dumps(config_to_json(config), indent=2, sort_keys=True) + "\n"
-    _replace(folder / "config.json", lambda path: path.write_text(text, "utf-8"))
+    with atomic_path(folder / "config.json") as path:
+        path.write_text(text, "utf-8")
 
 
 def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -346,10 +348,3 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray], format: Format) -
     else:
         tree = unflatten_dict(tensors, sep="/")
         path.write_bytes(flax.serialization.msgpack_serialize(tree))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dyntok_jax.model_store.layout import (
-    LazyTensor,
     tokenizer_config,
     write_json,
-    write_safetensors,
 )
+from dyntok_jax.tensor_files import LazyTensor, write_tensors
 from dyntok_jax.types import DyntokError
 
 XLM_R_SPECIALS: dict[str, object] = {
@@ -86,7 +85,7 @@ def convert_e5(files: Sequence[Path], folder: Path) -> None:
     source, tokenizer = files
     header, stored = read_index(source)
     write_json(folder / "config.json", bert_config(header))
-    write_safetensors(folder / "model.safetensors", bert_tensors(source, header, stored))
+    write_tensors(folder / "model.safetensors", bert_tensors(source, header, stored))
     copy_xlm_r_tokenizer([tokenizer], folder)
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyntok_jax.model_store.layout import (
-    LazyTensor,
     tokenizer_config,
     write_json,
-    write_safetensors,
 )
+from dyntok_jax.tensor_files import LazyTensor, write_tensors
 from dyntok_jax.types import DyntokError
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def convert_gguf(files: Sequence[Path], folder: Path) -> None:
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
     config = llama_config(metadata, tied)
     write_json(folder / "config.json", config)
-    write_safetensors(folder / "model.safetensors", llama_tensors(reader, config))
+    write_tensors(folder / "model.safetensors", llama_tensors(reader, config))
     write_json(folder / "tokenizer.json", smollm_tokenizer(metadata))
     specials = {
         name: metadata["tokenizer.ggml.tokens"][metadata[f"tokenizer.ggml.{key}_token_id"]]

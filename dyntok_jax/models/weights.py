@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,13 +16,20 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from dyntok_jax.files import atomic_path
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.heads import MaskedLanguageModel, SequenceClassifier, TokenClassifier
 from dyntok_jax.models.hf_config import Architecture, read_architecture
 from dyntok_jax.models.hf_names import NameTable, name_table
 from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.tensor_files import DTYPES, StoredTensor, stored_tensors, write_tensors
+from dyntok_jax.tensor_files import (
+    DTYPES,
+    LazyTensor,
+    StoredTensor,
+    stored_tensors,
+    write_tensors,
+)
 from dyntok_jax.types import DyntokError, Rows
 
 
@@ -126,7 +132,7 @@ def save_model(folder: Path, model: LoadedModel) -> None:
     """
     table, headed = name_table(model.architecture), model.architecture.head is not None
     flat = flatten_dict({"model": model.params, "head": model.head_params or {}}, sep="/")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, path in table.parameters.items():
         if path in flat:
             for i, part in enumerate(_parts(name, flat[path])):
@@ -142,12 +148,8 @@ def save_model(folder: Path, model: LoadedModel) -> None:
     )
     dtype = "dtype" if "dtype" in model.hf_config else "torch_dtype"
     config = model.hf_config | {dtype: "float32"}
-    partial = folder / f".config.json.{os.getpid()}"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "config.json")
-
-
-Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
+    with atomic_path(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -230,9 +232,9 @@ def _oriented(path: str, array: np.ndarray) -> np.ndarray:
     return array.T if path.endswith("/kernel") else array
 
 
-def _written(path: str, array: Any) -> Tensor:
+def _written(path: str, array: Any) -> LazyTensor:
     shape = array.shape[::-1] if path.endswith("/kernel") else array.shape
-    return shape, lambda: _oriented(path, np.asarray(array, np.float32))
+    return LazyTensor(shape, lambda: _oriented(path, np.asarray(array, np.float32)))
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -9,17 +9,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+class LazyTensor(NamedTuple):
+    """A tensor whose values are computed only when it is written.
+
+    Attributes:
+        shape: of the array that ``load`` returns.
+        load: gives the values.
+        dtype: that they are written in, by the format's name.
+    """
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+    dtype: str = "F32"
 
 
 @dataclass(frozen=True)
@@ -117,31 +132,24 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
-) -> None:
-    """Write float32 tensors to ``path`` atomically, holding one of them at a time.
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write tensors to ``path`` atomically, holding one of them at a time.
 
-    Args:
-        path: file.
-        tensors: shape and a function that gives the values, by name.
+    Raises:
+        ValueError: a tensor's values do not have its declared shape.
+        DyntokError: the file cannot be written there.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (shape, _) in tensors.items():
-        begin, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    for name, (shape, _, dtype) in tensors.items():
+        begin, end = end, end + np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)  # readers map the tensors, which must lie on their own size
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            for name, (shape, values) in tensors.items():
-                array = np.asarray(values(), "<f4", order="C")
-                if array.shape != shape:
-                    raise ValueError(f"{name}: values {array.shape}, declared {shape}")
-                file.write(array.data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for name, (shape, load, dtype) in tensors.items():
+            array = np.asarray(load(), DTYPES[dtype], order="C")
+            if array.shape != shape:
+                raise ValueError(f"{name}: values {array.shape}, declared {shape}")
+            file.write(array.reshape(-1).view(np.uint8).data)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dyntok_jax.models.tensor_files import stored_tensors, write_tensors
+from dyntok_jax.tensor_files import LazyTensor, stored_tensors, write_tensors
 from dyntok_jax.types import DyntokError
 
 TENSORS = {
@@ -15,12 +15,14 @@ TENSORS = {
     "a": np.array([1.5, -2.0], np.float16),
     "empty": np.zeros((0, 4), np.float32),
     "scalar": np.array(3.0, np.float32),
+    "ünïcode transposed": np.arange(8, dtype=np.float32).reshape(4, 2).T,
     "half": np.array([[0.5]], ml_dtypes.bfloat16),
 }
 
 
 def test_reads_and_maps_what_the_library_writes(tmp_path):
-    save_file(TENSORS, tmp_path / "model.safetensors", {"format": "pt"})
+    dense = {name: np.asarray(values, order="C") for name, values in TENSORS.items()}
+    save_file(dense, tmp_path / "model.safetensors", {"format": "pt"})
     stored = stored_tensors(tmp_path)
     assert stored.keys() == TENSORS.keys()
     for name, expected in TENSORS.items():
@@ -34,19 +36,22 @@ def test_reads_and_maps_what_the_library_writes(tmp_path):
 
 def test_the_library_reads_what_is_written(tmp_path):
     path = tmp_path / "out.safetensors"
-    write_tensors(path, {k: (v.shape, lambda v=v: v) for k, v in TENSORS.items()})
+    half = {"a": "F16", "half": "BF16"}
+    lazy = {k: LazyTensor(v.shape, lambda v=v: v, half.get(k, "F32")) for k, v in TENSORS.items()}
+    write_tensors(path, lazy)
     written = load_file(path)
     assert written.keys() == TENSORS.keys()
     for name, expected in TENSORS.items():
-        assert written[name].dtype == np.float32
-        np.testing.assert_array_equal(written[name], expected.astype(np.float32))
+        assert written[name].dtype == expected.dtype
+        np.testing.assert_array_equal(written[name], expected)
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "out.safetensors"
     path.write_bytes(b"before")
     with pytest.raises(ValueError, match=r"x: values \(2,\), declared \(3,\)"):
-        write_tensors(path, {"x": ((3,), lambda: np.zeros(2))})
+        write_tensors(path, {"x": LazyTensor((3,), lambda: np.zeros(2))})
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from dyntok_jax.types import DyntokError
 from train.task import Loaded
-from train.text_sources import Stream, Texts, TextSource, open_texts, windows
+from train.text_files import Texts, windows
+from train.text_sources import Stream, TextSource, open_texts
 from train.workers import in_order
 
 logger = logging.getLogger(__name__)
@@ -157,9 +158,8 @@ class _Sampler:
             else:
                 key = (seed, number, process_index)
                 self.readers.append(_Blocks(opened, key, config.max_chars, source, state))
-        self.languages, self.language_shares, self.source_shares = _shares(
-            config, [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
-        )
+        sizes = [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
+        self.language_shares, self.source_shares = _shares(config, sizes)
 
     def __iter__(self) -> Iterator[_Drawn]:
         return self
@@ -167,12 +167,11 @@ class _Sampler:
     def __next__(self) -> _Drawn:
         random = np.random.default_rng((self.seed, self.batch))
         batch_seed = int(random.integers(2**32))
-        count = self.config.texts
-        drawn = random.choice(
-            len(self.languages), 1 if self.config.one_language else count, p=self.language_shares
-        )
-        languages = np.broadcast_to(drawn, count)
-        chosen = [random.choice(len(self.readers), p=self.source_shares[i]) for i in languages]
+        if self.config.one_language:
+            p = self.source_shares[random.choice(len(self.language_shares), p=self.language_shares)]
+        else:
+            p = self.language_shares @ self.source_shares
+        chosen = random.choice(len(self.readers), self.config.texts, p=p)
         texts = [self.readers[i].next() for i in chosen]
         names = [self.config.sources[i].language for i in chosen]
         self.batch += 1
@@ -180,10 +179,8 @@ class _Sampler:
         return _Drawn(TextBatch(texts, names, batch_seed), position)
 
 
-def _shares(
-    config: DataConfig, sizes: Sequence[int | None]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Languages, the probability of each, and of each source within each language."""
+def _shares(config: DataConfig, sizes: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of every language, and in each language of every source."""
     languages = sorted({source.language for source in config.sources})
     countable = None not in sizes
     masses = np.zeros((len(languages), len(sizes)))
@@ -192,7 +189,7 @@ def _shares(
         masses[languages.index(source.language), number] = mass
     of_languages = masses.sum(1)
     powers = (of_languages / of_languages.max()) ** config.exponent
-    return languages, powers / powers.sum(), masses / of_languages[:, None]
+    return powers / powers.sum(), masses / of_languages[:, None]
 
 
 class _Shuffled:

@@ -44,22 +44,22 @@ def in_order(
     context = multiprocessing.get_context("spawn")
     items = iter(items)
     waiting: deque[tuple[Item, Future]] = deque()
-    with ProcessPoolExecutor(workers, context, _start, (function,)) as executor:
-        try:
-            while True:
-                for item in islice(items, AHEAD * workers - len(waiting)):
-                    waiting.append((item, executor.submit(_call, item)))
-                if not waiting:
-                    return
-                item, future = waiting.popleft()
-                yield item, future.result()
-        except BrokenProcessPool as error:
-            raise DyntokError(
-                "a worker process of the input side died, most often for lack of memory; "
-                "what it said stands above, if anything; use fewer workers"
-            ) from error
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+    executor = ProcessPoolExecutor(workers, context, _start, (function,))
+    try:
+        while True:
+            for item in islice(items, AHEAD * workers - len(waiting)):
+                waiting.append((item, executor.submit(_call, item)))
+            if not waiting:
+                return
+            item, future = waiting.popleft()
+            yield item, future.result()
+    except BrokenProcessPool as error:
+        raise DyntokError(
+            "a worker process of the input side died, most often for lack of memory; "
+            "what it said stands above, if anything; use fewer workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _function: Callable[[Any], Any] | None = None

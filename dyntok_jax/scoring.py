@@ -91,7 +91,7 @@ def score(
         targets += [choice.ids for choice in pieces]
         static, dynamic = len(base.tokens), len(merged.sequences[0].tokens)
         scored.append(Scored([0.0] * len(pieces), static, dynamic, base.truncated))
-    sums = iter(_sums(model, sequences, targets, batch_size))
+    sums = iter(target_scores(model, sequences, targets, batch_size))
     for item in scored:
         item.scores[:] = [next(sums) for _ in item.scores]
     return scored
@@ -113,13 +113,20 @@ def _opening(model: DynamicModel) -> list[Token]:
     return [model.tokenizer.opening_id]
 
 
-def _sums(
+def target_scores(
     model: DynamicModel,
-    sequences: list[list[Token]],
-    targets: list[list[int]],
+    sequences: Sequence[Sequence[Token]],
+    targets: Sequence[Sequence[int]],
     batch_size: int,
 ) -> list[float]:
-    """Sum of the log-probabilities of each sequence's last tokens."""
+    """Sum of the log-probabilities (nats) of each sequence's last tokens.
+
+    Args:
+        model: a decoder.
+        sequences: dynamic tokens, the scored ones included.
+        targets: ids of each sequence's last tokens in the base vocabulary.
+        batch_size: sequences in a batch of the network.
+    """
     sums = [0.0] * len(sequences)
     for place in by_length([len(tokens) for tokens in sequences], batch_size):
         batch = model.batch([sequences[i] for i in place])

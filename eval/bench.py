@@ -25,6 +25,7 @@ from dyntok_jax.dynamic_model import load
 from dyntok_jax.model_store import resolve
 from eval.bench_merging import bench_merging
 from eval.bench_models import bench_end_to_end, bench_forward
+from eval.record import git_commit
 
 ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
 SHARED = Path(os.environ.get("DYNTOK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -46,7 +47,7 @@ def main() -> None:
     model = load(ENCODER, rows="fvt")
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": _commit(),
+        "commit": git_commit(),
         "forward": bench_forward(model, resolve(ENCODER)),
         "end_to_end": bench_end_to_end(model, options.data / "xnli"),
         "merging": bench_merging(model.tokenizer, options.data / "text" / "ntrex"),
@@ -55,14 +56,6 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     _print(report)
-
-
-def _commit() -> str:
-    folder = Path(__file__).parent
-    run = lambda *words: subprocess.run(  # noqa: E731
-        ["git", *words], capture_output=True, text=True, cwd=folder
-    ).stdout.strip()
-    return run("rev-parse", "--short", "HEAD") + ("+changes" if run("status", "--short") else "")
 
 
 def _memory(data: Path) -> dict[str, float]:

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dyntok_jax.cli.jsonl import atomic_path
+from rich.console import Console
+from rich.table import Table
+
+from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 
 STATIC = "static"
@@ -103,14 +106,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def percents(text: str) -> list[float]:
+    """An option's list of percentages, separated by commas."""
+    try:
+        found = [float(word) for word in names(text)]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= value <= 100 for value in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid are percentages from 0 to 100")
+    return found
+
+
 def percent(text: str) -> float:
     """An option's percentage."""
-    try:
-        if 0 <= (value := float(text)) <= 100:
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r}: valid is a percentage from 0 to 100")
+    found = percents(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: valid is one percentage from 0 to 100")
+    return found[0]
 
 
 def line_range(text: str) -> tuple[int, int]:
@@ -139,6 +151,14 @@ def read_lines(path: Path, lines: tuple[int, int] | None) -> list[str]:
     if last > len(found):
         raise DyntokError(f"{path}: has {len(found)} lines; lines {first}-{last} are asked for")
     return found[first - 1 : last]
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; as wide as it is where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
 
 
 def gap_closed(static: float, fvt: float, other: float) -> float | None:

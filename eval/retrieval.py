@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -43,7 +42,7 @@ def main() -> None:
         "eval.retrieval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--rows", type=record.names, default="static,fvt", help="static, fvt, …: see the README")
+    add("--rows", type=record.names, default="static,fvt", help="static, fvt, … (static,fvt)")
     add("--text", type=Path, required=True, metavar="FOLDER", help="aligned files xx.txt")
     add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
     add("--skip-lines", type=record.numbers, default=[], metavar="N,N", help="lines left out")
@@ -189,21 +188,24 @@ def averages(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     """Prints a line for each language and one for the mean."""
     title = f"{figures['model']}: accuracy@1 xx→en over {figures['texts']} texts, percent"
-    table = Table("", *figures["rows"], title=title, title_justify="left")
-    others = list(figures["mean"]["gap_closed"])
-    for name in [*(f"{name}: gap closed" for name in others), "shorter by", "text only"]:
-        table.add_column(name, justify="right")
+    if figures["mean"]["gap_closed"]:
+        title += " (share of the gap between fvt and static closed)"
+    rows = (Path(name).name for name in figures["rows"])
+    table = Table("", *rows, "shorter by", "text only", title=title)
     for language, row in [*figures["languages"].items(), ("mean", figures["mean"])]:
         if language == "mean":
             table.add_section()
-        closed = (row["gap_closed"][name] for name in others)
         table.add_row(
             language,
-            *(f"{row['accuracy'][name]:.1f}" for name in figures["rows"]),
-            *("–" if share is None else f"{100 * share:.0f} %" for share in closed),
+            *(_cell(row, name) for name in figures["rows"]),
             *(f"{row[key]:.1f} %" for key in ("reduction", "reduction_text_only")),
         )
-    Console().print(table)
+    record.print_table(table)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    share = row["gap_closed"].get(name)
+    return f"{row['accuracy'][name]:.1f}" + ("" if share is None else f" ({100 * share:.0f} %)")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from dyntok_jax.types import DyntokError
 from train.task import Loaded
 from train.text_files import Texts, windows
-from train.text_sources import Stream, TextSource, open_texts
+from train.text_sources import Stream, TextSource, open_stream, open_texts
 from train.workers import in_order
 
 logger = logging.getLogger(__name__)
@@ -151,13 +151,13 @@ class _Sampler:
         self.batch = position["batch"] if position else 0
         self.readers: list[_Shuffled | _Blocks] = []
         for number, (source, state) in enumerate(zip(config.sources, states, strict=True)):
-            opened = open_texts(source, config.max_chars, process_index, process_count)
-            if isinstance(opened, Texts):
-                part = (process_index, process_count)
-                self.readers.append(_Shuffled(opened, (seed, number), part, state))
-            else:
+            if source.streaming:
+                stream = open_stream(source, process_index, process_count)
                 key = (seed, number, process_index)
-                self.readers.append(_Blocks(opened, key, config.max_chars, source, state))
+                self.readers.append(_Blocks(stream, key, config.max_chars, source, state))
+            else:
+                texts, part = open_texts(source, config.max_chars), (process_index, process_count)
+                self.readers.append(_Shuffled(texts, (seed, number), part, state))
         sizes = [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
         self.language_shares, self.source_shares = _shares(config, sizes)
 

@@ -84,15 +84,11 @@ class Stream(Protocol):
         ...
 
 
-def open_texts(
-    source: TextSource, max_chars: int, process_index: int = 0, process_count: int = 1
-) -> Texts | Stream:
-    """Opens a source, checking it as far as that is possible without reading a stream.
+def open_texts(source: TextSource, max_chars: int) -> Texts:
+    """Opens and checks a source that is not streaming.
 
     Args:
-        max_chars: longer texts are cut, by ``text_files.windows``; those of a stream are not.
-        process_index: which part of a stream is read.
-        process_count: how many parts there are.
+        max_chars: longer texts are cut, by ``text_files.windows``.
 
     Raises:
         DyntokError: a file that is missing, empty or not UTF-8; lines it does not have; a column
@@ -101,50 +97,57 @@ def open_texts(
     if source.files:
         lines = source.lines, source.exclude_lines
         texts = read_files(source.files, source.column, *lines, max_chars, str(source))
-    elif source.dataset:
-        records = _hub_records(source)
-        if source.streaming:
-            return _HubStream(source, records, process_index, process_count)
-        texts = in_memory(_values(source, records), max_chars)
     else:
-        records = _tfds_records(source)
-        if source.streaming:
-            return _TfdsStream(source, records, process_index, process_count)
-        texts = in_memory(_values(source, records), max_chars)
+        texts = in_memory(_values(source, _records(source)), max_chars)
     if not len(texts):
         raise DyntokError(f"{source}: holds no text, only blank lines or values")
     return texts
 
 
-def _values(source: TextSource, records: Iterable[Any]) -> Iterator[str]:
-    return (text_of(record, source.column, str(source)) for record in records)
+def open_stream(source: TextSource, process_index: int = 0, process_count: int = 1) -> Stream:
+    """Opens a streaming source.
+
+    Args:
+        process_index: which part of it is read.
+        process_count: how many parts there are.
+
+    Raises:
+        DyntokError: it cannot be loaded.
+    """
+    kind = _HubStream if source.dataset else _TfdsStream
+    return kind(source, _records(source), process_index, process_count)
+
+
+def _records(source: TextSource) -> Any:
+    try:
+        return _hub_records(source) if source.dataset else _tfds_records(source)
+    except Exception as error:  # the libraries raise many kinds; all mean it cannot be had
+        raise DyntokError(f"{source}: cannot be loaded ({one_line(error)})") from error
 
 
 def _hub_records(source: TextSource) -> Any:
     import datasets
 
-    try:
-        return datasets.load_dataset(
-            source.dataset or "",
-            source.config_name,
-            split=source.split or "train",
-            streaming=source.streaming,
-        )
-    except Exception as error:  # the library raises many kinds; all mean it cannot be had
-        raise DyntokError(f"{source}: cannot be loaded ({one_line(error)})") from error
+    return datasets.load_dataset(
+        source.dataset or "",
+        source.config_name,
+        split=source.split or "train",
+        streaming=source.streaming,
+    )
 
 
 def _tfds_records(source: TextSource) -> Any:
     import tensorflow_datasets as tfds
 
     name, split = source.tfds or "", source.split or "train"
-    try:
-        if Path(name).is_dir():
-            builder: Any = tfds.builder_from_directory(name)
-            return builder.as_data_source(split=split)
-        return tfds.data_source(name, split=split)
-    except Exception as error:  # the library raises many kinds; all mean it cannot be had
-        raise DyntokError(f"{source}: cannot be loaded ({one_line(error)})") from error
+    if Path(name).is_dir():
+        builder: Any = tfds.builder_from_directory(name)
+        return builder.as_data_source(split=split)
+    return tfds.data_source(name, split=split)
+
+
+def _values(source: TextSource, records: Iterable[Any]) -> Iterator[str]:
+    return (text_of(record, source.column, str(source)) for record in records)
 
 
 class _HubStream:
@@ -156,17 +159,21 @@ class _HubStream:
         self.source = source
         self.records = split_dataset_by_node(records, process_index, process_count)
         self.start = self.records.state_dict()
-        self.values = _values(source, self.records)
+        self.seek(None)
 
     def seek(self, position: Any) -> None:
-        self.records.load_state_dict(position or self.start)
+        # The dataset tells its new state only once something has been read.
+        self.at = position or self.start
+        self.records.load_state_dict(self.at)
         self.values = _values(self.source, self.records)
 
     def position(self) -> Any:
-        return self.records.state_dict()
+        return self.at
 
     def read(self, count: int) -> list[str]:
-        return list(islice(self.values, count))
+        texts = list(islice(self.values, count))
+        self.at = self.records.state_dict()
+        return texts
 
 
 class _TfdsStream:

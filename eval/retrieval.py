@@ -59,6 +59,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         path.stem for path in options.text.glob("*.txt") if path.stem != "en"
     )
     texts = {name: _lines(options, name) for name in dict.fromkeys(["en", *languages])}
+    if not languages:
+        raise DyntokError(f"{options.text}: no xx.txt beside en.txt")
+    if not texts["en"]:
+        raise DyntokError("no lines are left: all of --lines are in --skip-lines")
     if odd := [name for name in texts if len(texts[name]) != len(texts["en"])]:
         raise DyntokError(f"{options.text}: {odd[0]}.txt and en.txt differ in number of lines")
     model = load(options.model, "fvt")

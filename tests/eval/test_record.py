@@ -1,0 +1,91 @@
+"""Options, files and figures of evaluation commands."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+
+from dyntok_jax.types import DyntokError
+from eval import record
+from eval.bootstrap import interval
+
+
+def test_lists_between_commas():
+    assert record.names("static, fvt") == ["static", "fvt"]
+    assert record.numbers("681,7") == [681, 7]
+    assert record.percents("50,100") == [50.0, 100.0]
+    assert record.line_range("501-1000") == (501, 1000)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (record.names, "fvt,"),
+        (record.names, "fvt,fvt"),
+        (record.numbers, "0"),
+        (record.numbers, "1.5"),
+        (record.percents, "50,101"),
+        (record.percents, "nan"),
+        (record.percent, "50,100"),
+        (record.percent, "half"),
+        (record.positive, "0"),
+        (record.line_range, "5"),
+        (record.line_range, "0-5"),
+        (record.line_range, "6-5"),
+    ],
+)
+def test_options_that_are_refused(parse, text: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="valid"):
+        parse(text)
+
+
+def test_lines_are_counted_from_one(tmp_path):
+    path = tmp_path / "xx.txt"
+    # Only a line feed ends a line.
+    path.write_bytes("a\x85b\u2028c\nd\n\ne\n".encode())
+    assert record.read_lines(path, None) == ["a\x85b\u2028c", "d", "", "e"]
+    assert record.read_lines(path, (2, 3)) == ["d", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"a\xff", r"not UTF-8 \(byte 2\)"),
+        (b"a\nb\n", "2 lines"),
+        (None, "No such"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, content: bytes | None, message: str):
+    path = tmp_path / "xx.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DyntokError, match=message):
+        record.read_lines(path, (2, 3))
+
+
+def test_the_gap_closed():
+    assert record.gap_closed(98.0, 83.0, 95.0) == pytest.approx(0.8)
+    # Of bits, fewer are better.
+    assert record.gap_closed(1.0, 1.2, 1.3) == pytest.approx(-0.5)
+    assert record.gap_closed(98.0, 98.0, 99.0) is None
+
+
+def test_the_interval_of_a_mean_is_the_normal_one():
+    samples = np.random.default_rng(1).standard_normal(400)
+    found = interval(lambda total: total / 400, samples)
+    spread = 1.96 * samples.std() / np.sqrt(400)
+    expected = samples.mean() - spread, samples.mean() + spread
+    np.testing.assert_allclose(found, expected, atol=0.1 * spread)
+
+
+def test_paired_samples_cancel():
+    static = np.random.default_rng(1).uniform(1, 100, 50)
+    found = interval(lambda static, other: other / static, static, 1.5 * static)
+    np.testing.assert_allclose(found, (1.5, 1.5))
+
+
+def test_no_interval_where_the_figure_is_not_defined():
+    assert interval(lambda total: 1 / total, np.array([0.0, 1.0])) is None

@@ -20,6 +20,8 @@ from dyntok_jax.types import DyntokError
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 """File name endings that are read."""
 
+_SPACE = re.compile(r"\s")
+
 
 class Texts(Sequence[str]):
     """Texts in memory or in a mapped file: a few bytes a text beside them."""
@@ -57,16 +59,22 @@ def windows(text: str, max_chars: int) -> Iterator[str]:
     A cut is at the last white space that leaves room; where there is none, before the last
     character that is no mark of the one before it.
     """
-    text = text.strip()
-    while len(text) > max_chars:
-        spaces = [match.start() for match in re.finditer(r"\s", text[: max_chars + 1])]
-        cut = spaces[-1] if spaces else max_chars
-        while not spaces and cut > 1 and unicodedata.category(text[cut])[0] == "M":
+    start, end = _after_space(text, 0), len(text.rstrip())
+    while end - start > max_chars:
+        spaces = [match.start() for match in _SPACE.finditer(text, start, start + max_chars + 1)]
+        cut = spaces[-1] if spaces else start + max_chars
+        while not spaces and cut > start + 1 and unicodedata.category(text[cut])[0] == "M":
             cut -= 1
-        yield text[:cut].rstrip()
-        text = text[cut:].lstrip()
-    if text:
-        yield text
+        yield text[start:cut].rstrip()
+        start = _after_space(text, cut)
+    if start < end:
+        yield text[start:end]
+
+
+def _after_space(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
 
 
 def read_files(

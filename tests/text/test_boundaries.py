@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dyntok_jax.text.boundaries import Boundary, unit_numbers
+from dyntok_jax.text.boundaries import Boundary, capped_units, unit_numbers
 from dyntok_jax.text.byte_level import to_byte_chars
 from dyntok_jax.types import DyntokError
 
@@ -139,3 +139,22 @@ def test_control_characters():
 def test_a_strange_character_is_an_error():
     with pytest.raises(DyntokError, match="256 byte characters"):
         unit_numbers(["a", "好"], Boundary.PRETOKEN)
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [
+        (1, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (2, [0, 0, 1, 1, 2, 3, 3, 4]),
+        (3, [0, 0, 0, 1, 1, 2, 2, 3]),
+        (5, [0, 0, 0, 0, 0, 1, 1, 2]),
+        (9, [0, 0, 0, 0, 0, 1, 1, 2]),
+    ],
+)
+def test_long_units_are_cut_from_their_beginning(longest: int, expected: list[int]):
+    capped = capped_units(np.array([3, 3, 3, 3, 3, 4, 4, 9], np.int32), longest)
+    assert capped.dtype == np.int32 and capped.tolist() == expected
+
+
+def test_no_units_are_cut_into_none():
+    assert capped_units(np.zeros(0, np.int32), 3).tolist() == []

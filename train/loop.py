@@ -5,27 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from safetensors.numpy import save_file
 
 from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.files import atomic_path
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
 from train.feed import Fed, Feed, put
 from train.metrics import Clock, Metrics
-from train.optim import OptimizerConfig, make_optimizer, optimizer_shardings
+from train.optim import OptimizerConfig, make_optimizer
+from train.step import Report, State, initial_state, make_step
+from train.stopping import Stop, stop_signals
 from train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -62,59 +60,12 @@ class TrainingConfig:
     tensorboard: bool = False
 
 
-class State(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-        trainables: parameters.
-        optimizer: state of the optimizer.
-        key: data of the run's PRNG key; a step's key is this one folded with the step.
-        step: () int32, steps done.
-    """
-
-    trainables: Any
-    optimizer: Any
-    key: jax.Array
-    step: jax.Array
-
-
-class Report(NamedTuple):
-    """Scalars of a step; ``sound`` is False from the first step whose loss is not finite on."""
-
-    sound: jax.Array
-    loss: jax.Array
-    grad_norm: jax.Array
-    metrics: dict[str, jax.Array]
-
-
 class Flight(NamedTuple):
     """A step that was handed to the devices and whose report was not read yet."""
 
     step: int
     fed: Fed
     report: Report
-
-
-def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """The function of a step, to be jitted: ``(state, sound, frozen, batch)``.
-
-    A loss or gradient that is not finite leaves the state as it was, and so do all later steps:
-    the host, which reads reports one step late, finds the parameters before the bad batch.
-    """
-
-    def step(state: State, sound: jax.Array, frozen: Any, batch: Any) -> tuple[State, Report]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        loss = jax.value_and_grad(task.loss, has_aux=True)
-        (value, metrics), grads = loss(state.trainables, frozen, batch, key)
-        norm = optax.tree.norm(grads)
-        sound = sound & jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, moments = optimizer.update(grads, state.optimizer, state.trainables)
-        trainables = optax.apply_updates(state.trainables, updates)
-        new = State(trainables, moments, state.key, state.step + 1)
-        new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
-        return new, Report(sound, value, norm, metrics)
-
-    return step
 
 
 def train(task: Task, config: TrainingConfig) -> Any:
@@ -207,11 +158,7 @@ class _Run:
     def _steps(self, stop: Stop) -> None:
         config = self.config
         whole = replicated(self.task.mesh)
-        step_function = jax.jit(
-            make_step(self.task, self.optimizer),
-            donate_argnums=0,
-            out_shardings=(self.shardings, None),
-        )
+        step_function = make_step(self.task, self.optimizer, self.schedule, self.shardings)
         frozen = self.task.frozen
         sound = jax.device_put(np.True_, whole)
         flight: Flight | None = None
@@ -236,7 +183,7 @@ class _Run:
                         self._save(figures)
             if stopping and step < config.steps:
                 self.checkpoints.wait()
-                logger.info("stopped by signal after step %d; the same command goes on", step)
+                logger.warning("stopped by signal after step %d; the same command goes on", step)
                 sys.exit(0)
 
     @contextlib.contextmanager
@@ -267,9 +214,9 @@ class _Run:
         )
         self.metrics.advance()
         if _due(self.done, self.config.log_every, self.config.steps):
-            self._log()
+            self._log(report.learning_rate)
 
-    def _log(self) -> None:
+    def _log(self, rate: float) -> None:
         seconds = max(self.clock.read(), 1e-9)
         names = dict.fromkeys(name for report in self.reports for name in report)
         means = {
@@ -277,7 +224,7 @@ class _Run:
             for name in names
         }
         speed = {
-            "learning_rate": float(self.schedule(self.done - 1)),
+            "learning_rate": float(rate),
             "tokens_per_s": self.tokens / seconds,
             "input_wait": self.feed.waited / seconds,
             "compilations": len(self.shapes),
@@ -322,77 +269,17 @@ def _due(step: int, every: int, steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == steps)
 
 
-def initial_state(
-    task: Task, optimizer: optax.GradientTransformation, seed: int
-) -> tuple[State, State]:
-    """The state at step 0 and the sharding of each of its arrays.
-
-    The parameters are copied: a step overwrites its own, and the task may hold the originals.
-    """
-    first, key = jax.random.split(jax.random.key(seed))
-    trainables, shardings = task.init(first), task.shardings()
-    whole = replicated(task.mesh)
-    moments = optimizer_shardings(optimizer, trainables, shardings, task.mesh)
-    where = State(shardings, moments, whole, whole)
-
-    def build(trainables: Any, key: Any) -> State:
-        trainables = jax.tree.map(jnp.copy, trainables)
-        return State(trainables, optimizer.init(trainables), key, jnp.int32(0))
-
-    key = jax.device_put(np.asarray(jax.random.key_data(key)), whole)
-    return jax.jit(build, out_shardings=where)(trainables, key), where
-
-
 def save_batch(folder: Path, step: int, batch: Any) -> Path:
     """Writes a batch as ``nan_batch_STEP.safetensors``, its arrays named by their place in it."""
     process = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = folder / f"nan_batch_{step}{process}.safetensors"
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays = {
-        jax.tree_util.keystr(place, simple=True, separator="/") or "batch": np.ascontiguousarray(
-            leaf
-        ).reshape(np.shape(leaf))
-        for place, leaf in leaves
+        jax.tree_util.keystr(place, simple=True, separator="/"): np.array(leaf, order="C")
+        for place, leaf in jax.tree_util.tree_leaves_with_path(batch)
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(arrays, partial)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        save_file(arrays, partial)
     return path
-
-
-class Stop:
-    """Whether the run was told to stop."""
-
-    def __init__(self):
-        self.told = False
-
-    def requested(self, checkpoints: Checkpoints, step: int) -> bool:
-        """Whether to stop after this step; all processes of a run agree on it."""
-        if jax.process_count() > 1:
-            return checkpoints.reached_preemption(step)
-        return self.told
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Takes note of SIGTERM and SIGINT once each instead of ending the process."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        stop.told = True
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class DryRun(NamedTuple):
@@ -414,16 +301,13 @@ class DryRun(NamedTuple):
 def dry_run(task: Task, config: TrainingConfig) -> DryRun:
     """Compiles the step for the task's first batch without running it."""
     _check(config)
-    optimizer, _ = make_optimizer(config.optimizer, config.steps)
+    optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state, shardings = initial_state(task, optimizer, config.seed)
     batch = put(next(task.batches(None)).batch, task.mesh)
     sound = jax.device_put(np.True_, replicated(task.mesh))
     start = time.perf_counter()
-    compiled = (
-        jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-        .lower(state, sound, task.frozen, batch)
-        .compile()
-    )
+    step: Any = make_step(task, optimizer, schedule, shardings)
+    compiled = step.lower(state, sound, task.frozen, batch).compile()
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ from typing import Any
 
 import jax
 from tqdm import tqdm
+
+from dyntok_jax.files import atomic_path
 
 
 class Metrics:
@@ -84,9 +85,8 @@ def _drop_after(path: Path, done: int) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= done:
                 kept.append(line + "\n")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def _plain(value: Any) -> float | int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ class Regression:
         self.frozen = {"noise": jnp.float32(0.01)}
         self.taken = []
 
+    @functools.partial(jax.jit, static_argnums=0)
     def init(self, key):
         shapes = {"first": (4, self.width), "bias": (self.width,), "second": (self.width, 1)}
         keys = jax.random.split(key, len(shapes))

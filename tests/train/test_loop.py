@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from regression_task import Regression, config
+from safetensors.numpy import load_file
 
-from train.loop import train
+from dyntok_jax.types import DyntokError
+from train.loop import dry_run, train
+from train.optim import OptimizerConfig, Phase
+
+PROGRAM = Path(__file__).with_name("regression_task.py")
 
 
 def records(out, kind="train"):
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def checkpoints(out):
+    """Steps with a finished checkpoint; unfinished ones carry a longer name."""
+    names = (path.name for path in (out / "checkpoints").iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def started(out, steps):
+    """The regression in a process of its own, on one device."""
+    root = PROGRAM.parents[2]
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(root)}
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, out, str(steps)], env=env, cwd=root, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_step(out, step):
+    for _ in range(600):
+        found = records(out) if (out / "metrics.jsonl").exists() else []
+        if found and found[-1]["step"] >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} within 30 seconds")
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_the_loss_falls_and_every_figure_is_recorded(tmp_path):
@@ -23,8 +66,29 @@ def test_the_loss_falls_and_every_figure_is_recorded(tmp_path):
     assert [record["step"] for record in found] == list(range(2, 61, 2))
     assert found[-1]["loss"] < 0.3 * found[0]["loss"]
     assert found[0]["learning_rate"] == pytest.approx(1e-2 / 3)
-    assert all(record["tokens_per_s"] > 0 for record in found)
+    assert all(record["tokens_per_s"] > 0 and record["grad_norm"] > 0 for record in found)
+    assert found[0]["compilations"] == found[-1]["compilations"] == 1
     assert [r["step"] for r in records(tmp_path, "evaluation")] == [30, 60]
+
+
+def test_steps_are_those_of_a_plain_loop(tmp_path):
+    """The same updates written out: batch by batch, key by key."""
+    found = train(Regression(), config(tmp_path, 5))
+    task = Regression()
+    first, key = jax.random.split(jax.random.key(0))
+    params = task.init(first)
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(0, 1e-2, 3), optax.cosine_decay_schedule(1e-2, 2, 0.1)], [3]
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0))
+    moments = optimizer.init(params)
+    for step, loaded in zip(range(5), task.batches(None), strict=False):
+        grads = jax.grad(task.loss, has_aux=True)(
+            params, task.frozen, loaded.batch, jax.random.fold_in(key, step)
+        )[0]
+        updates, moments = optimizer.update(grads, moments, params)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, params)
 
 
 def test_a_complete_run_gives_its_parameters_without_another_step(tmp_path):
@@ -32,4 +96,185 @@ def test_a_complete_run_gives_its_parameters_without_another_step(tmp_path):
     task = Regression()
     again = train(task, config(tmp_path))
     assert task.taken == []
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    equal(first, again)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = started(killed, 40)
+    step = random.randrange(6, 30)
+    try:
+        wait_for_step(killed, step)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    last = checkpoints(killed)[-1]
+    assert 0 < last < 40
+    task = Regression()
+    resumed = train(task, config(killed, 40))
+    assert task.taken[0] == last + 1
+    equal(resumed, train(Regression(), config(whole, 40)))
+    steps = [record["step"] for record in records(killed)]
+    assert steps == list(range(2, 41, 2))
+    kept = ("step", "loss", "grad_norm", "root", "learning_rate")
+    assert [[r[name] for name in kept] for r in records(killed)] == [
+        [r[name] for name in kept] for r in records(whole)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number):
+    process = started(tmp_path, 4000)
+    try:
+        wait_for_step(tmp_path, 6)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors.decode()
+    step = checkpoints(tmp_path)[-1]
+    assert f"stopped by signal after step {step};" in errors.decode()
+    assert step >= records(tmp_path)[-1]["step"]
+
+
+def test_more_devices_go_on_where_one_stopped(tmp_path):
+    """Half the steps on one device, half on eight, against all of them on one."""
+    whole = train(Regression(), config(tmp_path / "one", 20))
+    settled = tmp_path / "moved"
+    stopping = Regression()
+    stop_after(stopping, 10)
+    with pytest.raises(SystemExit) as stopped:
+        train(stopping, config(settled, 20, log_every=1, evaluate_every=1))
+    assert stopped.value.code == 0
+    assert checkpoints(settled)[-1] == 10
+    moved = train(Regression(devices=8), config(settled, 20))
+    assert moved["first"].sharding.num_devices == 8
+    assert moved["first"].addressable_shards[0].data.shape == (4, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, whole)
+
+
+def stop_after(task, step):
+    """Sends this process SIGTERM in the evaluation after a step."""
+    evaluate, calls = task.evaluate, []
+
+    def stopping(trainables):
+        calls.append(None)
+        if len(calls) == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainables)
+
+    task.evaluate = stopping
+
+
+def test_a_loss_that_is_not_finite_keeps_the_parameters_before(tmp_path):
+    task = Regression(bad=(7,))
+    with pytest.raises(DyntokError, match=r"step 7: loss nan.*nan_batch_7\.safetensors.*step 6"):
+        train(task, config(tmp_path, 20))
+    saved = load_file(tmp_path / "nan_batch_7.safetensors")
+    expected = [loaded.batch for loaded, _ in zip(task.batches(None), range(7), strict=False)][6]
+    equal(saved, expected)
+    assert np.isnan(saved["y"]).any()
+    assert checkpoints(tmp_path)[-1] == 6
+    resumed = train(Regression(), config(tmp_path, 20))
+    equal(resumed, train(Regression(), config(tmp_path / "good", 20)))
+
+
+def test_other_settings_are_all_named(tmp_path):
+    train(Regression(), config(tmp_path, 4))
+    other = replace(config(tmp_path, 4), seed=5, keep=9, log_every=1)
+    with pytest.raises(DyntokError) as raised:
+        train(Regression(width=16), other)
+    message = str(raised.value)
+    assert "model.width: 8 there, 16 here" in message
+    assert "training.seed: 0 there, 5 here" in message
+    assert message.count(" there, ") == 2
+    assert "\n" not in message
+
+
+def test_each_shape_is_compiled_once(tmp_path):
+    train(Regression(lengths=(4, 8, 2)), config(tmp_path, 12))
+    assert [r["compilations"] for r in records(tmp_path)] == [3, 3, 3, 3, 3, 3]
+
+
+def test_time_lost_to_the_input_is_measured(tmp_path):
+    train(Regression(delay=0.1), config(tmp_path, 10, checkpoint_every=0))
+    assert all(0.7 < record["input_wait"] <= 1 for record in records(tmp_path)[1:])
+
+
+def test_a_slow_step_hides_the_input(tmp_path):
+    task = Regression(delay=0.01, rows=2048, width=1024)
+    train(task, config(tmp_path, 10))
+    assert all(record["input_wait"] < 0.1 for record in records(tmp_path)[1:])
+
+
+def test_an_error_of_the_input_side_reaches_the_caller(tmp_path):
+    class Broken(Regression):
+        def batches(self, position):
+            yield next(super().batches(position))
+            raise DyntokError("de: no text")
+
+    with pytest.raises(DyntokError, match="de: no text"):
+        train(Broken(), config(tmp_path))
+
+
+def test_accumulated_batches_equal_a_large_one(tmp_path):
+    class Parts(Regression):
+        """Each batch of 16 in four parts, without the noise that their shapes would change."""
+
+        def batches(self, position):
+            for loaded in super().batches(position):
+                for part in range(4):
+                    rows = slice(4 * part, 4 * part + 4)
+                    batch = {name: array[rows] for name, array in loaded.batch.items()}
+                    yield loaded._replace(batch=batch)
+
+    def run(task, steps, accumulate, warmup):
+        task.frozen = {"noise": jnp.float32(0)}
+        phases = (Phase(peak=1e-2, warmup=warmup, decay="constant"),)
+        optimizer = OptimizerConfig(phases=phases, accumulate=accumulate)
+        out = tmp_path / str(accumulate)
+        return train(task, config(out, steps, optimizer=optimizer))
+
+    large, parts = run(Regression(), 6, 1, 2), run(Parts(), 24, 4, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), large, parts)
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    class Scored(Regression):
+        def evaluate(self, trainables):
+            self.calls = getattr(self, "calls", 0) + 1
+            return {"error": [0.5, 0.1, 0.4, 0.3, 0.2][self.calls - 1]}
+
+    changes = {"evaluate_every": 2, "best": "error", "direction": "min", "checkpoint_every": 0}
+    train(Scored(), config(tmp_path, 10, keep=2, **changes))
+    assert checkpoints(tmp_path) == [4, 8, 10]
+
+
+def test_a_figure_that_is_not_evaluated_cannot_be_best(tmp_path):
+    with pytest.raises(DyntokError, match=r"best: no figure 'accuracy' in the evaluation \(size\)"):
+        train(Regression(), config(tmp_path, 4, evaluate_every=2, best="accuracy"))
+    with pytest.raises(DyntokError, match="evaluate_every is 0"):
+        train(Regression(), config(tmp_path, 4, best="accuracy"))
+
+
+def test_parameters_that_the_task_also_holds_are_not_overwritten(tmp_path):
+    task = Regression()
+    start = task.init(jax.random.key(1))
+    before = jax.tree.map(np.array, start)
+    task.init = lambda key: start
+    after = train(task, config(tmp_path, 4))
+    equal(before, start)
+    assert np.abs(after["first"] - before["first"]).max() > 1e-4
+
+
+def test_a_dry_run_says_what_a_step_needs(tmp_path):
+    found = dry_run(Regression(devices=8, width=64), config(tmp_path, 4))
+    assert found.parameters == 4 * 64 + 64 + 64
+    one = dry_run(Regression(width=64), config(tmp_path, 4))
+    matrices = 16 * 4 * 64 * 2 * (4 + 1)
+    assert 2 * matrices < one.flops < 20 * matrices
+    assert found.flops < one.flops
+    assert one.bytes_per_device > 3 * 4 * one.parameters
+    assert one.compile_seconds > 0
+    assert not (tmp_path / "checkpoints").exists()

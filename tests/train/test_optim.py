@@ -1,0 +1,110 @@
+"""Schedules by value, and where the optimizer's arrays lie."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dyntok_jax.config import MeshConfig
+from dyntok_jax.sharding import make_mesh
+from dyntok_jax.types import DyntokError
+from train.optim import OptimizerConfig, Phase, make_optimizer, optimizer_shardings
+
+
+def rates(steps, *phases, at):
+    _, schedule = make_optimizer(OptimizerConfig(phases=phases), steps)
+    return [float(schedule(step)) for step in at]
+
+
+def test_linear_with_warmup():
+    found = rates(110, Phase(peak=1.0, warmup=10, end=0.5), at=(0, 5, 10, 60, 110))
+    np.testing.assert_allclose(found, [0, 0.5, 1, 0.75, 0.5], atol=1e-6)
+
+
+def test_cosine():
+    found = rates(100, Phase(peak=2.0, decay="cosine", end=0.1), at=(0, 50, 100))
+    np.testing.assert_allclose(found, [2, 1.1, 0.2], atol=1e-6)
+
+
+def test_constant():
+    found = rates(100, Phase(peak=3e-4, warmup=2, decay="constant"), at=(1, 2, 99))
+    np.testing.assert_allclose(found, [1.5e-4, 3e-4, 3e-4], rtol=1e-6)
+
+
+def test_two_phases_of_zett():
+    """Linear to 3e-4 while learning the identity, linear to 4e-5, then cosine to a tenth."""
+    phases = (
+        Phase(peak=3e-4, steps=100, warmup=100),
+        Phase(peak=4e-5, warmup=100, decay="cosine", end=0.1),
+    )
+    found = rates(1000, *phases, at=(0, 50, 99, 100, 150, 200, 600, 1000))
+    np.testing.assert_allclose(
+        found, [0, 1.5e-4, 2.97e-4, 0, 2e-5, 4e-5, 2.2e-5, 4e-6], rtol=1e-5, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ((Phase(steps=3), Phase(steps=4)), r"3 \+ 4 do not add up to the run's 10"),
+        ((Phase(steps=-1), Phase(steps=4)), r"-1 \+ 4 do not"),
+        ((Phase(steps=10), Phase()), r"10 \+ -1 do not"),
+        ((), "none do not"),
+        ((Phase(warmup=11),), r"phases\[0\]\.warmup: 11"),
+    ],
+)
+def test_phases_that_do_not_fit(phases, said):
+    with pytest.raises(DyntokError, match=said):
+        make_optimizer(OptimizerConfig(phases=phases), 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"name": "sgd"}, "'sgd'"),
+        ({"accumulate": 0}, "accumulate: 0"),
+        ({"phases": (Phase(decay="step"),)}, "'step'"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_values_that_do_not_exist(fields, said):
+    with pytest.raises(DyntokError, match=said):
+        make_optimizer(OptimizerConfig(**fields), 10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_decay_leaves_vectors_alone(name):
+    phases = (Phase(peak=0.1, decay="constant"),)
+    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+    optimizer, _ = make_optimizer(OptimizerConfig(name, phases, weight_decay=0.5), 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["vector"], [0, 0])
+    expected = -0.05 if name == "adamw" else -0.5
+    np.testing.assert_allclose(updates["matrix"], np.full((2, 2), expected), rtol=1e-6)
+
+
+def test_the_gradient_is_clipped_as_a_whole():
+    optimizer, _ = make_optimizer(OptimizerConfig(clip=1.0), 10)
+    params = {"one": jnp.zeros(1), "two": jnp.zeros(1)}
+    grads = {"one": jnp.array([3.0]), "two": jnp.array([4.0])}
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (1,)]
+    np.testing.assert_allclose(np.ravel(moments)[:2], [0.06, 0.08], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_moments_lie_where_their_parameters_do(name):
+    mesh = make_mesh(MeshConfig())
+    cut = NamedSharding(mesh, PartitionSpec(None, "data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = {"cut": jnp.zeros((256, 256)), "small": jnp.zeros((8, 8))}
+    where = {"cut": cut, "small": cut}
+    optimizer, _ = make_optimizer(OptimizerConfig(name, accumulate=2), 10)
+    found = optimizer_shardings(optimizer, params, where, mesh)
+    state = optimizer.init(params)
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+        assert sharding == (cut if leaf.shape in ((256, 256), (8, 8)) else whole)
+    assert jax.tree.leaves(found).count(cut) == {"adamw": 6, "adafactor": 3}[name]

@@ -87,7 +87,7 @@ class RidgeRows(FvtRows):
         """(3E + 1, E) float32 for each table of the source."""
         ids, forms = _resplit(self._vocabulary, len(self.source.input), self.fitted_tokens)
         return jax.tree.map(
-            lambda table, own: fit(by_count(table, forms, features, 3), own, self.penalty),
+            lambda table, own: fit(by_count(table, forms, features), own, self.penalty),
             _gather(self.source, forms),
             self.source.take(ids),
         )
@@ -97,26 +97,26 @@ def by_count(
     table: np.ndarray,
     forms: Sequence[Sequence[int]],
     combine: Callable[[np.ndarray], np.ndarray],
-    wider: int = 1,
 ) -> np.ndarray:
-    """Combines consecutive groups of rows, the groups of one size at a time.
+    """Combines the rows of each form's pieces, the forms of one length at a time.
 
     Args:
-        table: (P, ...) rows of all pieces of all forms.
+        table: (P, ...) rows of all pieces of all forms, in order.
         forms: U forms.
-        combine: makes (n, ...) of (n, pieces, ...).
-        wider: how many times wider the combined rows are.
+        combine: makes one row each of (n, pieces, ...), also of a single piece.
 
     Returns:
-        (U, ...) float32; a form of one piece is combined too.
+        U rows, float32.
     """
     counts = np.array([len(form) for form in forms], np.int64)
     starts = np.cumsum(counts) - counts
-    width = [size * wider for size in table.shape[1:]] or [wider] * (wider > 1)
-    combined = np.empty((len(forms), *width), np.float32)
+    combined = table[:0]
     for count in np.unique(counts):
         which = np.flatnonzero(counts == count)
-        combined[which] = combine(table[starts[which, None] + np.arange(count)])
+        rows = combine(table[starts[which, None] + np.arange(count)])
+        if not len(combined):
+            combined = np.empty((len(forms), *rows.shape[1:]), np.float32)
+        combined[which] = rows
     return combined
 
 

@@ -65,6 +65,7 @@ def test_weighted_rows_lean_to_the_last_piece():
     pieces = rows_of("a", "b", "c", "d", table=table)
     expected = (pieces[0] + 2 * pieces[1] + 3 * pieces[2] + 4 * pieces[3]) / 10
     np.testing.assert_allclose(rows.input[0], expected, rtol=1e-5)
+    assert rows.output is not None and rows.bias is not None
     np.testing.assert_allclose(rows.output, 2 * rows.input, rtol=1e-5)
     np.testing.assert_array_equal(rows.input[1:], table[[7, WORDS.ids["ab"]]])
     np.testing.assert_allclose(rows.bias, [(1 + 4 + 9 + 16) / 10, 7, WORDS.ids["ab"]])

@@ -78,12 +78,14 @@ def test_the_interval_of_a_mean_is_the_normal_one():
     found = interval(lambda total: total / 400, samples)
     spread = 1.96 * samples.std() / np.sqrt(400)
     expected = samples.mean() - spread, samples.mean() + spread
+    assert found is not None
     np.testing.assert_allclose(found, expected, atol=0.1 * spread)
 
 
 def test_paired_samples_cancel():
     static = np.random.default_rng(1).uniform(1, 100, 50)
     found = interval(lambda static, other: other / static, static, 1.5 * static)
+    assert found is not None
     np.testing.assert_allclose(found, (1.5, 1.5))
 
 

@@ -184,7 +184,7 @@ class Checkpoints:
                 damaged[step] = _line(error)
                 continue
             self._drop(damaged, step)
-            return Restored(step, *arrays, run["position"])
+            return Restored(step, arrays[0], arrays[1], run["position"])
         if damaged:
             said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise DyntokError(f"{self.folder}: no checkpoint can be read ({said})")

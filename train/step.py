@@ -76,7 +76,7 @@ def initial_state(
     """
     first, key = _keys(seed)
     trainables, shardings = task.init(first), task.shardings()
-    whole = replicated(task.mesh)
+    whole: Any = replicated(task.mesh)
     moments = optimizer_shardings(optimizer, trainables, shardings, task.mesh)
     where = State(shardings, moments, whole, whole)
 

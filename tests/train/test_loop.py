@@ -199,7 +199,8 @@ def test_each_shape_is_compiled_once(tmp_path):
 
 def test_time_lost_to_the_input_is_measured(tmp_path):
     train(Regression(delay=0.1), config(tmp_path, 10, checkpoint_every=0))
-    assert all(0.7 < record["input_wait"] <= 1 for record in records(tmp_path)[1:])
+    # Some batches are made ahead while the step is compiled.
+    assert all(0.7 < record["input_wait"] <= 1 for record in records(tmp_path)[-2:])
 
 
 def test_a_slow_step_hides_the_input(tmp_path):
@@ -258,11 +259,11 @@ def test_a_figure_that_is_not_evaluated_cannot_be_best(tmp_path):
         train(Regression(), config(tmp_path, 4, best="accuracy"))
 
 
-def test_parameters_that_the_task_also_holds_are_not_overwritten(tmp_path):
+def test_parameters_that_the_task_also_holds_are_not_overwritten(tmp_path, monkeypatch):
     task = Regression()
     start = task.init(jax.random.key(1))
     before = jax.tree.map(np.array, start)
-    task.init = lambda key: start
+    monkeypatch.setattr(task, "init", lambda key: start)
     after = train(task, config(tmp_path, 4))
     equal(before, start)
     assert np.abs(after["first"] - before["first"]).max() > 1e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from train.optim import OptimizerConfig, Phase, make_optimizer, optimizer_shardi
 
 def rates(steps, *phases, at):
     _, schedule = make_optimizer(OptimizerConfig(phases=phases), steps)
-    return [float(schedule(step)) for step in at]
+    return [np.asarray(schedule(step)).item() for step in at]
 
 
 def test_linear_with_warmup():
@@ -80,7 +82,7 @@ def test_decay_leaves_vectors_alone(name):
     params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
     optimizer, _ = make_optimizer(OptimizerConfig(name, phases, weight_decay=0.5), 10)
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    updates: Any = optimizer.update(zero, optimizer.init(params), params)[0]
     np.testing.assert_array_equal(updates["vector"], [0, 0])
     expected = -0.05 if name == "adamw" else -0.5
     np.testing.assert_allclose(updates["matrix"], np.full((2, 2), expected), rtol=1e-6)

@@ -1,0 +1,242 @@
+"""Checkpoints: what they give back, onto which mesh, and what damage does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.config import MeshConfig
+from dyntok_jax.sharding import make_mesh, replicated
+from dyntok_jax.types import DyntokError
+
+SETTINGS = {"model": {"name": "a", "sizes": (1, 2)}, "data": ["x"]}
+
+
+def trees(step, devices=1):
+    """Parameters and the rest after some steps, the first parameter cut over the devices."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    cut, whole = NamedSharding(mesh, PartitionSpec("data")), replicated(mesh)
+    params = {
+        "cut": jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8) + step, cut),
+        "half": jax.device_put(jnp.full(5, step, jnp.bfloat16), whole),
+    }
+    rest = {
+        "count": jax.device_put(np.int32(step), whole),
+        "flag": jax.device_put(np.array([True, False]), whole),
+        "key": jax.device_put(jax.random.key_data(jax.random.key(step)), whole),
+    }
+    return params, rest
+
+
+def abstract(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def save(checkpoints, step, **options):
+    position = {"file": "ünï", "line": [step]}
+    checkpoints.save(step, *trees(step), position, SETTINGS, **options)
+
+
+def restore(checkpoints, devices=1, settings=SETTINGS):
+    return checkpoints.restore(*map(abstract, trees(0, devices)), settings)
+
+
+def saved(folder, *steps):
+    """A folder with these checkpoints."""
+    with Checkpoints(folder, keep=5) as checkpoints:
+        for step in steps:
+            save(checkpoints, step)
+        checkpoints.wait()
+    return folder
+
+
+def equal(restored, step):
+    assert restored.step == step
+    assert restored.position == {"file": "ünï", "line": [step]}
+    found = (restored.trainables, restored.rest)
+    jax.tree.map(np.testing.assert_array_equal, found, trees(step))
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(
+        lambda leaf: leaf.dtype, trees(step)
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_newest_comes_back_on_any_mesh(tmp_path, devices):
+    saved(tmp_path, 3, 7)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = restore(checkpoints, devices)
+    assert restored is not None
+    equal(restored, 7)
+    assert restored.trainables["cut"].addressable_shards[0].data.shape == (8 // devices, 8)
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    with Checkpoints(tmp_path / "new" / "deep") as checkpoints:
+        assert restore(checkpoints) is None
+        assert checkpoints.steps() == []
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2, best="score") as checkpoints:
+        for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.4]):
+            save(checkpoints, step, figures={"score": score})
+        save(checkpoints, 5)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 4, 5]
+    with Checkpoints(tmp_path, keep=2, best="score") as checkpoints:
+        assert checkpoints.steps() == [1, 4, 5]
+        assert checkpoints.best_step() == 1
+
+
+def test_what_is_being_saved_may_be_overwritten(tmp_path):
+    """The training step takes over the arrays it was given while the save is running."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    big = jnp.arange(2_000_000, dtype=jnp.float32)
+    with Checkpoints(tmp_path) as checkpoints:
+        params = {"big": big + 0}
+        where = abstract(params)
+        rest = {"one": jnp.zeros(())}
+        checkpoints.save(1, params, rest, None, {})
+        before = params
+        for _ in range(3):
+            params = step(params)
+        jax.block_until_ready(params)
+        assert before["big"].is_deleted()
+        checkpoints.wait()
+        restored = checkpoints.restore(where, abstract(rest), {})
+    assert restored is not None
+    np.testing.assert_array_equal(restored.trainables["big"], big)
+
+
+def truncate(folder):
+    for path in files(folder):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def change_values(folder):
+    """Another checkpoint's parameters: whole files, but not what was saved here."""
+    shutil.rmtree(folder / "trainables")
+    shutil.copytree(folder.parent / "3" / "trainables", folder / "trainables")
+
+
+def garble_json(folder):
+    for path in files(folder / "run"):
+        path.write_bytes(b"{garbled")
+
+
+def lose_metadata(folder):
+    (folder / "_CHECKPOINT_METADATA").write_bytes(b"\0" * 10)
+    truncate(folder / "rest")
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, change_values, garble_json, lose_metadata])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage):
+    saved(tmp_path, 3, 7)
+    damage(tmp_path / "7")
+    caplog.clear()
+    with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING, "dyntok_jax"):
+        restored = restore(checkpoints)
+        assert restored is not None
+        equal(restored, 3)
+        warnings = [r.getMessage() for r in caplog.records if r.name.startswith("dyntok_jax")]
+        assert len(warnings) == 1
+        assert "step 3" in warnings[0] and "7: " in warnings[0] and "\n" not in warnings[0]
+        save(checkpoints, 7)
+        checkpoints.wait()
+        again = restore(checkpoints)
+        assert again is not None
+        equal(again, 7)
+
+
+def test_nothing_but_damage_is_an_error_and_nothing_is_deleted(tmp_path):
+    saved(tmp_path, 3, 7)
+    truncate(tmp_path / "3")
+    truncate(tmp_path / "7")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(DyntokError, match=r"no checkpoint can be read \(7: .*; 3: "),
+    ):
+        restore(checkpoints)
+    assert (tmp_path / "3").is_dir() and (tmp_path / "7").is_dir()
+
+
+def test_other_settings_are_named_with_both_values(tmp_path):
+    saved(tmp_path, 3)
+    other = {"model": {"name": "b", "sizes": (1, 2), "bias": True}}
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(DyntokError) as raised:
+        restore(checkpoints, settings=other)
+    message = str(raised.value)
+    assert 'data: ["x"] there, absent here' in message
+    assert 'model.name: "a" there, "b" here' in message
+    assert "model.bias: absent there, true here" in message
+    assert "sizes" not in message
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.types import DyntokError
+from test_checkpoint import abstract
+
+params = {"a": jax.random.normal(jax.random.key(0), (300_000,))}
+rest = {"count": jnp.int32(0)}
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    checkpoints.save(1, params, rest, None, {})
+    checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(2, {"a": params["a"] + 1}, rest, None, {})
+        checkpoints.wait()
+    except DyntokError as error:
+        print("SAID", error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    restored = checkpoints.restore(abstract(params), abstract(rest), {})
+    assert restored.step == 1, restored.step
+    assert (restored.trainables["a"] == params["a"]).all()
+    checkpoints.save(2, params, rest, None, {})
+    checkpoints.wait()
+    print("STEPS", checkpoints.steps())
+"""
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_good(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), str(root / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL), tmp_path],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said, steps = done.stdout.strip().splitlines()
+    assert "a checkpoint could not be saved" in said and "earlier checkpoints are good" in said
+    assert steps == "STEPS [2]"

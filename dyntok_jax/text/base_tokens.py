@@ -144,9 +144,17 @@ class BaseTokenizer:
 
     def vocabulary(self) -> list[str]:
         """All tokens of the vocabulary in byte characters, special ones left out."""
+        return [*self.spelled().values()]
+
+    def spelled(self) -> dict[int, str]:
+        """Id -> token in byte characters, of all but special tokens."""
         special = set(self.special_ids.values()) - self._moved_ids.keys()
         pieces = self._tokenizer.get_vocab().items()
-        return [self._spelling.spell(piece) for piece, i in pieces if i not in special]
+        return {
+            self._moved_ids.get(i, i): self._spelling.spell(piece)
+            for piece, i in pieces
+            if i not in special
+        }
 
     def _spell_unknown(self, words: Encoding, encoding: Encoding, tokens: list[str]) -> None:
         """Puts the text of unknown tokens in their place, going along the words they are of."""

@@ -1,0 +1,157 @@
+"""A new tokenizer's vocabulary in terms of a model's: which tokens stand for which."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.byte_level import to_byte_chars
+from dyntok_jax.types import DyntokError, Token
+
+logger = logging.getLogger(__name__)
+
+ROLES = {
+    "eos": ("eos", "sep"),
+    "bos": ("bos", "cls"),
+    "sep": ("sep", "eos"),
+    "cls": ("cls", "bos"),
+    "mask": ("mask",),
+    "unk": ("unk",),
+    "pad": ("pad", "eos", "sep"),
+}
+"""Role of a special token, and the roles of the base's that stand for it, best first.
+
+A token of several roles is matched by the first of them in this order.
+"""
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A tokenizer with what its folder says of it.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        config: the content of ``tokenizer_config.json``, with the roles of an older
+            ``special_tokens_map.json``.
+        roles: role -> id.
+    """
+
+    tokenizer: BaseTokenizer
+    config: dict[str, Any]
+    roles: dict[str, int]
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenizerFolder:
+        """Reads a folder with a ``tokenizer.json``.
+
+        Raises:
+            DyntokError: no tokenizer there, or one that cannot be read.
+        """
+        tokenizer = BaseTokenizer.from_folder(folder)
+        older = _read_json(folder / "special_tokens_map.json")
+        named = {key: older[key] for role in ROLES if (key := f"{role}_token") in older}
+        config = named | _read_json(folder / "tokenizer_config.json")
+        return cls(tokenizer, config, _roles(tokenizer, config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DyntokError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DyntokError(f"{path}: not a JSON object")
+    return content
+
+
+def _roles(tokenizer: BaseTokenizer, config: Mapping[str, Any]) -> dict[str, int]:
+    """Roles as configured; where a tokenizer is silent, the ends and the unknown token it uses."""
+    roles: dict[str, int] = {}
+    for role in ROLES:
+        name = config.get(f"{role}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        if name in tokenizer.special_ids:
+            roles[role] = tokenizer.special_ids[name]
+    silent = {
+        "bos": None if "cls" in roles else tokenizer.opening_id,
+        "eos": None if "sep" in roles else tokenizer.closing_id,
+        "unk": tokenizer.unk_id,
+        "mask": _usual(tokenizer, "<mask>", "[MASK]"),
+        "pad": _usual(tokenizer, "<pad>", "[PAD]"),
+    }
+    return {role: i for role, i in silent.items() if i is not None} | roles
+
+
+def _usual(tokenizer: BaseTokenizer, *names: str) -> int | None:
+    ids = tokenizer.special_ids
+    return next((ids[name] for name in names if name in ids), None)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What each id of a new vocabulary is to a base model.
+
+    Attributes:
+        tokens: for each id a token in byte characters, or the base's id whose row it keeps.
+        kept: the latter: special tokens, and byte tokens beside others of the same bytes.
+        unmatched: special token without a counterpart -> id; it is read by its spelling.
+        gaps: ids that no token has; any row of the base stands there.
+    """
+
+    tokens: list[Token]
+    kept: dict[int, int]
+    unmatched: dict[str, int]
+    gaps: list[int]
+
+
+def match(new: TokenizerFolder, base: TokenizerFolder) -> Matched:
+    """Match special tokens by role, then by content; all else is read by its bytes."""
+    kept: dict[int, int] = {}
+    for role, counterparts in ROLES.items():
+        found = [base.roles[name] for name in counterparts if name in base.roles]
+        if role in new.roles and found:
+            kept.setdefault(new.roles[role], found[0])
+    unmatched: dict[str, int] = {}
+    for name, i in new.tokenizer.special_ids.items():
+        if i not in kept and name in base.tokenizer.special_ids:
+            kept[i] = base.tokenizer.special_ids[name]
+        elif i not in kept:
+            unmatched[name] = i
+    if unmatched:
+        logger.warning(
+            "the base has no special tokens like %s: their rows are those of their spelling",
+            ", ".join(unmatched),
+        )
+    spelled = new.tokenizer.spelled()
+    kept = _second_spellings(spelled, base.tokenizer) | kept
+    tokens: dict[int, Token] = {**spelled}
+    tokens |= {i: to_byte_chars(name) for name, i in unmatched.items()} | kept
+    size = max(tokens) + 1
+    gaps = [i for i in range(size) if i not in tokens]
+    return Matched([tokens.get(i, 0) for i in range(size)], kept, unmatched, gaps)
+
+
+def _second_spellings(spelled: Mapping[int, str], base: BaseTokenizer) -> dict[int, int]:
+    """Byte tokens whose byte is another token too, as in the base (``<0x41>`` beside ``A``)."""
+    new_ids, base_ids = _ids_of_repeated(spelled), _ids_of_repeated(base.spelled())
+    return {
+        i: own
+        for token in new_ids.keys() & base_ids.keys()
+        if len(new_ids[token]) == len(base_ids[token])
+        for i, own in zip(new_ids[token], base_ids[token], strict=True)
+        if own != base.id_of(token)
+    }
+
+
+def _ids_of_repeated(spelled: Mapping[int, str]) -> dict[str, list[int]]:
+    ids: dict[str, list[int]] = {}
+    for i in sorted(spelled):
+        ids.setdefault(spelled[i], []).append(i)
+    return {token: found for token, found in ids.items() if len(found) > 1}

@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from dyntok_jax.types import DyntokError
 
 logger = logging.getLogger(__name__)
+_STORAGE_LOGGER = logging.getLogger("absl")
 
 
 class Restored(NamedTuple):
@@ -57,6 +58,9 @@ class Checkpoints:
             DyntokError: the folder cannot be made or written.
         """
         self.folder = folder
+        # The storage layer logs every save at length, and errors that it raises as well.
+        self._level = _STORAGE_LOGGER.level
+        _STORAGE_LOGGER.setLevel(logging.CRITICAL)
         policies: list[Any] = [LatestN(keep)]
 
         def figure(metrics: Any) -> float:
@@ -85,8 +89,14 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._guarded(self._manager.close)
+        except DyntokError:
+            if kind is None:
+                raise
+        finally:
+            _STORAGE_LOGGER.setLevel(self._level)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -263,4 +273,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    said = " ".join(str(error).split())
+    # The storage layer says so at the end of several long paths.
+    return "no space left" if "No space left" in said else said[:200] or type(error).__name__

@@ -15,6 +15,7 @@ import jax
 from tqdm import tqdm
 
 from dyntok_jax.files import atomic_path
+from dyntok_jax.types import DyntokError
 
 
 class Metrics:
@@ -49,12 +50,18 @@ class Metrics:
             step: steps done.
             kind: ``train`` or ``evaluation``.
             values: by name.
+
+        Raises:
+            DyntokError: the disk is full.
         """
         if self._file is None:
             return
         record = {name: _plain(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind} | record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind} | record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DyntokError(f"{self._file.name}: cannot be written ({error.strerror})") from error
         for name, value in record.items():
             if self._board is not None and value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -73,7 +80,9 @@ class Metrics:
         """Closes files and bar."""
         for part in (self._file, self._board, self._bar):
             if part is not None:
-                part.close()
+                # Records are flushed one by one: what cannot be written was said then.
+                with contextlib.suppress(OSError):
+                    part.close()
 
 
 def _drop_after(path: Path, done: int) -> None:

@@ -105,7 +105,7 @@ def test_ridge_rows_of_every_table():
     bias = table[:, 0].copy()
     provider = RidgeRows(SourceEmbeddings(table, -table, bias), WORDS)
     rows = provider.rows(["abcd", "ab"])
-    np.testing.assert_allclose(rows.output, -rows.input, atol=1e-4)
+    np.testing.assert_allclose(-np.asarray(rows.output), rows.input, atol=1e-4)
     assert (
         rows.bias is not None and rows.bias.shape == (2,) and rows.bias[1] == bias[WORDS.ids["ab"]]
     )

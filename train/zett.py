@@ -1,0 +1,369 @@
+"""ZeTT's training of a hypernetwork: own rows first, then texts under sampled tokenizers.
+
+Minixhofer et al., 2024 (arXiv 2405.07883), section 3 and appendix A. The hypernetwork predicts the
+rows of a vocabulary it never saw, and the frozen model, run on them, says how good they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig
+from dyntok_jax.models.heads import logits
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel, head_module, model_module
+from dyntok_jax.sharding import apply, make_mesh, replicated, shard_params
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError, Rows
+from train.data import DataConfig
+from train.feed import put
+from train.task import Loaded
+from train.unigram import SamplerConfig
+from train.zett_batches import (
+    NO_LABEL,
+    IdentityBatch,
+    LanguageBatch,
+    LanguagePreparation,
+    identity_batch,
+    language_batches,
+)
+from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
+from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
+
+MASK_NAMES = ("<mask>", "[MASK]")
+
+
+@dataclasses.dataclass(frozen=True)
+class ZettConfig:
+    """The objective; defaults are the published ones for XLM-R.
+
+    Attributes:
+        identity_steps: first steps, in which the hypernetwork learns the model's own rows.
+        identity_rows: tokens of such a step, as far as the vocabulary has them.
+        identity_only: there are no other steps; any model will do, one without a head too.
+        sequences: B of all later steps.
+        length: T of these.
+        overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
+        train_backbone: train the model as well (n-shot transfer).
+        sampler: the tokenizers of later steps.
+        evaluation_batches: batches of held-out text.
+    """
+
+    identity_steps: int = 10_000
+    identity_rows: int = 16_384
+    identity_only: bool = False
+    sequences: int = 128
+    length: int = 128
+    overlap_weight: float = 0.5
+    train_backbone: bool = False
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    evaluation_batches: int = 4
+
+
+class ZettTask:
+    """ZeTT's objective for one model (a ``train.task.Task``).
+
+    In a run of several processes all read the same texts, since all must sample the same
+    tokenizers, and each hands its part of every batch to its devices.
+
+    Attributes:
+        config: the objective.
+        hypernet_config: shape of the hypernetwork.
+        mesh: devices of the run.
+        frozen: the model's rows, the rescalers and, unless it is trained, the model.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        tokenizer: BaseTokenizer,
+        hypernet: HypernetConfig,
+        config: ZettConfig,
+        data: DataConfig,
+        compute: ComputeConfig | None = None,
+        seed: int = 0,
+        held_out: DataConfig | None = None,
+    ):
+        """Put the model on the devices.
+
+        Args:
+            model: the base model; an encoder needs a masked-language-modelling head.
+            tokenizer: its own.
+            hypernet: shape, from ``zett_hypernet.zett_shape``.
+            config: the objective.
+            data: texts; with several languages, batches of one each.
+            compute: mesh, dtype of matrix products and remat.
+            seed: of the hypernetwork's first parameters and of all batches.
+            held_out: texts of evaluations.
+
+        Raises:
+            DyntokError: a model that this objective cannot use, sizes that do not fit it or the
+                mesh, batches of mixed languages.
+        """
+        compute = compute or ComputeConfig()
+        self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
+        self._data, self._held_out, self._seed = data, held_out, seed
+        self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
+        self._languages = sorted({source.language for source in data.sources})
+        self._check()
+        dtype = jnp.dtype(compute.dtype)
+        self._hypernet = Hypernet(hypernet, dtype, compute.remat)
+        self._module = model_module(model.architecture, dtype, compute.remat)
+        self._head = None if config.identity_only else head_module(model.architecture, dtype)
+        source = self._source()
+        first = first_parameters(self._hypernet, source["source"], self.mesh, seed)
+        backbone = self._backbone()
+        self.frozen = {"rescalers": first.rescalers, **source}
+        self._first = {"hypernet": first.trained}
+        (self._first if config.train_backbone else self.frozen).update(backbone)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values that must be equal when a run is resumed."""
+        data = dataclasses.asdict(self._data)
+        del data["workers"]  # any number gives the same batches
+        settings = {
+            "objective": "zett",
+            "zett": dataclasses.asdict(self.config),
+            "hypernet": dataclasses.asdict(self.hypernet_config),
+            "data": data,
+            "seed": self._seed,
+            "dtype": self._dtype,
+            "model": self._base.hf_config,
+        }
+        return json.loads(json.dumps(settings))
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """Trainable parameters at step 0.
+
+        Args:
+            key: not read: the rescalers, which never change, belong to the parameters that the
+                seed of the task gives.
+        """
+        del key
+        return self._first
+
+    def shardings(self) -> Any:
+        """Sharding of every trainable parameter."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self._first)
+
+    def loss(
+        self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+        """Loss of an ``IdentityBatch`` or a ``LanguageBatch``, and its parts."""
+        del key  # nothing is drawn here
+        if isinstance(batch, IdentityBatch):
+            predicted = self.predict(trainables, frozen, batch.ids[:, None], batch.language)
+            loss = identity_loss(predicted, self._own(frozen, batch.ids))
+            return loss, {"identity_loss": loss}
+        rows, own = self.rows(trainables, frozen, batch)
+        scores = self.scores(trainables, frozen, rows, batch.ids, batch.mask)
+        language = label_loss(scores, batch.labels, batch.real)
+        is_shared = batch.shared != NO_LABEL
+        overlap = overlap_loss(rows, own, is_shared)
+        parts = {"language_loss": language, "overlap_loss": overlap, "overlap": is_shared.mean()}
+        return language + self.config.overlap_weight * overlap, parts
+
+    def rows(self, trainables: Any, frozen: Any, batch: LanguageBatch) -> tuple[Rows, Rows]:
+        """Rows of the U tokens of a batch, and the model's own of special and shared ones."""
+        predicted = self.predict(trainables, frozen, batch.forms, batch.language)
+        own = self._own(frozen, jnp.maximum(jnp.maximum(batch.own, batch.shared), 0))
+        return with_own_rows(predicted, own, batch.own != NO_LABEL), own
+
+    def predict(
+        self,
+        trainables: Any,
+        frozen: Any,
+        forms: Any,
+        language: Any,
+    ) -> Rows:
+        """What the hypernetwork makes of (U, S) surface forms."""
+        params = trainables["hypernet"] | frozen["rescalers"]
+        source = frozen["source"]
+        return predict(self._hypernet, params, source, forms, language, self.mesh)
+
+    def hypernet_params(self, trainables: Any) -> dict[str, Any]:
+        """All parameters of the hypernetwork, as ``embed.zett.save_hypernet`` takes them."""
+        return trainables["hypernet"] | self.frozen["rescalers"]
+
+    def scores(
+        self,
+        trainables: Any,
+        frozen: Any,
+        rows: Rows,
+        ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+    ) -> Float[Array, "B T U"]:
+        """Scores of the tokens with these rows, by the model on sequences of them."""
+        params = trainables if self.config.train_backbone else frozen
+        given, output, bias = jax.tree.map(jnp.asarray, rows)
+        hidden = apply(self._module, params["model"], given, ids, mask, mesh=self.mesh)
+        output = given if output is None else output
+        if self._head is None:
+            return logits(hidden, output, bias)
+        return self._head.apply({"params": params["head"]}, hidden, output, bias)  # pyright: ignore
+
+    def batches(self, position: Any) -> Iterator[Loaded]:
+        """Identity batches, then language batches, from a position on."""
+        start = position["identity"] if position else 0
+        steps: Any = range(start, self.config.identity_steps)
+        for step in itertools.count(start) if self.config.identity_only else steps:
+            batch = identity_batch(self.hypernet_config.vocab_size, self._count(), self._seed, step)
+            yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
+        begin = position["language"] if position else None
+        prepare = self._preparation
+        for loaded in language_batches(self._data, prepare, seed=self._seed, position=begin):
+            place = {"identity": self.config.identity_steps, "language": loaded.position}
+            tokens = loaded.tokens // jax.process_count()
+            yield Loaded(self._part(loaded.batch), tokens, place)
+
+    def evaluate(self, trainables: Any) -> dict[str, float]:
+        """Median cosine of predicted rows to own ones, and losses on held-out text."""
+        ids = examples(self.hypernet_config, self.mesh)
+        language = np.zeros((), np.int32)
+        predicted = self._jitted_predict(trainables, self.frozen, ids[:, None], language)
+        own = jax.tree.map(np.asarray, self._own(self.frozen, ids))
+        figures = {"identity_cosine": _median_cosine(predicted.input, own.input)}
+        if own.output is not None:
+            figures["identity_cosine_output"] = _median_cosine(predicted.output, own.output)
+        key = jax.random.key(0)
+        parts = [
+            self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
+            for batch in self._held_out_batches
+        ]
+        for name in parts[0] if parts else ():
+            figures[name] = float(np.mean([part[name] for part in parts]))
+        return figures
+
+    @cached_property
+    def _jitted_predict(self) -> Any:
+        return jax.jit(self.predict)
+
+    @cached_property
+    def _jitted_loss(self) -> Any:
+        return jax.jit(self.loss)
+
+    @cached_property
+    def _held_out_batches(self) -> list[LanguageBatch]:
+        if self._held_out is None or self.config.identity_only:
+            return []
+        data = dataclasses.replace(self._held_out, workers=0)
+        stream = language_batches(data, self._preparation, seed=self._seed)
+        batches = [
+            self._part(loaded.batch)
+            for loaded in itertools.islice(stream, self.config.evaluation_batches)
+        ]
+        return batches
+
+    @cached_property
+    def _preparation(self) -> LanguagePreparation:
+        tokenizer, is_encoder = self._tokenizer, self._base.kind == "encoder"
+        ends = [i for i in (tokenizer.opening_id, tokenizer.closing_id) if i is not None]
+        return LanguagePreparation(
+            hypernet_tokenizer(tokenizer)[0],
+            tokenizer.special_ids,
+            ends[:1] if is_encoder else tokenizer.prompt_ids,
+            ends[1:] if is_encoder else [],
+            tokenizer.closing_id,
+            self._mask_id if is_encoder else None,
+            self.hypernet_config.vocab_size,
+            self.hypernet_config.pad_id,
+            self.hypernet_config.surface_length,
+            self.config.sequences,
+            self.config.length,
+            self._languages if self.hypernet_config.languages else [],
+            self.config.sampler,
+        )
+
+    @property
+    def _mask_id(self) -> int | None:
+        names = self._tokenizer.special_ids
+        return next((names[name] for name in MASK_NAMES if name in names), None)
+
+    def _check(self) -> None:
+        c, model, shape = self.config, self._base, self.hypernet_config
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        problems = []
+        if len(model.source.input) < shape.vocab_size:
+            rows = len(model.source.input)
+            problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
+        if shape.hidden % shape.heads:
+            problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
+        if min(c.identity_rows, shape.vocab_size) < parts:
+            problems.append(f"identity_rows {c.identity_rows} for {parts} devices")
+        if not c.identity_only:
+            problems += self._language_problems(parts)
+        if problems:
+            raise DyntokError(f"objective zett: {'; '.join(problems)}")
+
+    def _language_problems(self, parts: int) -> Iterator[str]:
+        c, model = self.config, self._base
+        if c.sequences % parts:
+            yield f"{c.sequences} sequences do not split over data×fsdp = {parts} devices"
+        if not 4 <= c.length <= model.architecture.max_length:
+            yield f"length {c.length}: the model reads 4 to {model.architecture.max_length} tokens"
+        if len(self._languages) > 1 and not self._data.one_language:
+            yield "several languages need data.one_language: true"
+        if model.kind == "encoder" and model.architecture.head != "masked_lm":
+            yield "an encoder needs a masked-language-modelling head, or identity_only: true"
+        elif model.kind == "encoder" and self._mask_id is None:
+            yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"
+
+    def _source(self) -> dict[str, Any]:
+        """The model's rows on every device: input and output side by side, and the bias."""
+        rows, count = self._base.source, self.hypernet_config.vocab_size
+        tables = [table for table in (rows.input, rows.output) if table is not None]
+        source = np.concatenate([np.asarray(t[:count], np.float32) for t in tables], axis=1)
+        arrays = {"source": source}
+        if rows.bias is not None:
+            arrays["bias"] = np.asarray(rows.bias[:count], np.float32)
+        return jax.device_put(arrays, replicated(self.mesh))
+
+    def _backbone(self) -> dict[str, Any]:
+        """The model and its head, on the devices."""
+        if self.config.identity_only:
+            return {}
+        abstract = abstract_params(self._module)
+        placed = {"model": shard_params(self._base.params, abstract, self.mesh)}
+        if self._head is not None:
+            hidden = jnp.zeros((1, 1, self.hypernet_config.width))
+            abstract = abstract_params(self._head, hidden, hidden[0])
+            placed["head"] = shard_params(self._base.head_params, abstract, self.mesh)
+        return placed
+
+    def _own(self, frozen: Any, ids: Any) -> Rows:
+        taken, width = frozen["source"][ids], self.hypernet_config.width
+        output = taken[:, width:] if self.hypernet_config.separate_output else None
+        bias = frozen["bias"][ids] if "bias" in frozen else None
+        return Rows(taken[:, :width], output, bias)
+
+    def _count(self) -> int:
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return min(self.config.identity_rows, self.hypernet_config.vocab_size) // parts * parts
+
+    def _part(self, batch: Any) -> Any:
+        """This process's part of what all processes made alike."""
+        index, count = jax.process_index(), jax.process_count()
+        if count == 1:
+            return batch
+        return jax.tree.map(
+            lambda x: np.array_split(x, count)[index] if x.ndim and len(x) % count == 0 else x,
+            batch,
+        )
+
+
+def _median_cosine(a: Any, b: Any) -> float:
+    a, b = np.asarray(a), np.asarray(b)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.median((a * b).sum(1) / np.maximum(lengths, 1e-12)))

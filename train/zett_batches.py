@@ -1,0 +1,291 @@
+"""Batches of ZeTT's training: rows of the vocabulary, then texts by a tokenizer made for them.
+
+Made in worker processes. The positions of a run's data go on with the queue of earlier texts as
+it was: the texts since the oldest one in it are read again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.surface_forms import surface_forms
+from dyntok_jax.types import DyntokError, Token
+from train.data import MAX_SKIPPED, DataConfig, TextBatch, batches
+from train.task import Loaded
+from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
+from train.workers import in_order
+
+NO_LABEL = -1
+"""Label of a position without one, and id of a row that the model does not have."""
+
+MASKED, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
+"""Share of tokens to be guessed; of those, shares that are masked and that are replaced."""
+
+CACHED_COUNTS = 64
+"""Batches of texts whose counts a worker keeps."""
+
+
+class IdentityBatch(NamedTuple):
+    """Tokens of the model's own vocabulary.
+
+    Attributes:
+        ids: (N,) their ids, each its own only piece.
+        language: row of the language table.
+    """
+
+    ids: Int[np.ndarray, " N"]
+    language: Int[np.ndarray, ""]
+
+
+class LanguageBatch(NamedTuple):
+    """Sequences over a sampled vocabulary of U tokens.
+
+    Attributes:
+        forms: (U, S) surface forms of the vocabulary.
+        own: (U,) id of a special token, or ``NO_LABEL``.
+        shared: (U,) id of a token that the model's vocabulary has too, or ``NO_LABEL``.
+        real: (U,) False at the padding of the vocabulary.
+        ids: (B, T) tokens, as rows of the vocabulary.
+        mask: (B, T) True at real tokens.
+        labels: (B, T) what is to be guessed at a position, or ``NO_LABEL``.
+        language: row of the language table.
+    """
+
+    forms: Int[np.ndarray, "U S"]
+    own: Int[np.ndarray, " U"]
+    shared: Int[np.ndarray, " U"]
+    real: Bool[np.ndarray, " U"]
+    ids: Int[np.ndarray, "B T"]
+    mask: Bool[np.ndarray, "B T"]
+    labels: Int[np.ndarray, "B T"]
+    language: Int[np.ndarray, ""]
+
+
+def identity_batch(vocab_size: int, count: int, seed: int, step: int) -> IdentityBatch:
+    """Different random ids of the vocabulary, the same for the same seed and step."""
+    ids = np.random.default_rng((seed, step)).choice(vocab_size, count, replace=False)
+    return IdentityBatch(ids.astype(np.int32), np.zeros((), np.int32))
+
+
+class QueuedTexts(NamedTuple):
+    """Texts of a step, and those of the steps before it in the same language."""
+
+    batch: TextBatch
+    earlier: tuple[TextBatch, ...]
+    position: Any
+
+
+@dataclass
+class LanguagePreparation:
+    """Texts to a :class:`LanguageBatch`; pickled for the worker processes.
+
+    Attributes:
+        hypernet_tokenizer: tokenizer.json by which the hypernetwork reads tokens.
+        specials: the model's special tokens and their ids.
+        prefix, suffix: ids of special tokens around each sequence.
+        separator: id of the special token between texts, or None.
+        mask_id: id of the mask token; None for causal language modelling.
+        vocab_size: V.
+        pad_id: id that fills surface forms.
+        surface_length: S.
+        sequences: B.
+        length: T.
+        languages: names, in the order of the language table; empty without one.
+        sampler: how tokenizers are sampled.
+    """
+
+    hypernet_tokenizer: dict[str, Any]
+    specials: dict[str, int]
+    prefix: list[int]
+    suffix: list[int]
+    separator: int | None
+    mask_id: int | None
+    vocab_size: int
+    pad_id: int
+    surface_length: int
+    sequences: int
+    length: int
+    languages: Sequence[str]
+    sampler: SamplerConfig
+
+    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int] | None:
+        """The batch and its tokens; None where the texts hold nothing to be guessed."""
+        batch = queued.batch
+        scores = [self._counts(each) for each in (batch, *queued.earlier)]
+        sampled = sample_tokenizer(scores, self.specials, self.sampler, batch.seed)
+        # Special tokens come first, by id, in the sampled vocabulary.
+        rank = {i: rank for rank, i in enumerate(sorted(self.specials.values()))}
+        encodings = sampled.encode_batch(batch.texts, add_special_tokens=False)
+        ids, mask = self._pack([encoding.ids for encoding in encodings], rank)
+        random = np.random.default_rng(batch.seed)
+        size = sampled.get_vocab_size()
+        if self.mask_id is None:
+            labels = next_tokens(ids, mask)
+        else:
+            masking = rank[self.mask_id]
+            ids, labels = mask_tokens(ids, mask, len(rank), size, masking, random)
+        if not (labels != NO_LABEL).any():
+            return None
+        known = self.languages and batch.languages[0]
+        language = np.array(self.languages.index(known) if known else 0, np.int32)
+        vocabulary = [sampled.id_to_token(i) or "" for i in range(len(rank), size)]
+        forms, own, shared, real = self._vocabulary([*rank, *vocabulary])
+        prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
+        return prepared, int(mask.sum())
+
+    @cached_property
+    def _tokenizer(self) -> BaseTokenizer:
+        return BaseTokenizer(self.hypernet_tokenizer)
+
+    @cached_property
+    def _cache(self) -> OrderedDict[tuple[int, str], Counter[str]]:
+        return OrderedDict()
+
+    def _counts(self, batch: TextBatch) -> Counter[str]:
+        key = (batch.seed, batch.texts[0])
+        counts = self._cache.pop(key, None)
+        self._cache[key] = count_substrings(batch.texts, self.sampler) if counts is None else counts
+        while len(self._cache) > CACHED_COUNTS:
+            self._cache.popitem(last=False)
+        return self._cache[key]
+
+    def _pack(
+        self, texts: Sequence[Sequence[int]], rank: Mapping[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All texts behind each other, cut into B sequences; what is left over is dropped."""
+        between = [] if self.separator is None else [rank[self.separator]]
+        stream = np.array([i for text in texts for i in [*text, *between]], np.int32)
+        prefix = np.array([rank[i] for i in self.prefix], np.int32)
+        suffix = np.array([rank[i] for i in self.suffix], np.int32)
+        room = self.length - len(prefix) - len(suffix)
+        ids = np.zeros((self.sequences, self.length), np.int32)
+        mask = np.zeros((self.sequences, self.length), bool)
+        for row, start in enumerate(range(0, min(len(stream), self.sequences * room), room)):
+            sequence = np.concatenate([prefix, stream[start : start + room], suffix])
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = True
+        return ids, mask
+
+    def _vocabulary(
+        self, tokens: Sequence[Token]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Surface forms, own and shared ids of the tokens, and which rows are not padding."""
+        size = padded_size(self.sampler)
+        forms = np.full((size, self.surface_length), self.pad_id, np.int32)
+        count, tokenizer = len(tokens), self._tokenizer
+        forms[:count] = surface_forms(tokens, tokenizer, self.surface_length, self.pad_id).ids
+        own = np.full(size, NO_LABEL, np.int32)
+        own[:count] = [token if isinstance(token, int) else NO_LABEL for token in tokens]
+        real = np.arange(size) < count
+        whole = (forms[:, 1:] == self.pad_id).all(axis=1) & (forms[:, 0] < self.vocab_size)
+        is_shared = whole & real & (own == NO_LABEL) & (forms[:, 0] != self.pad_id)
+        return forms, own, np.where(is_shared, forms[:, 0], NO_LABEL).astype(np.int32), real
+
+
+def padded_size(sampler: SamplerConfig) -> int:
+    """U: the sampler's largest vocabulary, up to a multiple of 128, so that one program does."""
+    return -(-sampler.maximum // 128) * 128
+
+
+def next_tokens(ids: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]) -> np.ndarray:
+    """(B, T) labels of causal language modelling: the token that follows."""
+    labels = np.full_like(ids, NO_LABEL)
+    labels[:, :-1] = np.where(mask[:, 1:], ids[:, 1:], NO_LABEL)
+    return labels
+
+
+def mask_tokens(
+    ids: Int[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
+    specials: int,
+    size: int,
+    masking: int,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and labels of masked language modelling (Devlin et al., 2019, section 3.1).
+
+    Args:
+        ids: tokens; those below ``specials`` are special and never chosen.
+        mask: True at real tokens.
+        specials: special tokens of the vocabulary, which come first.
+        size: tokens of the vocabulary.
+        masking: the mask token.
+        random: source of the choices.
+    """
+    chosen = mask & (ids >= specials) & (random.random(ids.shape) < MASKED)
+    fate = random.random(ids.shape)
+    others = random.integers(specials, size, ids.shape)
+    replaced = np.select([fate < AS_MASK, fate < AS_MASK + AS_RANDOM], [masking, others], ids)
+    labels = np.where(chosen, ids, NO_LABEL)
+    return np.where(chosen, replaced, ids).astype(np.int32), labels.astype(np.int32)
+
+
+def language_batches(
+    config: DataConfig,
+    prepare: LanguagePreparation,
+    *,
+    seed: int,
+    position: Any = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Loaded]:
+    """Endless :class:`LanguageBatch`, the same for the same seed and position.
+
+    Args:
+        config: the texts.
+        prepare: what is made of them.
+        seed: of the run.
+        position: of the last batch that was used.
+        process_index, process_count: which part of the texts is read.
+
+    Raises:
+        DyntokError: as ``train.data.batches``.
+    """
+    part = {"seed": seed, "process_index": process_index, "process_count": process_count}
+    items = queued_texts(config, prepare.sampler.texts, position, part)
+    skipped = 0
+    for item, result in in_order(prepare, items, config.workers):
+        skipped = skipped + 1 if result is None else 0
+        if skipped == MAX_SKIPPED:
+            raise DyntokError(f"{skipped} batches in a row held nothing to train on")
+        if result is not None:
+            yield Loaded(*result, item.position)
+
+
+def queued_texts(
+    config: DataConfig, texts: int, position: Any, part: Mapping[str, int]
+) -> Iterator[QueuedTexts]:
+    """Texts with those before them in their language, from the first for which these suffice.
+
+    A position says where the oldest texts of any queue are, and how many batches to read again.
+    """
+    length = max(0, -(-texts // config.texts) - 1)
+    start, again = (position["start"], position["again"]) if position else (None, 0)
+    # Read here, where nothing is prepared: what is heavy goes to the workers as one step.
+    stream = batches(replace(config, workers=0), _as_they_are, position=start, **part)
+    queues: dict[str, deque[tuple[int, Any, TextBatch]]] = {}
+    before = start
+    for number, loaded in enumerate(stream):
+        batch: TextBatch = loaded.batch
+        name = batch.languages[0] if config.one_language else ""
+        queue = queues.setdefault(name, deque(maxlen=length))
+        earlier = tuple(entry[-1] for entry in queue)
+        queue.append((number, before, batch))
+        oldest = [queue[0][:2] for queue in queues.values() if queue]
+        first, place = min(oldest, key=lambda entry: entry[0], default=(number + 1, None))
+        before = loaded.position
+        if number >= again and len(earlier) == length:
+            place = place if oldest else before
+            yield QueuedTexts(batch, earlier, {"start": place, "again": number + 1 - first})
+
+
+def _as_they_are(batch: TextBatch) -> tuple[TextBatch, int]:
+    return batch, 0

@@ -1,0 +1,164 @@
+"""The hypernetwork that ZeTT's training starts from: its shape and its first parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.models.weights import LoadedModel
+from dyntok_jax.sharding import apply, param_shardings
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_byte_level
+from dyntok_jax.types import Rows
+
+READ_DEVIATION = 0.02
+"""Standard deviation that the rows of pieces are scaled to, that of a model's first parameters."""
+
+EXAMPLES = 2048
+"""Tokens from whose first predictions the scale of all is set."""
+
+RESCALERS = ("rescale_source", "rescale", "rescale_output")
+
+
+class FirstParameters(NamedTuple):
+    """Parameters at step 0, on the mesh.
+
+    Attributes:
+        trained: what is trained.
+        rescalers: what never changes.
+    """
+
+    trained: dict[str, Any]
+    rescalers: dict[str, Any]
+
+
+def hypernet_tokenizer(tokenizer: BaseTokenizer) -> tuple[dict[str, Any], int]:
+    """The tokenizer.json by which the hypernetwork reads, and how many tokens it has beyond V."""
+    if is_byte_level(tokenizer.tokenizer_json):
+        return tokenizer.tokenizer_json, 0
+    return convert_to_byte_level(tokenizer.tokenizer_json)
+
+
+def zett_shape(
+    model: LoadedModel,
+    tokenizer: BaseTokenizer,
+    languages: int = 0,
+    *,
+    hidden: int | None = None,
+    feed_forward: int | None = None,
+    layers: int = 3,
+    heads: int | None = None,
+    surface_length: int = 7,
+    residual: bool = False,
+) -> HypernetConfig:
+    """Shape of a model's hypernetwork; by default the published one for XLM-R.
+
+    Args:
+        model: the base model.
+        tokenizer: its own.
+        languages: of the run; a single one needs no table.
+        hidden: width of the hypernetwork; None is the model's.
+        feed_forward: inner width; None is twice ``hidden``.
+        layers: L.
+        heads: N; None is one for each 64 of ``hidden``.
+        surface_length: S.
+        residual: start from the mean of the pieces' rows.
+    """
+    width = model.config.width
+    hidden = hidden or width
+    return HypernetConfig(
+        width=width,
+        hidden=hidden,
+        feed_forward=feed_forward or 2 * hidden,
+        layers=layers,
+        heads=heads or max(1, hidden // 64),
+        surface_length=surface_length,
+        vocab_size=tokenizer.vocab_size,
+        extra_tokens=hypernet_tokenizer(tokenizer)[1],
+        pad_id=tokenizer.pad_id or 0,
+        languages=languages if languages > 1 else 0,
+        separate_output=model.source.output is not None,
+        predict_bias=model.source.bias is not None,
+        residual=residual,
+    )
+
+
+def first_parameters(
+    network: Hypernet, source: Float[Array, "V E"], mesh: Mesh, seed: int
+) -> FirstParameters:
+    """Random parameters, and rescalers fitted to the model's rows and the first predictions."""
+    config = network.config
+    shardings = param_shardings(dict(abstract_hypernet(config)), mesh)
+
+    def init(key: PRNGKeyArray) -> Any:
+        rows = jnp.zeros((1, config.source_width))
+        forms = jnp.zeros((1, config.surface_length), jnp.int32)
+        return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
+
+    params = dict(jax.jit(init, out_shardings=shardings)(jax.random.key(seed)))
+    rescalers = {name: params.pop(name) for name in RESCALERS if name in params}
+    if rescalers:
+        where = {name: shardings[name] for name in rescalers}
+
+        def fit(params: Any, rescalers: Any, source: Any) -> dict[str, Any]:
+            return _fitted(network, params, rescalers, source, mesh)
+
+        rescalers = jax.jit(fit, out_shardings=where)(params, rescalers, source)
+    return FirstParameters(params, rescalers)
+
+
+def predict(
+    network: Hypernet,
+    params: Any,
+    source: Float[Array, "V E"],
+    forms: Int[Array, "U S"],
+    language: Int[Array, ""],
+    mesh: Mesh,
+) -> Rows:
+    """What a hypernetwork makes of U surface forms; for use inside a jitted function."""
+    # The padding token itself is a piece where it stands first.
+    mask = (jnp.asarray(forms) != network.config.pad_id).at[:, 0].set(True)
+    method = Hypernet.__call__
+    return apply(network, params, source, forms, mask, language, mesh=mesh, method=method)
+
+
+def examples(config: HypernetConfig, mesh: Mesh) -> Int[np.ndarray, " N"]:
+    """Ids from all over the vocabulary, a number that the mesh divides."""
+    parts = math.prod(mesh.devices.shape)
+    count = min(EXAMPLES, config.vocab_size) // parts * parts
+    return np.linspace(0, config.vocab_size - 1, count).astype(np.int32)
+
+
+def _fitted(
+    network: Hypernet, params: Any, rescalers: Any, source: Any, mesh: Mesh
+) -> dict[str, Any]:
+    """Rescalers that give read rows a small deviation, and predicted ones the model's own."""
+    config = network.config
+    rescalers = rescalers | {"rescale_source": _scale_to(source, 0.0, READ_DEVIATION)}
+    ids, language = jnp.asarray(examples(config, mesh))[:, None], jnp.zeros((), jnp.int32)
+    found = predict(network, params | rescalers, source, ids, language, mesh)
+    wanted = {"rescale": source[:, : config.width], "rescale_output": source[:, config.width :]}
+    for name, rows in zip(wanted, (found.input, found.output), strict=True):
+        if name in rescalers:
+            mean, deviation = wanted[name].mean(0), wanted[name].std(0)
+            # With a residual the heads start at zero, and what they add is to be of rows' size.
+            rescalers[name] = (
+                {"factor": deviation[None], "shift": jnp.zeros_like(deviation)[None]}
+                if config.residual
+                else _scale_to(rows, mean, deviation)
+            )
+    return rescalers
+
+
+def _scale_to(x: Any, mean: Any, deviation: Any) -> dict[str, Array]:
+    """The factor and shift that give every coordinate this mean and standard deviation."""
+    factor = deviation / (x.std(0) + 1e-8)
+    return {"factor": factor[None], "shift": (mean - x.mean(0) * factor)[None]}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import draccus
 import yaml
 
 from dyntok_jax.types import DyntokError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,22 +51,69 @@ def load_config(path: Path | None) -> ComputeConfig:
     """Read a YAML file of :class:`ComputeConfig`'s fields; None gives the defaults.
 
     Raises:
-        DyntokError: the file cannot be read, a key is unknown or a value is of the wrong kind.
+        DyntokError: as :func:`read_config`.
     """
-    if path is None:
-        return ComputeConfig()
+    return ComputeConfig() if path is None else read_config(ComputeConfig, path)
+
+
+def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file of a dataclass's fields; ``${NAME}`` is an environment variable.
+
+    Args:
+        kind: a frozen dataclass.
+        path: the file.
+        overrides: ``key=value`` each, the key dotted, the value YAML; they win over the file.
+
+    Raises:
+        DyntokError: the file cannot be read, a variable is not set, a key is unknown or a value is
+            of the wrong kind.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            fields = yaml.safe_load(file) or {}
+        text = path.read_text("utf-8")
+        missing = sorted(set(re.findall(r"\$\{(\w+)\}", text)) - set(os.environ))
+        if missing:
+            raise DyntokError(f"{path}: set the environment variable {', '.join(missing)}")
+        tree = yaml.safe_load(os.path.expandvars(text)) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DyntokError(f"{path}: not a readable YAML file ({_line(error)})") from error
-    valid = "the fields are dtype, remat, mesh.data, mesh.fsdp and mesh.model"
-    if not isinstance(fields, dict):
+    valid = f"the fields are {', '.join(_fields(kind))}"
+    if not isinstance(tree, dict):
         raise DyntokError(f"{path}: not a mapping of fields; {valid}")
+    for override in overrides:
+        _override(tree, override)
     try:
-        return draccus.decode(ComputeConfig, fields)
+        return draccus.decode(kind, tree)
+    except DyntokError as error:
+        raise DyntokError(f"{path}: {error}") from error
     except Exception as error:  # draccus raises many kinds; all mean a bad field
         raise DyntokError(f"{path}: {_line(error)}; {valid}") from error
+
+
+def _fields(kind: Any, prefix: str = "") -> list[str]:
+    names = []
+    hints = get_type_hints(kind)
+    for part in fields(kind):
+        inner = hints[part.name]
+        if is_dataclass(inner):
+            names += _fields(inner, f"{prefix}{part.name}.")
+        else:
+            names.append(prefix + part.name)
+    return names
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise DyntokError(f"{override!r}: an override is key=value")
+    *folders, name = key.split(".")
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+        if not isinstance(tree, dict):
+            raise DyntokError(f"{override!r}: {folder} has no fields")
+    try:
+        tree[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise DyntokError(f"{override!r}: not a YAML value ({_line(error)})") from error
 
 
 def _line(error: Exception) -> str:

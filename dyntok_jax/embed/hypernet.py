@@ -44,6 +44,8 @@ class HypernetConfig:
         predict_bias: an output bias is predicted.
         residual: the mean of the pieces' rows (FVT) is added to what the heads predict, and the
             heads start at zero, so that an untrained hypernetwork gives FVT rows.
+        native: trained for the model's own tokenizer: tokens are read by its pieces, and its
+            vocabulary's tokens keep the model's own rows.
         max_positions: rows of the position table, of which the first S are used.
     """
 
@@ -62,6 +64,7 @@ class HypernetConfig:
     rescale: bool = True
     predict_bias: bool = True
     residual: bool = False
+    native: bool = False
     max_positions: int = 514
 
     @property

@@ -68,9 +68,9 @@ def row_provider(
         config,
         params,
         source(config.separate_output),
-        _hypernet_tokenizer(folder, tokenizer),
+        _hypernet_tokenizer(folder, tokenizer, config.native),
         language,
-        base_rows or "predicted",
+        base_rows or ("own" if config.native else "predicted"),
         mesh,
     )
 
@@ -83,14 +83,16 @@ def concatenated_source(path: Path) -> Callable[[bool], SourceEmbeddings]:
     return lambda separate: SourceEmbeddings.from_concatenated(table, separate)
 
 
-def _hypernet_tokenizer(folder: Path, tokenizer: BaseTokenizer | None) -> BaseTokenizer:
-    """The byte-level tokenizer a hypernetwork reads by: its own, or made of the model's."""
+def _hypernet_tokenizer(
+    folder: Path, tokenizer: BaseTokenizer | None, native: bool
+) -> BaseTokenizer:
+    """The tokenizer a hypernetwork reads by: its own, the model's, or one made of the model's."""
     if (folder / "tokenizer.json").is_file():
         return BaseTokenizer.from_folder(folder)
     if tokenizer is None:
         raise DyntokError(
             f"{folder}: no tokenizer.json there: give --tokenizer DIR or --model NAME"
         )
-    if is_byte_level(tokenizer.tokenizer_json):
+    if native or is_byte_level(tokenizer.tokenizer_json):
         return tokenizer
     return BaseTokenizer(convert_to_byte_level(tokenizer.tokenizer_json)[0])

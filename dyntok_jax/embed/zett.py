@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
@@ -43,6 +44,8 @@ FLAGS = {
     "hn_predict_bias": "predict_bias",
     "hn_single_head": "single_head",
     "separate_out_embeddings": "separate_output",
+    "fvt_residual": "residual",
+    "native_tokenizer": "native",
 }
 FIXED = {
     "hn_model_type": "roberta",
@@ -165,6 +168,7 @@ def save_hypernet(
     params: Mapping[str, Any],
     format: Format = "safetensors",
     unread: Mapping[str, np.ndarray] | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> None:
     """Write a hypernetwork as the original does: config.json and one file of tensors.
 
@@ -174,6 +178,7 @@ def save_hypernet(
         params: its parameters, boxed or not, on host or device.
         format: of the tensors.
         unread: tensors of the format that no forward reads; zeros where not given.
+        dtype: of the tensors in the file.
 
     Raises:
         DyntokError: the folder holds tensors in the other format, which would stay as they are.
@@ -186,15 +191,15 @@ def save_hypernet(
     tensors = {}
     for part in _stored(config, format):
         tensor = flat[part.path] if part.layer is None else flat[part.path][part.layer]
-        tensors[part.name] = np.ascontiguousarray(tensor.T if part.transposed else tensor)
+        tensors[part.name] = np.ascontiguousarray(tensor.T if part.transposed else tensor, dtype)
     rows = {"safetensors": config.pad_id + 1, "msgpack": INERT["hn_n_inter_token_blocks"]}
     name = UNREAD[format]
-    zeros = np.zeros((rows[format], config.hidden), np.float32)
+    zeros = np.zeros((rows[format], config.hidden), dtype)
     tensors[name] = (unread or {}).get(name, zeros)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / FILES[format]) as path:
         _write_tensors(path, tensors, format)
-    text = json.dumps(config_to_json(config), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config_to_json(config, dtype), indent=2, sort_keys=True) + "\n"
     with atomic_path(folder / "config.json") as path:
         path.write_text(text, "utf-8")
 
@@ -233,7 +238,7 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
-def config_to_json(config: HypernetConfig) -> dict[str, Any]:
+def config_to_json(config: HypernetConfig, dtype: DTypeLike = np.float32) -> dict[str, Any]:
     """Fields of config.json, as the original reads them."""
     return {
         "architectures": ["ZettHypernet"],
@@ -243,7 +248,7 @@ def config_to_json(config: HypernetConfig) -> dict[str, Any]:
         "hn_num_attention_heads": config.heads,
         "hn_embed_lang_id": config.languages > 0,
         "n_langs": max(config.languages, 1),
-        "torch_dtype": "float32",
+        "torch_dtype": np.dtype(dtype).name,
     }
 
 

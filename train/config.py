@@ -1,0 +1,64 @@
+"""The file of a hypernetwork's training, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dyntok_jax.config import ComputeConfig
+from train.data import DataConfig
+from train.distill import DistillConfig
+from train.loop import TrainingConfig
+
+
+@dataclass(frozen=True)
+class HypernetShape:
+    """What ``HypernetConfig`` does not take from the model.
+
+    Attributes:
+        hidden: width of the hypernetwork's own layers.
+        feed_forward: F, their inner width.
+        layers: L.
+        heads: N.
+        surface_length: S, most pieces a token is read by.
+        residual: add the mean of the pieces' rows, and start from there.
+        separate_output: predict output rows apart from input rows, also for a tied model.
+        start: folder of a hypernetwork whose parameters are the first ones.
+    """
+
+    hidden: int = 384
+    feed_forward: int = 768
+    layers: int = 2
+    heads: int = 6
+    surface_length: int = 8
+    residual: bool = True
+    separate_output: bool = False
+    start: Path | None = None
+
+
+@dataclass(frozen=True)
+class HypernetRun:
+    """A training run of a hypernetwork.
+
+    Attributes:
+        model: name or folder of the base model.
+        objective: which of the sections below counts.
+        hypernet: shape.
+        distill: settings of the objective ``distill``.
+        data: texts.
+        held_out: texts for evaluations.
+        held_out_batches: batches of an evaluation at each merge rate.
+        training: steps, optimizer, checkpoints.
+        compute: dtype and mesh.
+    """
+
+    model: str
+    data: DataConfig
+    training: TrainingConfig
+    held_out: DataConfig | None = None
+    held_out_batches: int = 8
+    objective: Literal["distill"] = "distill"
+    hypernet: HypernetShape = field(default_factory=HypernetShape)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)

@@ -1,0 +1,320 @@
+"""Distillation: the model on dynamic tokens learns to agree with itself on base tokens.
+
+Teacher is the frozen model on base tokens, student the same model on the merged sequence, where the
+hypernetwork gives the merged tokens' rows; vocabulary tokens keep their own. Nothing but the
+hypernetwork is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.heads import logits
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel, model_module
+from dyntok_jax.sharding import apply, param_shardings, replicated, shard_params
+from dyntok_jax.types import Rows
+from train.data import DataConfig, batches
+from train.held_out import HeldOut
+from train.preparation import DistillBatch, Preparation
+from train.task import Loaded
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Weights and sizes of the distillation loss.
+
+    Attributes:
+        sequences: B, sequences in a batch.
+        max_length: T, base tokens of a sequence at most.
+        prefix: put before every text, as an encoder expects it.
+        layers: run teacher and student through their first layers only; None for all.
+        merge_rates: smallest and largest percentage of merges, drawn per batch.
+        hidden: weight of the relative squared error of hidden states.
+        pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
+        divergence: weight of KL(teacher || student) of next base tokens (decoders).
+        output: weight of the next dynamic token's cross-entropy (decoders).
+        scored: positions of a batch at which the last two are taken.
+    """
+
+    sequences: int = 24
+    max_length: int = 64
+    prefix: str = ""
+    layers: int | None = None
+    merge_rates: tuple[float, float] = (0.0, 100.0)
+    hidden: float = 1.0
+    pooled: float = 1.0
+    divergence: float = 0.0
+    output: float = 0.0
+    scored: int = 256
+
+
+class States(NamedTuple):
+    """Hidden states of both, aligned.
+
+    Attributes:
+        student: (B, T', D) float32.
+        teacher: (B, T', D) float32, over the same bytes as the student's positions.
+        pooled: (B, D) float32, the teacher's mean over all its positions; zeros for decoders.
+    """
+
+    student: Float[Array, "B T D"]
+    teacher: Float[Array, "B T D"]
+    pooled: Float[Array, "B D"]
+
+
+class Distillation:
+    """The task of ``train.loop`` for a hypernetwork of one model."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        hypernet: HypernetConfig,
+        config: DistillConfig,
+        data: DataConfig,
+        preparation: Preparation,
+        mesh: jax.sharding.Mesh,
+        dtype: str,
+        seed: int,
+        held_out: HeldOut | None = None,
+        start: Any = None,
+    ):
+        """Puts the frozen model on the mesh.
+
+        Args:
+            model: teacher and student.
+            hypernet: shape of what is trained.
+            config: loss.
+            data: texts.
+            preparation: texts to batches, in worker processes.
+            mesh: devices.
+            dtype: of the computation.
+            seed: of the order of the texts and of the merge rates.
+            held_out: text on which the losses are evaluated.
+            start: parameters to start from; by default the hypernetwork starts at FVT rows.
+        """
+        self.mesh, self.config, self.hypernet_config = mesh, config, hypernet
+        self.data, self.preparation, self.seed = data, preparation, seed
+        self.held_out, self.start = held_out, start
+        self.is_encoder = model.kind == "encoder"
+        self.network = model_module(_shortened(model, config.layers), jnp.dtype(dtype))
+        self.hypernet = Hypernet(hypernet, jnp.dtype(dtype))
+        params = shard_params(
+            _first_layers(model, config.layers), abstract_params(self.network), mesh
+        )
+        rows = jax.tree.map(lambda table: np.asarray(table, np.float32), model.source)
+        self.frozen = {"model": params, "source": jax.device_put(rows, replicated(mesh))}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What must stay equal when a run goes on."""
+        return {
+            "objective": "distill",
+            "hypernet": asdict(self.hypernet_config),
+            "distill": asdict(self.config),
+            "data": asdict(self.data),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def _abstract(self) -> Any:
+        return abstract_hypernet(self.hypernet_config)
+
+    def shardings(self) -> Any:
+        """Sharding of the hypernetwork's parameters."""
+        return param_shardings(self._abstract, self.mesh)
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """Parameters at step 0."""
+        if self.start is not None:
+            return shard_params(self.start, self._abstract, self.mesh)
+        return shard_params(init_hypernet(self.hypernet_config, key), self._abstract, self.mesh)
+
+    def batches(self, position: Any) -> Iterator[Loaded]:
+        """Merged texts, endless."""
+        return batches(
+            self.data,
+            self.preparation,
+            seed=self.seed,
+            position=position,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def loss(
+        self, trainables: Any, frozen: Any, batch: DistillBatch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+        """Weighted sum of the losses that are on."""
+        c = self.config
+        predicted = self.predicted(trainables, frozen, batch)
+        states = self.states(predicted, frozen, batch)
+        mask = batch.mask
+        parts = {"hidden": relative_error(states.student, states.teacher, mask)}
+        if self.is_encoder:
+            parts["pooled"] = cosine_distance(mean_over(states.student, mask), states.pooled, mask)
+        elif c.divergence or c.output:
+            positions = scored_positions(mask, key, c.scored)
+            parts |= self._next_tokens(states, predicted, frozen["source"], batch, positions)
+        total = sum((getattr(c, name) * value for name, value in parts.items()), jnp.zeros(()))
+        return total, parts
+
+    def predicted(self, trainables: Any, frozen: Any, batch: DistillBatch) -> Rows:
+        """(M, D) rows of the batch's merged tokens."""
+        source = source_table(frozen["source"], self.hypernet_config.separate_output)
+        return apply(
+            self.hypernet,
+            trainables,
+            source,
+            batch.forms,
+            batch.forms != self.hypernet_config.pad_id,
+            mesh=self.mesh,
+            method=Hypernet.__call__,
+        )
+
+    def states(self, predicted: Rows, frozen: Any, batch: DistillBatch) -> States:
+        """Runs teacher and student and aligns them."""
+        source = frozen["source"].input
+        rows = jnp.concatenate([source[batch.own], predicted.input])
+        run = lambda *inputs: apply(  # noqa: E731
+            self.network, frozen["model"], *inputs, mesh=self.mesh
+        ).astype(jnp.float32)
+        student = run(rows, batch.ids, batch.mask)
+        teacher = jax.lax.stop_gradient(run(source, batch.base_ids, batch.base_mask))
+        if self.is_encoder:
+            aligned = span_means(teacher, batch.owner, batch.mask.shape[1])
+            return States(student, aligned, mean_over(teacher, batch.base_mask))
+        aligned = jnp.take_along_axis(teacher, batch.last[..., None], axis=1)
+        return States(student, aligned, jnp.zeros_like(teacher[:, 0]))
+
+    def _next_tokens(
+        self,
+        states: States,
+        predicted: Rows,
+        source: Rows,
+        batch: DistillBatch,
+        positions: tuple[Int[Array, " P"], Int[Array, " P"]],
+    ) -> dict[str, jax.Array]:
+        """Both losses on next tokens, at some positions."""
+        row, place = positions
+        own = source.input if source.output is None else source.output
+        merged = predicted.input if predicted.output is None else predicted.output
+        student = logits(states.student[row, place], own)
+        teacher = logits(states.teacher[row, place], own)
+        valid = batch.mask[row, place] & batch.mask[row, place + 1]
+        known = batch.forms[:, 0] != self.hypernet_config.pad_id
+        beyond = logits(states.student[row, place], merged)
+        beyond = jnp.where(known, beyond, -jnp.inf)
+        following = batch.ids[row, place + 1]
+        is_own = following < len(batch.own)
+        target = jnp.where(
+            is_own,
+            batch.own[jnp.minimum(following, len(batch.own) - 1)],
+            len(own) + following - len(batch.own),
+        )
+        scores = jnp.concatenate([student, beyond], axis=-1)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(scores, target)
+        divergence = optax.losses.kl_divergence(
+            jax.nn.log_softmax(student), jax.nn.softmax(teacher)
+        )
+        return {"divergence": _mean(divergence, valid), "output": _mean(entropy, valid)}
+
+    def evaluate(self, trainables: Any) -> dict[str, float]:
+        """Parts of the loss on held-out text."""
+        return self.held_out(self, trainables) if self.held_out else {}
+
+
+def init_hypernet(config: HypernetConfig, key: PRNGKeyArray) -> Any:
+    """Random parameters of a hypernetwork; with ``residual`` it gives FVT rows."""
+    form = jnp.zeros((1, config.surface_length), jnp.int32)
+    source = jnp.zeros((1, config.source_width))
+    init = jax.jit(Hypernet(config).init)
+    return nn.unbox(init(key, source, form, form == 0, 0))["params"]
+
+
+def source_table(rows: Rows, separate: bool) -> Float[Array, "V E"]:
+    """The model's rows as the hypernetwork reads them: output rows beside input rows if need be."""
+    if not separate:
+        return rows.input
+    output = rows.input if rows.output is None else rows.output
+    return jnp.concatenate([rows.input, output], axis=1)
+
+
+def span_means(
+    teacher: Float[Array, "B T D"], owner: Int[Array, "B T"], length: int
+) -> Float[Array, "B T D"]:
+    """Mean of the teacher's states over the base tokens of each dynamic token.
+
+    Args:
+        teacher: states of base tokens.
+        owner: position of the dynamic token each belongs to; ``length`` for padding.
+        length: dynamic positions.
+    """
+    belongs = jax.nn.one_hot(owner, length, axis=1, dtype=teacher.dtype)
+    counts = belongs.sum(-1, keepdims=True)
+    return jnp.einsum("bsd,bts->btd", teacher, belongs) / jnp.maximum(counts, 1)
+
+
+def mean_over(states: Float[Array, "B T D"], mask: Array) -> Float[Array, "B D"]:
+    """Mean over real positions."""
+    total = jnp.where(mask[..., None], states, 0).sum(1)
+    return total / jnp.maximum(mask.sum(1, keepdims=True), 1)
+
+
+def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Mean over real positions of the squared error over the teacher's squared norm."""
+    error = jnp.square(student - teacher).sum(-1)
+    return _mean(error / jnp.maximum(jnp.square(teacher).sum(-1), 1e-6), mask)
+
+
+def cosine_distance(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Mean over sequences of one minus the cosine, after the batch's mean is taken off.
+
+    Vectors of one model share a large common part, which would hide what tells texts apart.
+    """
+    real = mask.any(1)
+    center = jnp.where(real[:, None], teacher, 0).sum(0) / jnp.maximum(real.sum(), 1)
+    return _mean(optax.cosine_distance(student - center, teacher - center, epsilon=1e-6), real)
+
+
+def scored_positions(
+    mask: Array, key: PRNGKeyArray, count: int
+) -> tuple[Int[Array, " P"], Int[Array, " P"]]:
+    """Random positions with a next token, as rows and places."""
+    has_next = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
+    width = has_next.shape[1]
+    _, chosen = jax.lax.top_k(
+        (has_next * jax.random.uniform(key, has_next.shape, minval=0.5)).ravel(),
+        min(count, has_next.size),
+    )
+    return chosen // width, chosen % width
+
+
+def _mean(values: Array, mask: Array) -> Float[Array, ""]:
+    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _shortened(model: LoadedModel, layers: int | None) -> Any:
+    if layers is None:
+        return model.architecture
+    config = replace(model.config, layers=min(layers, model.config.layers))
+    return replace(model.architecture, config=config)
+
+
+def _first_layers(model: LoadedModel, layers: int | None) -> Any:
+    if layers is None:
+        return model.params
+    key = "layers" if isinstance(model.config, DecoderConfig) else "stack"
+    cut = jax.tree.map(lambda stacked: stacked[:layers], model.params[key])
+    return {**model.params, key: cut}

@@ -1,0 +1,169 @@
+"""Texts to batches of base and dynamic tokens side by side, in numpy, for worker processes.
+
+Encoders read texts between their special tokens, short ones of a language joined; decoders read
+stretches of one length out of all the texts of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from dyntok_jax.batching import TOKEN_BUCKETS, bucket
+from dyntok_jax.merging.batch import DynamicTokens, merge
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.boundaries import Boundary, capped_units
+from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout
+from dyntok_jax.text.surface_forms import surface_forms
+from dyntok_jax.types import Token
+from train.data import TextBatch
+
+MARGIN = 6
+"""Base tokens left for the prefix and the special tokens when texts are joined."""
+
+ROW_BUCKETS = tuple(64 * 2**k for k in range(20))
+"""Rows of a batch: 64, 128, 256, and so on."""
+
+
+class DistillBatch(NamedTuple):
+    """A batch as the model reads it before and after merging, padded right.
+
+    Attributes:
+        base_ids: (B, T) ids of the model; padding is 0.
+        base_mask: True at real base tokens.
+        owner: (B, T) dynamic position of each base token; T' at padding.
+        ids: (B, T') rows: below O into ``own``, from O on into ``forms``.
+        mask: True at real dynamic tokens.
+        last: (B, T') position of the last base token of each dynamic token.
+        own: (O,) ids of the vocabulary tokens in use.
+        forms: (M, S) surface forms of the merged tokens in use; padding rows have no piece.
+    """
+
+    base_ids: Int[np.ndarray, "B T"]
+    base_mask: Bool[np.ndarray, "B T"]
+    owner: Int[np.ndarray, "B T"]
+    ids: Int[np.ndarray, "B t"]
+    mask: Bool[np.ndarray, "B t"]
+    last: Int[np.ndarray, "B t"]
+    own: Int[np.ndarray, " O"]
+    forms: Int[np.ndarray, "M S"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Tokenizes and merges; the tokenizer is read when the first batch comes.
+
+    Attributes:
+        tokenizer: folder of the model.
+        is_encoder: whether opening and closing tokens stand around each text.
+        sequences: B.
+        max_length: T at most.
+        prefix: put before every text.
+        merge_rates: smallest and largest percentage of merges, drawn per batch.
+        surface_length: S, also the most base tokens in one dynamic token.
+        pad_id: fills surface forms.
+    """
+
+    tokenizer: Path
+    is_encoder: bool
+    sequences: int
+    max_length: int
+    prefix: str
+    merge_rates: tuple[float, float]
+    surface_length: int
+    pad_id: int
+
+    @cached_property
+    def _tokenizer(self) -> BaseTokenizer:
+        return BaseTokenizer.from_folder(self.tokenizer)
+
+    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int] | None:
+        """A batch and its number of base tokens; None where nothing merges."""
+        base = self._base(texts)
+        rng = np.random.default_rng(texts.seed)
+        merged = merge(base, Budget(reduction=float(rng.uniform(*self.merge_rates)))).sequences
+        if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
+            return None
+        return self.arrays(base, merged), sum(len(b.tokens) for b in base)
+
+    def _base(self, texts: TextBatch) -> list[BaseTokens]:
+        if self.is_encoder:
+            # Those that were first to be full come first; what is too much for a batch is dropped.
+            whole = [self.prefix + text for text in self._joined(texts)]
+            base = text_layout(self._tokenizer, whole, Boundary.PRETOKEN, self.max_length)
+        else:
+            whole = prompt_layout(self._tokenizer, ["\n".join(texts.texts)], Boundary.PRETOKEN)[0]
+            base = list(_windows(whole, self.max_length))
+        return [
+            replace(sequence, units=capped_units(sequence.units, self.surface_length))
+            for sequence in base[: self.sequences]
+        ]
+
+    def _joined(self, texts: TextBatch) -> list[str]:
+        """Texts of a language joined as long as they fit: little of the batch is padding then."""
+        counts = [len(pieces.ids) for pieces in self._tokenizer.encode(texts.texts)]
+        full: list[str] = []
+        growing: dict[str, tuple[str, int]] = {}
+        for text, language, count in zip(texts.texts, texts.languages, counts, strict=True):
+            before, used = growing.get(language, ("", 0))
+            if before and used + count > self.max_length - MARGIN:
+                full.append(before)
+                before, used = "", 0
+            growing[language] = (f"{before} {text}".lstrip(), used + count)
+        return full + [text for text, _ in growing.values()]
+
+    def arrays(self, base: Sequence[BaseTokens], merged: Sequence[DynamicTokens]) -> DistillBatch:
+        """Pads everything to buckets."""
+        # Long batches are the rule, and every further length would compile all over again.
+        length = bucket(self.max_length, TOKEN_BUCKETS)
+        width = bucket(max(len(m.tokens) for m in merged), TOKEN_BUCKETS)
+        own, new = self._unique(merged)
+        rows = {token: i for i, token in enumerate(own)}
+        # Own rows cost next to nothing: one size for all batches.
+        own_count = bucket(self.sequences * length, ROW_BUCKETS)
+        rows |= {token: own_count + i for i, token in enumerate(new)}
+        batch = DistillBatch(
+            np.zeros((self.sequences, length), np.int32),
+            np.zeros((self.sequences, length), bool),
+            np.full((self.sequences, length), width, np.int32),
+            np.zeros((self.sequences, width), np.int32),
+            np.zeros((self.sequences, width), bool),
+            np.zeros((self.sequences, width), np.int32),
+            np.zeros(own_count, np.int32),
+            np.full((bucket(len(new), ROW_BUCKETS), self.surface_length), self.pad_id, np.int32),
+        )
+        for i, (before, after) in enumerate(zip(base, merged, strict=True)):
+            count, now = len(before.tokens), len(after.tokens)
+            batch.base_ids[i, :count], batch.base_mask[i, :count] = before.ids, True
+            ends = np.append(after.starts[1:], count)
+            batch.owner[i, :count] = np.repeat(np.arange(now), ends - after.starts)
+            batch.ids[i, :now] = [rows[token] for token in after.tokens]
+            batch.mask[i, :now], batch.last[i, :now] = True, ends - 1
+        batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
+        forms = surface_forms(new, self._tokenizer, self.surface_length, self.pad_id)
+        batch.forms[: len(new)] = forms.ids
+        return batch
+
+    def _unique(self, merged: Sequence[DynamicTokens]) -> tuple[list[Token], list[Token]]:
+        """Tokens with rows of the model's own, and tokens without."""
+        unique = dict.fromkeys(token for sequence in merged for token in sequence.tokens)
+        own = [t for t in unique if isinstance(t, int) or self._own_id(t) is not None]
+        known = set(own)
+        return own, [token for token in unique if token not in known]
+
+    def _own_id(self, token: str) -> int | None:
+        return self._tokenizer.id_of(token)
+
+
+def _windows(whole: BaseTokens, length: int):
+    """Consecutive stretches of one length; what is left over at the end is dropped."""
+    for start in range(0, len(whole.tokens) - length + 1, length):
+        part = slice(start, start + length)
+        yield BaseTokens(whole.ids[part], whole.tokens[part], whole.units[part])

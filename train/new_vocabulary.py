@@ -102,7 +102,8 @@ class Matched:
         tokens: for each id a token in byte characters, or the base's id whose row it keeps.
         kept: the latter: special tokens, and byte tokens beside others of the same bytes.
         unmatched: special token without a counterpart -> id; it is read by its spelling.
-        gaps: ids that no token has; any row of the base stands there.
+        gaps: ids without a token, or with one of bytes that the base has no token for; any row of
+            the base stands there.
     """
 
     tokens: list[Token]
@@ -134,8 +135,13 @@ def match(new: TokenizerFolder, base: TokenizerFolder) -> Matched:
     tokens: dict[int, Token] = {**spelled}
     tokens |= {i: to_byte_chars(name) for name, i in unmatched.items()} | kept
     size = max(tokens) + 1
+    tokens = {i: token for i, token in tokens.items() if _readable(token, base.tokenizer)}
     gaps = [i for i in range(size) if i not in tokens]
     return Matched([tokens.get(i, 0) for i in range(size)], kept, unmatched, gaps)
+
+
+def _readable(token: Token, base: BaseTokenizer) -> bool:
+    return isinstance(token, int) or base.unk_id is not None or bool(base.decompose(token))
 
 
 def _second_spellings(spelled: Mapping[int, str], base: BaseTokenizer) -> dict[int, int]:

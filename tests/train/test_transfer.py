@@ -263,20 +263,25 @@ def test_dtypes_and_unread_weights_stay(tiny_tokenizers, new_tokenizer, tmp_path
     np.testing.assert_array_equal(after["bert.pooler.dense.bias"], np.arange(24))
 
 
-def test_ids_without_a_token_get_the_mean_row(tiny_tokenizers, new_tokenizer, tmp_path):
+def test_ids_without_a_readable_token_get_the_mean_row(tiny_tokenizers, new_tokenizer, tmp_path):
     base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"])
     content = json.loads((new_tokenizer / "tokenizer.json").read_text("utf-8"))
     vocabulary = content["model"]["vocab"]
+    old = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    lost = old["model"]["vocab"].pop("Ą")  # a byte that the base has no token for, as SmolLM2
+    old["model"]["vocab"]["unused"] = lost
+    write_tokenizer(base, old, eos_token="<|im_end|>")
     last = max(vocabulary, key=vocabulary.__getitem__)
     end = vocabulary[last]
     vocabulary[last] = end + 2
     folder = write_tokenizer(tmp_path / "gaps", content, eos_token="<end>")
     matched = transfer(base, "fvt", folder, tmp_path / "out")
-    assert matched.gaps == [end, end + 1]
+    assert matched.gaps == sorted([vocabulary["Ą"], end, end + 1])
     rows = load_model(tmp_path / "out").source.input
     mean = np.asarray(load_model(base).source.input).mean(0)
     np.testing.assert_allclose(rows[end], mean, atol=1e-6)
     np.testing.assert_array_equal(rows[end], rows[end + 1])
+    np.testing.assert_array_equal(rows[end], rows[vocabulary["Ą"]])
 
 
 def test_nothing_is_left_of_a_failure(tiny_tokenizers, new_tokenizer, tmp_path):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dyntok_jax.batching import Batch, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
-from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.providers import default_rows, row_provider
 from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
@@ -45,7 +45,7 @@ class DynamicModel:
         name: as it was asked for.
         kind: ``encoder`` or ``decoder``.
         tokenizer: the model's own.
-        rows: name of the row provider.
+        rows: name of the row provider, or its folder.
         module: the network, a linen module.
         params: its parameters, on the mesh.
         source: the model's own rows.
@@ -77,8 +77,10 @@ class DynamicModel:
             DyntokError: as in ``load``.
         """
         other = copy.copy(self)
-        provider = _provider(rows, self.source, self.tokenizer, language, base_rows, self.mesh)
-        other.rows, other.cache = rows, RowCache(provider, CACHE_ROWS)
+        other.rows, provider = _provider(
+            rows, self.source, self.tokenizer, language, base_rows, self.mesh
+        )
+        other.cache = RowCache(provider, CACHE_ROWS)
         return other
 
     def merge(
@@ -140,7 +142,7 @@ class DynamicModel:
 
 def load(
     name: str,
-    rows: str = "fvt",
+    rows: str = "default",
     compute: ComputeConfig | None = None,
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
@@ -170,7 +172,7 @@ def load(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {len(source.input)}"
             " rows: they do not belong together"
         )
-    provider = _provider(rows, source, tokenizer, language, base_rows, mesh)
+    rows, provider = _provider(rows, source, tokenizer, language, base_rows, mesh)
     module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
     return DynamicModel(
         name,
@@ -193,12 +195,15 @@ def _provider(
     language: int | None,
     base_rows: BaseRowsRule | None,
     mesh: Mesh,
-) -> RowProvider:
-    # Of a model with separate output rows only a hypernetwork that reads them needs both.
-    part = SourceEmbeddings(source.input)
-    return row_provider(
-        rows, lambda separate: source if separate else part, tokenizer, language, base_rows, mesh
-    )
+) -> tuple[str, RowProvider]:
+    """The provider of some rows, and their name with ``default`` resolved."""
+
+    def tables(separate: bool) -> SourceEmbeddings:
+        # Of a model with separate output rows only a hypernetwork that reads them needs both.
+        return source if separate else SourceEmbeddings(source.input)
+
+    name = default_rows(tables, tokenizer) if rows == "default" else rows
+    return name, row_provider(name, tables, tokenizer, language, base_rows, mesh)
 
 
 def _check_heads(config: EncoderConfig | DecoderConfig, mesh: Mesh) -> None:

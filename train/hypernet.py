@@ -19,9 +19,11 @@ import jax.numpy as jnp
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.embed.shipped import write_mark
+from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.weights import LoadedModel, load_model
+from dyntok_jax.models.weights import LoadedModel, load_model, load_source
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
@@ -54,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         if jax.process_index() == 0:
             folder = run.training.out / "hypernet"
             save_hypernet(folder, task.hypernet_config, jax.device_get(params), dtype=jnp.float16)
+            base = resolve(run.model)
+            source = SourceEmbeddings(load_source(base).input)
+            write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
             logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)
     except DyntokError as error:
         sys.exit(f"error: {error}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import click
 
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.boundaries import Boundary
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, did_you_mean
 
 
 class Names(click.ParamType):
@@ -24,8 +23,7 @@ class Names(click.ParamType):
         """The name, checked."""
         if value in self.valid:
             return value
-        near = difflib.get_close_matches(str(value), self.valid, n=1, cutoff=0.3)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(value), self.valid)
         self.fail(f"unknown {value!r}{hint}; valid: {', '.join(self.valid)}", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -98,11 +96,12 @@ required_model = click.option(
 )
 rows = click.option(
     "--rows",
-    metavar="base|fvt|DIR",
-    default="fvt",
+    metavar="default|fvt|…|DIR",
+    default="default",
     show_default=True,
-    help="Rows of merged tokens: none (base), the mean of their pieces' (fvt), or predicted by the "
-    "hypernetwork in a folder.",
+    help="Rows of merged tokens: predicted by the hypernetwork that ships for the model (default; "
+    "fvt where none does) or by the one in a folder, made of their pieces' rows without training "
+    "(fvt, weighted, ridge), or none (base).",
 )
 language = click.option(
     "--language", type=click.IntRange(min=0), help="Row of the hypernetwork's language table."
@@ -110,8 +109,8 @@ language = click.option(
 base_rows = click.option(
     "--base-rows",
     type=Names("own", "predicted"),
-    help="Whether tokens of the vocabulary keep their own rows.  [default: own for fvt, predicted "
-    "for a hypernetwork]",
+    help="Whether tokens of the vocabulary keep their own rows.  [default: own, but predicted "
+    "by a ZeTT hypernetwork]",
 )
 reduction_or_all = click.option(
     "--reduction",
@@ -131,5 +130,5 @@ def refuse_base_rows(rows: str, reduction: float) -> None:
     if rows == "base" and reduction > 0:
         raise click.UsageError(
             f"--rows base with --reduction {reduction:g}: base rows exist for unmerged tokens "
-            "only; valid: --reduction 0, or --rows fvt"
+            "only; valid: --reduction 0, or --rows default"
         )

@@ -32,7 +32,7 @@ def print_report(console: Console, results: Results, names: Sequence[str], name:
     for language, result in encoder.items():
         console.print(f"[bold]{language}[/] before", boundaries(result.static, name))
         console.print(f"{'':{len(language)}} after ", boundaries(result.dynamic, name))
-    table = Table(title="Merged to words; rows of merged tokens: FVT (mean of their pieces)")
+    table = Table(title="Merged to words")
     for column in ("", *_COLUMNS):
         table.add_column(column, justify="right" if column else "left")
     for language in encoder:
@@ -72,7 +72,7 @@ def as_json(results: Results, names: Sequence[str], name: Name) -> dict[str, Any
             tokens = getattr(result, side)
             figures[side] = [name(t) if isinstance(t, int) else readable(t) for t in tokens]
         languages[language] = {"encoder": figures, "decoder": asdict(decoder[language])}
-    return {"encoder": names[0], "decoder": names[1], "rows": "fvt", "languages": languages}
+    return {"encoder": names[0], "decoder": names[1], "languages": languages}
 
 
 def page(results: Results, names: Sequence[str], name: Name) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from dyntok_jax.embed.baselines import RidgeRows, WeightedRows
 from dyntok_jax.embed.hypernet_rows import HypernetRows
+from dyntok_jax.embed.shipped import belongs, shipped_hypernet
 from dyntok_jax.embed.source import (
     BaseRows,
     BaseRowsRule,
@@ -19,8 +21,10 @@ from dyntok_jax.embed.source import (
 )
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_byte_level
+from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_converted
 from dyntok_jax.types import DyntokError
+
+logger = logging.getLogger(__name__)
 
 OF_PIECES = {"fvt": FvtRows, "weighted": WeightedRows, "ridge": RidgeRows}
 """Providers that make a merged token's row of its pieces' rows, without training."""
@@ -37,7 +41,8 @@ def row_provider(
     """The provider of that name.
 
     Args:
-        name: ``base``, ``fvt``, ``weighted``, ``ridge``, or the folder of a ZeTT hypernetwork.
+        name: ``base``, ``fvt``, ``weighted``, ``ridge``, the folder of a hypernetwork, or
+            ``default``: the hypernetwork that ships for the model, FVT rows where none does.
         source: the model's rows, given whether output rows are wanted apart from input rows.
         tokenizer: the model's own; a hypernetwork's folder may hold one instead.
         language: row of the hypernetwork's language table.
@@ -48,6 +53,8 @@ def row_provider(
     Raises:
         DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer.
     """
+    if name == "default":
+        name = default_rows(source, tokenizer)
     if name in OF_PIECES or name == "base":
         if language is not None:
             raise DyntokError(f"language {language}: {name} rows have none; hypernetworks do")
@@ -60,9 +67,11 @@ def row_provider(
     folder = Path(name)
     if not folder.is_dir():
         raise DyntokError(
-            f"rows {name!r}: no such folder; valid: base, {', '.join(OF_PIECES)}, "
+            f"rows {name!r}: no such folder; valid: default, base, {', '.join(OF_PIECES)}, "
             "a hypernetwork's folder"
         )
+    if tokenizer is not None and not belongs(folder, source(False), tokenizer):
+        raise DyntokError(f"{folder}: this hypernetwork was trained for another model")
     config, params = load_hypernet(folder)
     return HypernetRows(
         config,
@@ -73,6 +82,17 @@ def row_provider(
         base_rows or ("own" if config.native else "predicted"),
         mesh,
     )
+
+
+def default_rows(
+    source: Callable[[bool], SourceEmbeddings], tokenizer: BaseTokenizer | None
+) -> str:
+    """What ``default`` stands for: the folder of a shipped hypernetwork, or ``fvt``."""
+    folder = None if tokenizer is None else shipped_hypernet(source(False), tokenizer)
+    if folder is None:
+        logger.warning("no hypernetwork ships for this model: FVT rows")
+        return "fvt"
+    return str(folder)
 
 
 def concatenated_source(path: Path) -> Callable[[bool], SourceEmbeddings]:
@@ -93,6 +113,6 @@ def _hypernet_tokenizer(
         raise DyntokError(
             f"{folder}: no tokenizer.json there: give --tokenizer DIR or --model NAME"
         )
-    if native or is_byte_level(tokenizer.tokenizer_json):
+    if native or is_converted(tokenizer.tokenizer_json):
         return tokenizer
     return BaseTokenizer(convert_to_byte_level(tokenizer.tokenizer_json)[0])

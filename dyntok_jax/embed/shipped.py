@@ -1,0 +1,72 @@
+"""Hypernetworks that ship with the package, found by the model they were trained for.
+
+Each folder of ``pretrained/`` has, beside the hypernetwork, a ``base.json`` that tells its model
+by the vocabulary and a few numbers of its rows, not by a name: local folders and quantized copies
+of the model have the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.files import atomic_path
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+
+FOLDER = Path(__file__).parent / "pretrained"
+MARK = "base.json"
+PROBES = 64
+LEAST_CORRELATION = 0.95
+"""Of the probed numbers with those of a quantized copy; of another model's they have none."""
+
+
+def mark(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> dict[str, Any]:
+    """What tells a model from others: its vocabulary, its width and a few numbers of its rows."""
+    vocabulary = "\n".join(tokenizer.vocabulary())
+    rows, width = source.input.shape
+    ids = np.linspace(0, min(rows, tokenizer.vocab_size) - 1, PROBES).astype(int)
+    probe = np.asarray(source.input[ids, np.arange(PROBES) % width], np.float32)
+    return {
+        "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "width": width,
+        "probe": [round(float(x), 6) for x in probe],
+    }
+
+
+def write_mark(folder: Path, name: str, source: SourceEmbeddings, tokenizer: BaseTokenizer) -> None:
+    """Say in a hypernetwork's folder which model it belongs to."""
+    text = json.dumps({"model": name, **mark(source, tokenizer)}, indent=1) + "\n"
+    with atomic_path(folder / MARK) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def belongs(folder: Path, source: SourceEmbeddings, tokenizer: BaseTokenizer) -> bool:
+    """Whether a hypernetwork was trained for this model; True where its folder does not say.
+
+    Raises:
+        DyntokError: the folder's mark cannot be read.
+    """
+    if not (folder / MARK).is_file():
+        return True
+    try:
+        said = json.loads((folder / MARK).read_text("utf-8"))
+        probe = np.asarray(said["probe"], np.float32)
+        names = said["vocabulary_sha256"], said["width"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DyntokError(f"{folder / MARK}: damaged ({error})") from error
+    found = mark(source, tokenizer)
+    if names != (found["vocabulary_sha256"], found["width"]) or len(probe) != PROBES:
+        return False
+    return float(np.corrcoef(probe, found["probe"])[0, 1]) > LEAST_CORRELATION
+
+
+def shipped_hypernet(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> Path | None:
+    """The folder of the hypernetwork that ships for a model, None where there is none."""
+    folders = sorted(path.parent for path in FOLDER.glob(f"*/{MARK}"))
+    return next((folder for folder in folders if belongs(folder, source, tokenizer)), None)

@@ -11,6 +11,8 @@ Axes, used alike in shape annotations, einsum letters and logical sharding axes:
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +39,12 @@ class Rows(NamedTuple):
 
 class DyntokError(Exception):
     """A mistake in what the user gave: one line that says what, where and what is valid."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` with the valid name nearest to a wrong one; nothing if none is."""
+    near = difflib.get_close_matches(name.lower(), list(valid), n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 class Merge(NamedTuple):

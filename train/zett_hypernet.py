@@ -16,7 +16,7 @@ from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hyperne
 from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.sharding import apply, param_shardings
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_byte_level
+from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_converted
 from dyntok_jax.types import Rows
 
 READ_DEVIATION = 0.02
@@ -42,7 +42,7 @@ class FirstParameters(NamedTuple):
 
 def hypernet_tokenizer(tokenizer: BaseTokenizer) -> tuple[dict[str, Any], int]:
     """The tokenizer.json by which the hypernetwork reads, and how many tokens it has beyond V."""
-    if is_byte_level(tokenizer.tokenizer_json):
+    if is_converted(tokenizer.tokenizer_json):
         return tokenizer.tokenizer_json, 0
     return convert_to_byte_level(tokenizer.tokenizer_json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -11,7 +10,7 @@ import sys
 
 import click
 
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, did_you_mean
 
 _COMMANDS = {
     "models": "List, fetch and find models.",
@@ -36,8 +35,7 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args[0] not in _COMMANDS:
-            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(args[0], _COMMANDS)
             raise click.UsageError(
                 f"no command {args[0]!r}{hint}; valid: {', '.join(_COMMANDS)}", ctx
             )

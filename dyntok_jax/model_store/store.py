@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Literal
 from dyntok_jax.model_store import hub, wheels
 from dyntok_jax.model_store.layout import write_json
 from dyntok_jax.model_store.registry import MODELS, ModelSpec
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, did_you_mean
 
 _log = logging.getLogger(__name__)
 _LAYOUT_VERSION = 1
@@ -152,12 +151,9 @@ def _pull_hub(spec: ModelSpec, force: bool, progress: bool) -> Path:
 
 def _pull_hub_name(name: str, force: bool, progress: bool) -> Path:
     if not _HUB_NAME.fullmatch(name):
-        near = difflib.get_close_matches(name.lower(), MODELS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        known = ", ".join(MODELS)
         raise DyntokError(
-            f"unknown model {name!r}: no such folder; {hint}valid names are {known}, "
-            "or ORG/NAME on the hub"
+            f"unknown model {name!r}{did_you_mean(name, MODELS)}: no such folder; valid names are "
+            f"{', '.join(MODELS)}, or ORG/NAME on the hub"
         )
     if not force:
         with contextlib.suppress(hub.HubError):

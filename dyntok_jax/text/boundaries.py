@@ -5,7 +5,6 @@ A text's base tokens are numbered by *unit*; neighbours merge only inside one un
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -15,7 +14,6 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from dyntok_jax.text.byte_level import SPLIT_PATTERN, to_bytes
-from dyntok_jax.types import DyntokError
 
 
 class Boundary(StrEnum):
@@ -32,20 +30,6 @@ class Boundary(StrEnum):
     WORD = "word"
     WORD_HYPHEN = "word-hyphen"
     SENTENCE = "sentence"
-
-    @classmethod
-    def parse(cls, name: str) -> Boundary:
-        """The boundary of that name.
-
-        Raises:
-            DyntokError: no such boundary; names the nearest and all valid ones.
-        """
-        valid = [member.value for member in cls]
-        if name in valid:
-            return cls(name)
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.3)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise DyntokError(f"unknown boundary {name!r}{hint}; valid: {', '.join(valid)}")
 
 
 # Unicode's White_Space property; str.isspace adds four control characters.

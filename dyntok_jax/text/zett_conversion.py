@@ -51,7 +51,7 @@ def convert_to_byte_level(tokenizer_json: dict[str, Any]) -> tuple[dict[str, Any
             "valid are BPE and Unigram without affixes"
         )
     old = _vocabulary(tokenizer_json)
-    spelled = old if _is_byte_level(tokenizer_json) else _spell_vocabulary(old)
+    spelled = old if _spells_bytes(tokenizer_json) else _spell_vocabulary(old)
     if model["type"] == "Unigram":
         new_model, count = _convert_unigram(model, spelled)
     else:
@@ -151,7 +151,7 @@ def _missing_bytes(vocabulary: dict[str, int]) -> list[str]:
     return [char for char in BYTE_TO_CHAR.values() if char not in vocabulary]
 
 
-def _is_byte_level(tokenizer_json: dict[str, Any]) -> bool:
+def _spells_bytes(tokenizer_json: dict[str, Any]) -> bool:
     step = tokenizer_json.get("pre_tokenizer") or {}
     steps = step.get("pretokenizers", [step])
     return any(part.get("type") == "ByteLevel" for part in steps)
@@ -174,7 +174,7 @@ def _byte_level_parts() -> dict[str, Any]:
     }
 
 
-def is_byte_level(tokenizer_json: dict[str, Any]) -> bool:
+def is_converted(tokenizer_json: dict[str, Any]) -> bool:
     """Whether a tokenizer.json has been converted already: it splits by the original's pattern."""
     parts = (tokenizer_json.get("pre_tokenizer") or {}).get("pretokenizers", [])
     return any(part.get("pattern") == {"Regex": SPLIT_PATTERN} for part in parts)

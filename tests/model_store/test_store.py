@@ -112,7 +112,7 @@ class TestResolve:
 
     @pytest.mark.parametrize("name", ["smolm2-135m", "SmolLM2-135M-Instruct"])
     def test_unknown_name_gets_the_nearest(self, name: str):
-        with pytest.raises(DyntokError, match=r"did you mean smollm2-135m-instruct") as error:
+        with pytest.raises(DyntokError, match=r"did you mean 'smollm2-135m-instruct'") as error:
             resolve(name)
         assert name in str(error.value) and "\n" not in str(error.value)
 

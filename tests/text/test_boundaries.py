@@ -18,29 +18,6 @@ def units(pieces: list[str], boundary: Boundary) -> list[int]:
 
 
 @pytest.mark.parametrize("boundary", list(Boundary))
-def test_names(boundary: Boundary):
-    assert Boundary.parse(boundary.value) is boundary
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("words", " (did you mean 'word'?)"),
-        ("word_hyphen", " (did you mean 'word-hyphen'?)"),
-        ("pretokens", " (did you mean 'pretoken'?)"),
-        ("qqqq", ""),
-        ("", ""),
-        ("WORD", ""),
-    ],
-)
-def test_an_unknown_name_is_an_error(name: str, hint: str):
-    with pytest.raises(DyntokError) as error:
-        Boundary.parse(name)
-    valid = "pretoken, word, word-hyphen, sentence"
-    assert str(error.value) == f"unknown boundary {name!r}{hint}; valid: {valid}"
-
-
-@pytest.mark.parametrize("boundary", list(Boundary))
 def test_no_tokens_and_one_token(boundary: Boundary):
     assert units([], boundary) == []
     assert units(["abc def"], boundary) == [0]

@@ -19,11 +19,14 @@ TOKEN_BUCKETS = tuple(
 )
 """Tokens of a sequence, T: 8, 16, 32, 48, 64, 96, 128, and so on."""
 
-UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(3, 16))
-"""Unique tokens of a batch, U: 128, 512, 2048, and so on; coarse, since rows cost little."""
+UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(4, 16))
+"""Unique tokens of a batch, U: 512, 2048, 8192, and so on; coarse, since rows cost little."""
 
 BATCH_TOKENS = 4096
-"""Tokens in a batch at most: attention needs memory by their number times their length."""
+"""Tokens in a batch at most, as far as one sequence allows."""
+
+BATCH_PAIRS = 2**20
+"""Pairs of tokens in a batch at most, which is what attention needs memory by."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def bucket(size: int, buckets: Sequence[int]) -> int:
 def by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
     """Splits sequences into batches of similar length, the longest first.
 
-    A batch has at most ``BATCH_TOKENS`` tokens, padding counted, as far as one sequence allows.
+    A batch has at most ``BATCH_TOKENS`` tokens and ``BATCH_PAIRS`` pairs of them, padding counted,
+    as far as one sequence allows.
     Longest first, so that what does not fit into memory fails at once.
 
     Args:
@@ -96,7 +100,8 @@ def by_length(lengths: Sequence[int], rows: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = []
     while order:
-        fitting = max(1, BATCH_TOKENS // bucket(lengths[order[0]], TOKEN_BUCKETS))
+        length = bucket(lengths[order[0]], TOKEN_BUCKETS)
+        fitting = max(1, min(BATCH_TOKENS // length, BATCH_PAIRS // length**2))
         # Batches are rounded up to a power of two.
         count = min(rows, 1 << (fitting.bit_length() - 1))
         batches.append(order[:count])

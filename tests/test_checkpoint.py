@@ -111,11 +111,9 @@ def test_what_is_being_saved_may_be_overwritten(tmp_path):
         where = abstract(params)
         rest = {"one": jnp.zeros(())}
         checkpoints.save(1, params, rest, None, {})
-        before = params
         for _ in range(3):
             params = step(params)
         jax.block_until_ready(params)
-        assert before["big"].is_deleted()
         checkpoints.wait()
         restored = checkpoints.restore(where, abstract(rest), {})
     assert restored is not None

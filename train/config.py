@@ -10,6 +10,7 @@ from dyntok_jax.config import ComputeConfig
 from train.data import DataConfig
 from train.distill import DistillConfig
 from train.loop import TrainingConfig
+from train.zett import ZettConfig
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class HypernetShape:
         heads: N.
         surface_length: S, most pieces a token is read by.
         residual: add the mean of the pieces' rows, and start from there.
-        separate_output: predict output rows apart from input rows, also for a tied model.
-        start: folder of a hypernetwork whose parameters are the first ones.
+        start: folder of a hypernetwork whose parameters are the first ones (``distill``).
     """
 
     hidden: int = 384
@@ -33,7 +33,6 @@ class HypernetShape:
     heads: int = 6
     surface_length: int = 8
     residual: bool = True
-    separate_output: bool = False
     start: Path | None = None
 
 
@@ -46,9 +45,10 @@ class HypernetRun:
         objective: which of the sections below counts.
         hypernet: shape.
         distill: settings of the objective ``distill``.
+        zett: settings of the objective ``zett``.
         data: texts.
         held_out: texts for evaluations.
-        held_out_batches: batches of an evaluation at each merge rate.
+        held_out_batches: batches of an evaluation of ``distill`` at each merge rate.
         training: steps, optimizer, checkpoints.
         compute: dtype and mesh.
     """
@@ -58,7 +58,8 @@ class HypernetRun:
     training: TrainingConfig
     held_out: DataConfig | None = None
     held_out_batches: int = 8
-    objective: Literal["distill"] = "distill"
+    objective: Literal["distill", "zett"] = "distill"
     hypernet: HypernetShape = field(default_factory=HypernetShape)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    zett: ZettConfig = field(default_factory=ZettConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

@@ -25,7 +25,7 @@ from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, model_module
 from dyntok_jax.sharding import apply, param_shardings, replicated, shard_params
-from dyntok_jax.types import Rows
+from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.held_out import HeldOut
 from train.preparation import DistillBatch, Preparation
@@ -104,7 +104,16 @@ class Distillation:
             seed: of the order of the texts and of the merge rates.
             held_out: text on which the losses are evaluated.
             start: parameters to start from; by default the hypernetwork starts at FVT rows.
+
+        Raises:
+            DyntokError: sequences that the mesh does not divide.
         """
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.sequences % parts:
+            raise DyntokError(
+                f"distill.sequences: {config.sequences} do not split over data×fsdp = {parts} "
+                "devices"
+            )
         self.mesh, self.config, self.hypernet_config = mesh, config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out, self.start = held_out, start
@@ -141,6 +150,10 @@ class Distillation:
         if self.start is not None:
             return shard_params(self.start, self._abstract, self.mesh)
         return shard_params(init_hypernet(self.hypernet_config, key), self._abstract, self.mesh)
+
+    def hypernet_params(self, trainables: Any) -> Any:
+        """All parameters of the hypernetwork, as ``embed.zett.save_hypernet`` takes them."""
+        return trainables
 
     def batches(self, position: Any) -> Iterator[Loaded]:
         """Merged texts, endless."""

@@ -13,6 +13,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,13 @@ from dyntok_jax.models.weights import LoadedModel, load_model, load_source
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
-from train.config import HypernetRun
+from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.held_out import HeldOut
 from train.loop import dry_run, train
 from train.preparation import Preparation
+from train.zett import ZettTask
+from train.zett_hypernet import zett_shape
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,27 +55,33 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(dry_run(task, run.training))
             return
-        params = train(task, run.training)
+        params = task.hypernet_params(train(task, run.training))
         if jax.process_index() == 0:
-            folder = run.training.out / "hypernet"
-            save_hypernet(folder, task.hypernet_config, jax.device_get(params), dtype=jnp.float16)
-            base = resolve(run.model)
-            source = SourceEmbeddings(load_source(base).input)
-            write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
-            logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)
+            _export(run, task.hypernet_config, params)
     except DyntokError as error:
         sys.exit(f"error: {error}")
 
 
-def make_task(run: HypernetRun) -> Distillation:
+def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
+    """Write the trained hypernetwork into the run's folder."""
+    folder, base = run.training.out / "hypernet", resolve(run.model)
+    save_hypernet(folder, config, jax.device_get(params), dtype=jnp.float16)
+    source = SourceEmbeddings(load_source(base).input)
+    write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
+    logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)
+
+
+def make_task(run: HypernetRun) -> Distillation | ZettTask:
     """The task of a run: model, hypernetwork, data."""
     folder = resolve(run.model)
-    model = load_model(folder)
-    shape = hypernet_config(run, model, BaseTokenizer.from_folder(folder))
-    config, encoder = run.distill, model.kind == "encoder"
+    model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
+    if run.objective == "zett":
+        return _zett(run, model, tokenizer)
+    shape = hypernet_config(run.hypernet, model, tokenizer)
+    config = run.distill
     preparation = Preparation(
         folder,
-        encoder,
+        model.kind == "encoder",
         config.sequences,
         config.max_length,
         config.prefix,
@@ -80,34 +89,61 @@ def make_task(run: HypernetRun) -> Distillation:
         shape.surface_length,
         shape.pad_id,
     )
-    held_out = run.held_out and HeldOut(run.held_out, preparation, run.held_out_batches)
-    start = None
-    if run.hypernet.start is not None:
-        found, start = load_hypernet(run.hypernet.start)
-        if found != shape:
-            raise DyntokError(f"{run.hypernet.start}: {found} is not the configured {shape}")
-    mesh = make_mesh(run.compute.mesh)
     return Distillation(
         model,
         shape,
         config,
         run.data,
         preparation,
-        mesh,
+        make_mesh(run.compute.mesh),
         run.compute.dtype,
         run.training.seed,
-        held_out,
-        start,
+        run.held_out and HeldOut(run.held_out, preparation, run.held_out_batches),
+        _start(run.hypernet.start, shape),
     )
 
 
-def hypernet_config(
-    run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer
-) -> HypernetConfig:
-    """Shape of a run's hypernetwork."""
-    rows, width = model.source.input.shape
+def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> ZettTask:
     own = run.hypernet
-    pad = tokenizer.pad_id
+    if own.start is not None:
+        raise DyntokError("hypernet.start: the objective zett starts from random parameters")
+    shape = zett_shape(
+        model,
+        tokenizer,
+        len({source.language for source in run.data.sources}),
+        hidden=own.hidden,
+        feed_forward=own.feed_forward,
+        layers=own.layers,
+        heads=own.heads,
+        surface_length=own.surface_length,
+        residual=own.residual,
+    )
+    seed = run.training.seed
+    return ZettTask(model, tokenizer, shape, run.zett, run.data, run.compute, seed, run.held_out)
+
+
+def _start(folder: Path | None, shape: HypernetConfig) -> Any:
+    """Parameters to start from, checked against the shape of the run."""
+    if folder is None:
+        return None
+    found, params = load_hypernet(folder)
+    differing = [
+        f"{name} is {there} there and {here} here"
+        for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
+        if there != here
+    ]
+    if differing:
+        raise DyntokError(f"hypernet.start {folder}: {'; '.join(differing)}")
+    return params
+
+
+def hypernet_config(
+    own: HypernetShape, model: LoadedModel, tokenizer: BaseTokenizer
+) -> HypernetConfig:
+    """Shape of a hypernetwork that reads by the model's own tokenizer."""
+    rows, width = model.source.input.shape
+    if tokenizer.pad_id is None:
+        raise DyntokError("the tokenizer has no padding token, which surface forms need")
     return HypernetConfig(
         width=width,
         hidden=own.hidden,
@@ -117,8 +153,8 @@ def hypernet_config(
         surface_length=own.surface_length,
         vocab_size=rows,
         extra_tokens=0,
-        pad_id=pad,
-        separate_output=own.separate_output or model.source.output is not None,
+        pad_id=tokenizer.pad_id,
+        separate_output=model.source.output is not None,
         rescale=False,
         predict_bias=False,
         residual=own.residual,

@@ -28,7 +28,7 @@ LEAST_CORRELATION = 0.95
 
 def mark(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> dict[str, Any]:
     """What tells a model from others: its vocabulary, its width and a few numbers of its rows."""
-    vocabulary = "\n".join(tokenizer.vocabulary())
+    vocabulary = "\n".join(f"{i} {token}" for i, token in sorted(tokenizer.spelled().items()))
     rows, width = source.input.shape
     ids = np.linspace(0, min(rows, tokenizer.vocab_size) - 1, PROBES).astype(int)
     probe = np.asarray(source.input[ids, np.arange(PROBES) % width], np.float32)

@@ -28,7 +28,7 @@ from dyntok_jax.sharding import apply, param_shardings, replicated, shard_params
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.held_out import HeldOut
-from train.preparation import DistillBatch, Preparation
+from train.preparation import Preparation
 from train.task import Loaded
 
 
@@ -167,9 +167,9 @@ class Distillation:
         )
 
     def loss(
-        self, trainables: Any, frozen: Any, batch: DistillBatch, key: PRNGKeyArray
+        self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
-        """Weighted sum of the losses that are on."""
+        """Weighted sum of the losses that are on, for a ``DistillBatch``."""
         c = self.config
         predicted = self.predicted(trainables, frozen, batch)
         states = self.states(predicted, frozen, batch)
@@ -183,9 +183,9 @@ class Distillation:
         total = sum((getattr(c, name) * value for name, value in parts.items()), jnp.zeros(()))
         return total, parts
 
-    def predicted(self, trainables: Any, frozen: Any, batch: DistillBatch) -> Rows:
+    def predicted(self, trainables: Any, frozen: Any, batch: Any) -> Rows:
         """(M, D) rows of the batch's merged tokens."""
-        source = source_table(frozen["source"], self.hypernet_config.separate_output)
+        source = source_table(frozen["source"])
         return apply(
             self.hypernet,
             trainables,
@@ -196,7 +196,7 @@ class Distillation:
             method=Hypernet.__call__,
         )
 
-    def states(self, predicted: Rows, frozen: Any, batch: DistillBatch) -> States:
+    def states(self, predicted: Any, frozen: Any, batch: Any) -> States:
         """Runs teacher and student and aligns them."""
         source = frozen["source"].input
         rows = jnp.concatenate([source[batch.own], predicted.input])
@@ -214,9 +214,9 @@ class Distillation:
     def _next_tokens(
         self,
         states: States,
-        predicted: Rows,
-        source: Rows,
-        batch: DistillBatch,
+        predicted: Any,
+        source: Any,
+        batch: Any,
         positions: tuple[Int[Array, " P"], Int[Array, " P"]],
     ) -> dict[str, jax.Array]:
         """Both losses on next tokens, at some positions."""
@@ -256,12 +256,11 @@ def init_hypernet(config: HypernetConfig, key: PRNGKeyArray) -> Any:
     return nn.unbox(init(key, source, form, form == 0, 0))["params"]
 
 
-def source_table(rows: Rows, separate: bool) -> Float[Array, "V E"]:
-    """The model's rows as the hypernetwork reads them: output rows beside input rows if need be."""
-    if not separate:
+def source_table(rows: Any) -> Float[Array, "V E"]:
+    """The model's rows as the hypernetwork reads them: output rows beside input rows if it has."""
+    if rows.output is None:
         return rows.input
-    output = rows.input if rows.output is None else rows.output
-    return jnp.concatenate([rows.input, output], axis=1)
+    return jnp.concatenate([rows.input, rows.output], axis=1)
 
 
 def span_means(
@@ -282,7 +281,7 @@ def span_means(
 def mean_over(states: Float[Array, "B T D"], mask: Array) -> Float[Array, "B D"]:
     """Mean over real positions."""
     total = jnp.where(mask[..., None], states, 0).sum(1)
-    return total / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return jnp.asarray(total / jnp.maximum(mask.sum(1, keepdims=True), 1))
 
 
 def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:

@@ -1,6 +1,9 @@
-"""Writes the README's benchmark table from a run file.
+"""Writes the README's tables from run files, each between its marks.
 
-python -m eval.report eval/results/bench.json README.md
+    python -m eval.report eval/results/*.json README.md
+
+The marks are ``<!-- bench -->``, ``<!-- retrieval -->`` and ``<!-- continuation -->``, each with an
+end mark such as ``<!-- /bench -->``.
 """
 
 from __future__ import annotations
@@ -8,81 +11,60 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MARKS = ("<!-- bench -->", "<!-- /bench -->")
+from dyntok_jax.files import atomic_path
+from eval import report_bench, report_rows
+
+Run = dict[str, Any]
+
+TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
+    "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
+    "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
+    "continuation": report_rows.continuation,
+}
+"""Mark of a table -> what makes it of its runs."""
 
 
 def main() -> None:
     """Replaces what stands between the marks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="JSON of eval.bench")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="JSON files of runs")
     parser.add_argument("readme", type=Path, help="file with the marks")
     options = parser.parse_args()
-    text = options.readme.read_text("utf-8")
-    block = markdown(json.loads(options.run.read_text("utf-8")))
-    pattern = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
-    if not re.search(pattern, text, re.DOTALL):
-        parser.error(f"{options.readme}: no {MARKS[0]} … {MARKS[1]} in it")
-    filled = f"{MARKS[0]}\n{block}\n{MARKS[1]}"
-    options.readme.write_text(re.sub(pattern, lambda _: filled, text, flags=re.DOTALL), "utf-8")
+    found: dict[str, list[Run]] = {}
+    try:
+        for path in options.runs:
+            run = json.loads(path.read_text("utf-8"))
+            found.setdefault(kind(run, path), []).append(run)
+        text = options.readme.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    for name, runs in found.items():
+        pattern = re.escape(f"<!-- {name} -->") + ".*?" + re.escape(f"<!-- /{name} -->")
+        if not re.search(pattern, text, re.DOTALL):
+            parser.error(f"{options.readme}: no <!-- {name} --> … <!-- /{name} --> in it")
+        filled = f"<!-- {name} -->\n{TABLES[name](runs)}\n<!-- /{name} -->"
+        text = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.DOTALL)
+    with atomic_path(options.readme) as partial:
+        partial.write_text(text, "utf-8")
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The table, and what was run where."""
-    rows = [*_merging(report["merging"]), *_forward(report["forward"])]
-    rows += [*_end_to_end(report["end_to_end"]), *_memory(report["peak_memory_gb"])]
-    lines = ["| what | measured | bound |", "|---|---|---|"]
-    lines += [f"| {what} | {measured} | {bound} |" for what, measured, bound in rows]
-    head = f"`make bench` at commit {report['commit']}, {report['machine']}:"
-    return "\n".join([head, "", *lines])
+def kind(run: Run, path: Path) -> str:
+    """Which table a run belongs to.
 
-
-def _merging(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    bounds = {("host", 100): 25, ("device", 100): 6, ("host", 50): 10, ("device", 50): 3}
-    table = []
-    for (backend, reduction), bound in bounds.items():
-        part = [row for row in rows if row["reduction"] == reduction]
-        ratios = ", ".join(f"{row['language']} {row[f'{backend}_ratio']:.0f}×" for row in part)
-        what = f"{backend} merger against the naive rescan, {reduction} % reduction, 32 sentences"
-        table.append((what, ratios, f"≥ {bound}×"))
-    return table
-
-
-def _forward(row: dict[str, Any]) -> list[tuple[str, str, str]]:
-    shape = "×".join(map(str, row["shape"]))
-    what = f"e5-small forward, {shape} float32, against torch in the same run"
-    measured = f"{row['jax_s']:.2f} s"
-    if "ratio" in row:
-        measured += f", torch {row['torch_s']:.2f} s: {row['ratio']:.2f}×"
-    return [
-        (what, measured, "≥ 1.5×"),
-        ("its first call, with compilation", f"{row['first_call_s']:.1f} s", "≤ 15 s"),
-    ]
-
-
-def _end_to_end(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    rows = report["languages"]
-    times = ", ".join(
-        f"{row['language']} {row['dynamic_s'] / row['static_s']:.2f}"
-        f" (≤ {row['bound_s'] / row['static_s']:.2f})"
-        for row in rows
-    )
-    shares = ", ".join(f"{row['language']} {100 * row['merging_and_lookup']:.1f} %" for row in rows)
-    premises = rows[0]["premises"]
-    return [
-        (f"time at 100 % ÷ static time, {premises} XNLI premises a language", times, "in brackets"),
-        ("merging and row lookup, of that time", shares, "≤ 5 %"),
-        ("compiled shapes of the forward in that run", str(report["compiled_shapes"]), "≤ 8"),
-    ]
-
-
-def _memory(row: dict[str, float]) -> list[tuple[str, str, str]]:
-    return [
-        ("peak memory, `dyntok encode`, e5-small", f"{row['encode']:.2f} GB", "≤ 1.5 GB"),
-        ("peak memory, `dyntok score`, SmolLM2", f"{row['score']:.2f} GB", "≤ 2.5 GB"),
-    ]
+    Raises:
+        ValueError: to none.
+    """
+    marks = {"merging": "bench", "max_pieces": "retrieval", "continuation_tokens": "continuation"}
+    for key, name in marks.items():
+        if isinstance(run, dict) and key in run:
+            return name
+    raise ValueError(f"{path}: not a run of eval.bench, eval.retrieval or eval.continuation")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""The README's tables of rows against each other, from run files of retrieval and continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def retrieval(run: dict[str, Any]) -> str:
+    """Accuracies by language, with the share of the gap between FVT and static that is closed."""
+    names = run["rows"]
+    cap = f", at most {run['max_pieces']} pieces a token" if run["max_pieces"] else ""
+    head = (
+        f"{run['model']}, accuracy@1 xx→en on {run['texts']} texts, percent; merged to "
+        f"{run['reduction']:g} %{cap} (commit {run['commit']}, {run['seconds'] / 60:.0f} min):\n\n"
+        f"`{run['command']}`"
+    )
+    closed = [name for name in names if run["mean"]["gap_closed"].get(name) is not None]
+    columns = ["", *map(_short, names), *(f"{_short(n)} closes" for n in closed), "tokens saved"]
+    rows = [*run["languages"].items(), ("mean", run["mean"])]
+    lines = [
+        [
+            language,
+            *(f"{row['accuracy'][name]:.1f}" for name in names),
+            *(_percent(row["gap_closed"].get(name)) for name in closed),
+            f"{row['reduction_text_only']:.0f} %",
+        ]
+        for language, row in rows
+    ]
+    return f"{head}\n\n{_table(columns, lines)}"
+
+
+def continuation(runs: Sequence[dict[str, Any]]) -> str:
+    """Bits per byte of what follows a merged prefix, a line a text, rows and reduction."""
+    first = runs[0]
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
+    head = (
+        f"{first['model']}, bits per byte of the {first['continuation_tokens']} base tokens after a "
+        f"merged prefix of {first['prefix_tokens']}, above static (95 % interval; commit {commits}):"
+    )
+    lines = []
+    for run in runs:
+        for path, figures in run["files"].items():
+            for part in figures["reductions"]:
+                cells = [_above(row) for row in part["rows"].values()]
+                static = f"{figures['static_bits_per_byte']:.3f}"
+                saved = f"{part['prefix_shorter_percent']:.0f} %"
+                place = "/".join(Path(path).parts[-2:])
+                windows = str(run["windows"])
+                lines.append([place, windows, f"{part['reduction']:g} %", saved, static, *cells])
+    names = first["files"].values()
+    rows = next(iter(names))["reductions"][0]["rows"]
+    columns = ["text", "windows", "reduction", "tokens saved", "static", *map(_short, rows)]
+    commands = "\n".join(f"`{run['command']}`\n" for run in runs[:1])
+    return f"{head}\n\n{commands}\n{_table(columns, lines)}"
+
+
+def _above(row: dict[str, Any]) -> str:
+    low, high = row["above_static_interval"]
+    return f"{row['above_static_percent']:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _short(name: str) -> str:
+    return Path(name).name
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,90 @@
+"""Tables in the README come from run files, and from nowhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from eval import report
+
+RETRIEVAL = {
+    "model": "e5",
+    "rows": ["static", "fvt", "runs/default"],
+    "texts": 499,
+    "reduction": 100.0,
+    "max_pieces": None,
+    "languages": {
+        "de": {
+            "accuracy": {"static": 98.0, "fvt": 88.0, "runs/default": 96.0},
+            "gap_closed": {"runs/default": 0.8},
+            "reduction_text_only": 31.4,
+        }
+    },
+    "mean": {
+        "accuracy": {"static": 98.0, "fvt": 88.0, "runs/default": 96.0},
+        "gap_closed": {"runs/default": 0.8},
+        "reduction_text_only": 31.4,
+    },
+    "command": "python -m eval.retrieval",
+    "commit": "abc1234",
+    "seconds": 120.0,
+}
+CONTINUATION = {
+    "model": "smollm2",
+    "windows": 20,
+    "prefix_tokens": 192,
+    "continuation_tokens": 64,
+    "files": {
+        "text/wiki/de.txt": {
+            "static_bits_per_byte": 2.5,
+            "reductions": [
+                {
+                    "reduction": 50.0,
+                    "prefix_shorter_percent": 21.7,
+                    "rows": {
+                        "fvt": {
+                            "above_static_percent": 6.94,
+                            "above_static_interval": [5.0, 8.0],
+                        }
+                    },
+                }
+            ],
+        }
+    },
+    "command": "python -m eval.continuation",
+    "commit": "abc1234",
+}
+
+
+def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- retrieval -->\nold\n<!-- /retrieval -->\nbetween\n"
+        "<!-- continuation --><!-- /continuation -->\nafter\n"
+    )
+    runs = []
+    for name, run in (("a", RETRIEVAL), ("b", CONTINUATION)):
+        runs.append(tmp_path / f"{name}.json")
+        runs[-1].write_text(json.dumps(run))
+    monkeypatch.setattr(sys, "argv", ["eval.report", *map(str, runs), str(readme)])
+    report.main()
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "| de | 98.0 | 88.0 | 96.0 | 80 % | 31 % |" in text
+    assert "| wiki/de.txt | 20 | 50 % | 22 % | 2.500 | +6.9 % (+5.0 to +8.0) |" in text
+    report.main()
+    assert readme.read_text() == text
+
+
+def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, capsys):
+    readme, run = tmp_path / "README.md", tmp_path / "run.json"
+    readme.write_text("text")
+    run.write_text("{}")
+    for content, words in (("{}", "not a run of"), (json.dumps(RETRIEVAL), "no <!-- retrieval")):
+        run.write_text(content)
+        monkeypatch.setattr(sys, "argv", ["eval.report", str(run), str(readme)])
+        with pytest.raises(SystemExit):
+            report.main()
+        assert words in capsys.readouterr().err and readme.read_text() == "text"

@@ -57,6 +57,7 @@ class ZettConfig:
         overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
         train_backbone: train the model as well (n-shot transfer).
         sampler: the tokenizers of later steps.
+        language_table: give the hypernetwork a row for each of several languages.
         evaluation_batches: batches of held-out text.
     """
 
@@ -68,6 +69,7 @@ class ZettConfig:
     overlap_weight: float = 0.5
     train_backbone: bool = False
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    language_table: bool = True
     evaluation_batches: int = 4
 
 
@@ -102,7 +104,7 @@ class ZettTask:
             tokenizer: its own.
             hypernet: shape, from ``zett_hypernet.zett_shape``.
             config: the objective.
-            data: texts; with several languages, batches of one each.
+            data: texts; with a table of languages, batches of one each.
             compute: mesh, dtype of matrix products and remat.
             seed: of the hypernetwork's first parameters and of all batches.
             held_out: texts of evaluations.
@@ -112,6 +114,8 @@ class ZettTask:
                 mesh, batches of mixed languages.
         """
         compute = compute or ComputeConfig()
+        if not config.language_table:
+            hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._held_out, self._seed = data, held_out, seed
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
@@ -313,8 +317,8 @@ class ZettTask:
             yield f"{c.sequences} sequences do not split over data×fsdp = {parts} devices"
         if not 4 <= c.length <= model.architecture.max_length:
             yield f"length {c.length}: the model reads 4 to {model.architecture.max_length} tokens"
-        if len(self._languages) > 1 and not self._data.one_language:
-            yield "several languages need data.one_language: true"
+        if self.hypernet_config.languages and not self._data.one_language:
+            yield "a table of languages needs data.one_language: true"
         if model.kind == "encoder" and model.architecture.head != "masked_lm":
             yield "an encoder needs a masked-language-modelling head, or identity_only: true"
         elif model.kind == "encoder" and self._mask_id is None:

@@ -36,8 +36,9 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     first = runs[0]
     commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
     head = (
-        f"{first['model']}, bits per byte of the {first['continuation_tokens']} base tokens after a "
-        f"merged prefix of {first['prefix_tokens']}, above static (95 % interval; commit {commits}):"
+        f"{first['model']}, bits per byte of the {first['continuation_tokens']} base tokens after "
+        f"a merged prefix of {first['prefix_tokens']}, above static (95 % interval; "
+        f"commit {commits}):"
     )
     lines = []
     for run in runs:

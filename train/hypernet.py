@@ -46,11 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
+    parser.add_argument(
+        "--distributed", action="store_true", help="one process of several (jax.distributed)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run = read_config(HypernetRun, options.config, options.overrides)
+        if options.distributed:
+            jax.distributed.initialize()
         task = make_task(run)
         if options.dry_run:
             print(dry_run(task, run.training))
@@ -77,6 +82,9 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
     model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
     if run.objective == "zett":
         return _zett(run, model, tokenizer)
+    if jax.process_count() > 1:
+        # Their batches would differ in shape: each is rounded up to buckets of its own.
+        raise DyntokError("objective distill runs in one process, on all of its devices")
     shape = hypernet_config(run.hypernet, model, tokenizer)
     config = run.distill
     preparation = Preparation(

@@ -1,0 +1,322 @@
+"""ZeTT's training end to end on tiny random models, and its parts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.hf_config import Architecture
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel, head_module, model_module
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError, Rows
+from train.data import DataConfig
+from train.loop import TrainingConfig, train
+from train.text_sources import TextSource
+from train.unigram import SamplerConfig
+from train.zett import ZettConfig, ZettTask
+from train.zett_batches import NO_LABEL, IdentityBatch, LanguageBatch, mask_tokens, next_tokens
+from train.zett_hypernet import zett_shape
+from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
+
+WIDTH = 16
+SIZE = 512
+SAMPLER = SamplerConfig(mean=500, minimum=480, maximum=SIZE, std=10, texts=24)
+CONFIG = ZettConfig(3, 64, sequences=8, length=24, sampler=SAMPLER, evaluation_batches=1)
+ONE = ComputeConfig(mesh=MeshConfig(1))
+TEXT = (
+    "the quick brown fox jumps over the lazy dog and the children walked along the river while "
+    "der alte Mann erzählte heute Abend Geschichten über ferne Länder und seine Brüder in 1999 "
+    "watoto wanacheza mpira nje ya nyumba ya babu yao asubuhi, (not here); über allem steht."
+)
+
+
+def random_params(module: nn.Module, *inputs):
+    """Without a compilation for each of the module's operations, as its own ``init`` would have."""
+    random = np.random.default_rng(1)
+
+    def value(path, leaf):
+        is_scale = path[-1].key == "scale"
+        drawn = random.normal(float(is_scale), 0.06, leaf.shape)
+        return drawn.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(value, nn.unbox(abstract_params(module, *inputs)))
+
+
+def tiny_llama(tokenizer: BaseTokenizer) -> LoadedModel:
+    rows = tokenizer.vocab_size
+    config = DecoderConfig(WIDTH, 2, 2, 1, 8, 32, vocab_size=rows, sliding_window=None)
+    architecture = Architecture(config, "llama", None, False, 64)
+    random = np.random.default_rng(0)
+    source = Rows(*random.normal(0, 0.05, (2, rows, WIDTH)).astype(np.float32))
+    params = random_params(model_module(architecture))
+    return LoadedModel(architecture, params, None, source, {"model_type": "llama"})
+
+
+def tiny_xlm_r(tokenizer: BaseTokenizer) -> LoadedModel:
+    rows = tokenizer.vocab_size
+    config = EncoderConfig(WIDTH, 2, 2, 32, 66, vocab_size=rows)
+    architecture = Architecture(config, "xlm-roberta", "masked_lm", True, 64)
+    random = np.random.default_rng(0)
+    table = random.normal(0, 0.1, (rows, WIDTH)).astype(np.float32)
+    bias = random.normal(0, 0.1, rows).astype(np.float32)
+    params = random_params(model_module(architecture))
+    hidden = jnp.zeros((1, 1, WIDTH))
+    module = head_module(architecture)
+    assert module is not None
+    head = random_params(module, hidden, hidden[0])
+    return LoadedModel(architecture, params, head, Rows(table, None, bias), {"model_type": "x"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    random = np.random.default_rng(0)
+    sources = []
+    for language in ("de", "en"):
+        path = tmp_path_factory.mktemp("text") / f"{language}.txt"
+        lines = [" ".join(random.choice(TEXT.split(), 24)) for _ in range(64)]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        sources.append(TextSource(language, files=str(path)))
+    return DataConfig(tuple(sources), one_language=True, texts=8, workers=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_tokenizers) -> dict[str, BaseTokenizer]:
+    unigram = copy.deepcopy(tiny_tokenizers["unigram"].json)
+    number = len(unigram["model"]["vocab"])
+    unigram["model"]["vocab"].append(["<mask>", 0.0])
+    unigram["added_tokens"].append(unigram["added_tokens"][0] | {"id": number, "content": "<mask>"})
+    llama = tiny_tokenizers["fallback_bpe"]
+    return {
+        "llama": BaseTokenizer(llama.json, llama.config),
+        "xlm_r": BaseTokenizer(unigram, tiny_tokenizers["unigram"].config),
+    }
+
+
+@pytest.fixture(scope="module")
+def make_task(tokenizers, data):
+    def make(
+        name: str, config: ZettConfig = CONFIG, compute=ONE, held_out=None, data=data, **shape
+    ):
+        tokenizer = tokenizers[name]
+        model = {"llama": tiny_llama, "xlm_r": tiny_xlm_r}[name](tokenizer)
+        languages = len(data.sources)
+        sizes: dict[str, Any] = {"hidden": 32, "layers": 1, "heads": 2} | shape
+        hypernet = zett_shape(model, tokenizer, languages, **sizes)
+        return ZettTask(model, tokenizer, hypernet, config, data, compute, 0, held_out)
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["llama", "xlm_r"])
+def task(request, make_task) -> ZettTask:
+    return make_task(request.param)
+
+
+@pytest.fixture(scope="module")
+def loaded(task):
+    return list(itertools.islice(task.batches(None), 8))
+
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options: what is compiled here runs a few times only."""
+
+
+@pytest.fixture(scope="module")
+def descend(task):
+    """Gradient descent on one batch: parts of the loss at each step, and the last parameters."""
+    optimizer, key = optax.adam(3e-3), jax.random.key(0)
+
+    def step(params, state, frozen, batch):
+        (_, parts), grads = jax.value_and_grad(task.loss, has_aux=True)(params, frozen, batch, key)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, parts
+
+    step = jax.jit(step, compiler_options=QUICK)
+
+    def run(batch, steps: int):
+        params, losses = task.init(key), []
+        state = jax.jit(optimizer.init)(params)
+        for _ in range(steps):
+            params, state, parts = step(params, state, task.frozen, batch)
+            losses.append({name: float(value) for name, value in parts.items()})
+        return losses, params
+
+    return run
+
+
+def test_identity_comes_first_then_language(loaded):
+    kinds = [type(item.batch) for item in loaded]
+    assert kinds == [IdentityBatch] * 3 + [LanguageBatch] * 5
+    assert all(item.tokens == item.batch.mask.sum() > 100 for item in loaded[3:])
+    assert len({item.batch.forms.tobytes() for item in loaded[3:]}) == 5
+    assert {int(item.batch.language) for item in loaded[3:]} <= {0, 1}
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+def test_goes_on_from_any_position_with_the_same_batches(task, loaded, after):
+    position = json.loads(json.dumps(loaded[after].position))
+    again = list(itertools.islice(task.batches(position), 7 - after))
+    for found, expected in zip(again, loaded[after + 1 :], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found.batch, expected.batch)
+        assert type(found.batch) is type(expected.batch)
+
+
+def test_identity_rows_are_learnt(task, loaded, descend):
+    before = task.evaluate(task.init(jax.random.key(0)))["identity_cosine"]
+    losses, params = descend(loaded[0].batch, 60)
+    assert losses[-1]["identity_loss"] < 0.5 * losses[0]["identity_loss"]
+    assert task.evaluate(params)["identity_cosine"] > before + 0.1
+
+
+def test_language_loss_falls(loaded, descend):
+    losses, _ = descend(loaded[3].batch, 40)
+    # Without knowledge it is the logarithm of the vocabulary's size.
+    assert abs(losses[0]["language_loss"] - np.log(500)) < 1
+    assert losses[-1]["language_loss"] < losses[0]["language_loss"] - 0.5
+    totals = [part["language_loss"] + 0.5 * part["overlap_loss"] for part in losses]
+    assert totals[-1] < totals[0] - 0.5
+    assert 0 < losses[0]["overlap"] < 1
+
+
+def test_no_gradient_reaches_what_is_frozen(task, loaded, descend):
+    assert set(task.init(jax.random.key(0))) == {"hypernet"}
+    assert not {"rescale", "rescale_source"} & set(task.init(jax.random.key(0))["hypernet"])
+    assert {"rescale", "rescale_source"} <= set(task.frozen["rescalers"])
+    before = jax.tree.map(np.array, task.frozen)
+    descend(loaded[3].batch, 2)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, task.frozen))
+
+
+def test_special_rows_are_the_models_whatever_is_predicted(task, loaded):
+    batch = loaded[3].batch
+    specials = sorted(task._tokenizer.special_ids.values())
+    assert batch.own[: len(specials)].tolist() == specials
+    assert (batch.own[len(specials) :] == NO_LABEL).all()
+    rows, _ = jax.jit(task.rows)(task.init(jax.random.key(0)), task.frozen, batch)
+    for found, own in zip(rows, task._base.source, strict=True):
+        if own is not None:
+            np.testing.assert_array_equal(found[: len(specials)], own[specials])
+            rest = np.asarray(found[len(specials) :])
+            assert not (rest[:, None] == own[None]).all(axis=tuple(range(2, own.ndim + 1))).any()
+
+
+def test_shared_tokens_are_those_of_the_models_vocabulary(task, loaded):
+    batch = loaded[3].batch
+    shared = np.flatnonzero(batch.shared != NO_LABEL)
+    assert len(shared) > 50
+    np.testing.assert_array_equal(batch.forms[shared, 0], batch.shared[shared])
+    assert (batch.forms[shared, 1:] == task.hypernet_config.pad_id).all()
+    assert 480 <= batch.real.sum() <= SIZE == len(batch.real)
+    assert (batch.shared[~batch.real] == NO_LABEL).all()
+
+
+def test_predictions_start_with_the_mean_and_deviation_of_the_models_rows(task):
+    ids = np.arange(0, task.hypernet_config.vocab_size // 8 * 8)
+    params = task.init(jax.random.key(0))
+    predicted = jax.jit(task.predict)(params, task.frozen, ids[:, None], np.int32(0))
+    own = np.asarray(task._base.source.input)
+    np.testing.assert_allclose(predicted.input.mean(0), own.mean(0), atol=0.01)
+    np.testing.assert_allclose(predicted.input.std(0), own.std(0), rtol=0.1)
+
+
+def test_a_mesh_changes_nothing(make_task):
+    compute = ComputeConfig(mesh=MeshConfig(1, 2, 2))
+    batch = next(itertools.islice(make_task("llama").batches(None), 3, None)).batch
+    found = []
+    for task in make_task("llama", compute=compute), make_task("llama"):
+        loss = jax.jit(task.loss, compiler_options=QUICK)
+        key = jax.random.key(0)
+        found.append(loss(task.init(key), task.frozen, batch, key)[0])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path):
+    config = replace(CONFIG, train_backbone=True, identity_steps=2)
+    task = make_task("xlm_r", config, held_out=data)
+    before = jax.tree.map(np.array, task.init(jax.random.key(0)))
+    assert set(before) == {"hypernet", "model", "head"}
+    params = train(task, TrainingConfig(tmp_path, 4, evaluate_every=4, log_every=1))
+    changed = [
+        not np.array_equal(a, b)
+        for a, b in zip(*map(jax.tree.leaves, (before, params)), strict=True)
+    ]
+    assert np.mean(changed) > 0.8
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    text = json.dumps(records)
+    assert "identity_cosine" in text and "language_loss" in text
+    assert all(np.isfinite(record.get("loss", 0)) for record in records)
+
+
+def test_preparation_goes_to_a_worker_and_back(task, loaded):
+    prepare = task._preparation
+    assert pickle.loads(pickle.dumps(prepare)) == prepare
+
+
+def test_residual_starts_from_the_mean_of_the_pieces(make_task):
+    task = make_task("llama", residual=True)
+    forms = np.array([[5, 9, 12], [7, 7, 8]], np.int32)
+    rows = jax.jit(task.predict)(task.init(jax.random.key(0)), task.frozen, forms, np.int32(1))
+    own = task._base.source
+    np.testing.assert_allclose(rows.input, own.input[forms].mean(1), atol=1e-6)
+    np.testing.assert_allclose(rows.output, own.output[forms].mean(1), atol=1e-6)
+
+
+def test_says_what_does_not_fit(make_task, data):
+    with pytest.raises(DyntokError, match=r"length 100: the model reads 4 to 64 tokens"):
+        make_task("llama", replace(CONFIG, length=100))
+    with pytest.raises(DyntokError, match="3 sequences do not split over data×fsdp = 2 devices"):
+        make_task("llama", replace(CONFIG, sequences=3), ComputeConfig(mesh=MeshConfig(2)))
+    with pytest.raises(DyntokError, match=r"a table of languages needs data\.one_language: true"):
+        make_task("llama", data=replace(data, one_language=False))
+
+
+def test_masking_takes_15_percent_and_replaces_most_by_the_mask():
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 400, (200, 100)).astype(np.int32)
+    mask = np.arange(100)[None] < random.integers(50, 100, 200)[:, None]
+    found, labels = mask_tokens(ids, mask, 5, 400, 4, random)
+    chosen = labels != NO_LABEL
+    assert not (chosen & (~mask | (ids < 5))).any()
+    np.testing.assert_array_equal(found[~chosen], ids[~chosen])
+    np.testing.assert_array_equal(labels[chosen], ids[chosen])
+    assert abs(chosen[mask & (ids >= 5)].mean() - 0.15) < 0.01
+    assert abs((found == 4)[chosen].mean() - 0.8) < 0.03
+    assert abs((found == ids)[chosen].mean() - 0.1) < 0.03
+
+
+def test_next_tokens_are_the_labels_of_those_before():
+    ids = np.array([[3, 4, 5, 0], [6, 0, 0, 0]], np.int32)
+    labels = next_tokens(ids, np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool))
+    assert labels.tolist() == [[4, 5, -1, -1], [-1] * 4]
+
+
+def test_losses_by_hand():
+    a = Rows(np.array([[1.0, 2.0], [0.0, 0.0]]), np.zeros((2, 2)))
+    b = Rows(np.array([[0.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 2.0], [0.0, 0.0]]))
+    assert identity_loss(a, b) == ((1 + 25) / 2 + (4 + 0) / 2) / 2
+    assert identity_loss(a._replace(output=None), b._replace(output=None)) == 13
+    shared = jnp.array([False, True])
+    one = (a._replace(output=None), b._replace(output=None))
+    assert overlap_loss(*one, shared) == 25 / 5
+    assert overlap_loss(*one, ~shared & False) == 0
+    scores = jnp.log(jnp.array([[[1.0, 3.0, 99.0], [1.0, 1.0, 1.0]]]))
+    real = jnp.array([True, True, False])
+    found = label_loss(scores, jnp.array([[1, NO_LABEL]]), real)
+    np.testing.assert_allclose(found, -np.log(0.75), rtol=1e-6)
+    kept = with_own_rows(a._replace(bias=np.ones(2)), b, shared)
+    assert kept.input.tolist() == [[1, 2], [3, 4]] and np.asarray(kept.bias).tolist() == [1, 0]

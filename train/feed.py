@@ -103,8 +103,8 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
     def place(array: Any) -> jax.Array:
         array = np.asarray(array)
-        size = array.shape[0] * jax.process_count() if array.ndim else 1
-        where = split if size % parts == 0 else whole
+        size = array.shape[0] * jax.process_count() if array.ndim else 0
+        where = split if array.ndim and size % parts == 0 else whole
         return jax.make_array_from_process_local_data(where, array)
 
     return jax.tree.map(place, batch)

@@ -96,7 +96,10 @@ def test_rows_from_a_source_file(dyntok, folders, tmp_path):
         (["score", "--model", "D", "--rows", "base", "-"], "--reduction 0"),
         (["encode", "--model", "D", "--out", "O", "-"], "is a decoder"),
         (["score", "--model", "E", "-"], "is an encoder"),
-        (["encode", "--model", "E", "--rows", "fvtt", "--out", "O", "-"], "valid: default, base, fvt"),
+        (
+            ["encode", "--model", "E", "--rows", "fvtt", "--out", "O", "-"],
+            "valid: default, base, fvt",
+        ),
         (["encode", "--model", "E", "--max-length", "1", "--out", "O", "-"], "at least 2"),
         (["encode", "--model", "E", "--config", "none.yaml", "--out", "O", "-"], "none.yaml"),
         (["encode", "--model", "E", "-"], "--out"),

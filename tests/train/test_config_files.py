@@ -31,5 +31,5 @@ def test_overrides_win(monkeypatch):
     monkeypatch.setenv("MODEL", "model")
     run = read_config(HypernetRun, FILES[0], ["training.steps=7", "compute.mesh.data=2"])
     assert run.training.steps == 7 and run.compute.mesh.data == 2
-    with pytest.raises(DyntokError, match="training.steps"):
+    with pytest.raises(DyntokError, match=r"training\.steps"):
         read_config(HypernetRun, FILES[0], ["training.stepz=7"])

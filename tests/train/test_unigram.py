@@ -73,7 +73,7 @@ def test_without_noise_the_best_substrings_are_taken_with_their_probabilities():
     tokenizer = sample_tokenizer([scores], SPECIALS, config, 0)
     fixed = len(SPECIALS) + 256
     ranked = [t for t in sorted(scores, key=lambda t: -scores[t]) if len(t) > 1]
-    chosen = [tokenizer.id_to_token(i) for i in range(fixed, 500)]
+    chosen = [tokenizer.id_to_token(i) or "" for i in range(fixed, 500)]
     runs = [token for token in chosen if set(token) <= set("ĠĊĉ")]
     assert len(runs) == 3 * 3 * 15
     found = [token for token in chosen if token not in runs]

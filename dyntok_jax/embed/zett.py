@@ -44,9 +44,8 @@ FLAGS = {
     "hn_predict_bias": "predict_bias",
     "hn_single_head": "single_head",
     "separate_out_embeddings": "separate_output",
-    "fvt_residual": "residual",
-    "native_tokenizer": "native",
 }
+OWN_FLAGS = {"fvt_residual": "residual", "native_tokenizer": "native"}
 FIXED = {
     "hn_model_type": "roberta",
     "hn_embed_using_source_embeddings": True,
@@ -62,8 +61,9 @@ INERT = {
     "hn_n_inter_token_blocks": 16,
     "use_unigram_bias": True,
 }
-"""Fields of config.json: sizes and flags by the names of ``HypernetConfig``, the one supported
-value of others, and those that change nothing here, as the original writes them."""
+"""Fields of config.json: sizes and flags by the names of ``HypernetConfig``, flags that the
+original does not have and that are written only where they are set, the one supported value of
+others, and those that change nothing here, as the original writes them."""
 
 REQUIRED = (
     *SIZES,
@@ -214,7 +214,7 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     fields = {name: value for name, value in fields.items() if value is not None}
     problems = [f"{name} is missing" for name in REQUIRED if name not in fields]
     kinds = dict.fromkeys([*SIZES, "n_langs", "hn_num_attention_heads"], int)
-    kinds |= dict.fromkeys([*FLAGS, "hn_embed_lang_id"], bool)
+    kinds |= dict.fromkeys([*FLAGS, *OWN_FLAGS, "hn_embed_lang_id"], bool)
     problems += [
         f"{name} is {fields[name]!r}, not {'true or false' if kind is bool else 'a whole number'}"
         for name, kind in kinds.items()
@@ -230,7 +230,7 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if problems:
         raise DyntokError(f"{path}: {'; '.join(problems)}")
     found = {own: fields[name] for name, own in SIZES.items()}
-    found |= {own: fields.get(name, False) for name, own in FLAGS.items()}
+    found |= {own: fields.get(name, False) for name, own in (FLAGS | OWN_FLAGS).items()}
     found["heads"] = fields.get("hn_num_attention_heads", max(1, found["hidden"] // 64))
     found["languages"] = fields.get("n_langs", 0) if fields.get("hn_embed_lang_id") else 0
     if found["hidden"] % found["heads"]:
@@ -243,6 +243,7 @@ def config_to_json(config: HypernetConfig, dtype: DTypeLike = np.float32) -> dic
     return {
         "architectures": ["ZettHypernet"],
         **{name: getattr(config, own) for name, own in (SIZES | FLAGS).items()},
+        **{name: True for name, own in OWN_FLAGS.items() if getattr(config, own)},
         **FIXED,
         **INERT,
         "hn_num_attention_heads": config.heads,

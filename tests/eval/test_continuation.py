@@ -122,7 +122,7 @@ def _pieces(model):
         (["--windows", "900"], "900 are asked for"),
         (["--lines", "3-99"], "has 30 lines"),
         (["--prefix-tokens", "2000"], "reads 1024"),
-        (["--rows", "static,fvtt"], "valid: base, fvt"),
+        (["--rows", "static,fvtt"], "valid: default, base, fvt"),
         (["--rows", "base"], "base rows"),
         (["--reduction", "x"], "valid"),
         (["--text", "nowhere.txt"], "nowhere.txt: No such file"),

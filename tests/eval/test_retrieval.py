@@ -107,7 +107,7 @@ def test_a_cap_on_pieces_saves_less(command, encoder, texts, tmp_path):
         (["--languages", "fr"], "fr.txt: No such file"),
         (["--lines", "3-9"], "has 4 lines; lines 3-9"),
         (["--lines", "2-2", "--skip-lines", "2"], "no lines"),
-        (["--rows", "fvtt"], "valid: base, fvt"),
+        (["--rows", "fvtt"], "valid: default, base, fvt"),
         (["--rows", "fvt,base"], "base rows exist for unmerged tokens only"),
         (["--reduction", "110"], "valid"),
         (["--max-pieces", "0"], "valid"),

@@ -99,7 +99,7 @@ def test_batches_are_the_same_from_a_position_on(task):
 def test_step_0_gives_fvt_rows(task):
     batch = next(task.batches(None)).batch
     params = task.init(jax.random.key(0))
-    predicted = np.asarray(task.predicted(params, task.frozen, batch).input)
+    predicted = np.asarray(jax.jit(task.predicted)(params, task.frozen, batch).input)
     source = np.asarray(task.frozen["source"].input)
     for form, row in zip(batch.forms, predicted, strict=True):
         form = form[form != task.hypernet_config.pad_id]
@@ -112,7 +112,7 @@ def test_without_merges_student_and_teacher_agree(task):
     base = task.preparation._base(TextBatch(TEXTS, ["xx"] * len(TEXTS), 0))
     batch = task.preparation.arrays(base, merge(base, Budget(merges=0)).sequences)
     params, key = task.init(jax.random.key(0)), jax.random.key(1)
-    _, parts = task.loss(params, task.frozen, batch, key)
+    _, parts = jax.jit(task.loss)(params, task.frozen, batch, key)
     assert float(parts["hidden"]) < 1e-9
     if "divergence" in parts:
         assert abs(float(parts["divergence"])) < 1e-6
@@ -123,7 +123,7 @@ def test_without_merges_student_and_teacher_agree(task):
 def test_only_the_hypernetwork_gets_a_gradient_and_all_of_its_heads_do(task):
     batch = next(task.batches(None)).batch
     params, key = task.init(jax.random.key(0)), jax.random.key(1)
-    grads = jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0])(params)
+    grads = jax.jit(jax.grad(lambda p, b: task.loss(p, task.frozen, b, key)[0]))(params, batch)
     assert float(jnp.abs(grads["head"]["kernel"]).max()) > 0
 
 

@@ -7,6 +7,7 @@ hypernetwork is trained.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -117,7 +118,7 @@ class Distillation:
         self.mesh, self.config, self.hypernet_config = mesh, config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out, self.start = held_out, start
-        self.is_encoder = model.kind == "encoder"
+        self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
         self.network = model_module(_shortened(model, config.layers), jnp.dtype(dtype))
         self.hypernet = Hypernet(hypernet, jnp.dtype(dtype))
         params = shard_params(
@@ -129,13 +130,18 @@ class Distillation:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What must stay equal when a run goes on."""
-        return {
+        data = asdict(self.data)
+        del data["workers"]  # any number gives the same batches
+        settings = {
             "objective": "distill",
             "hypernet": asdict(self.hypernet_config),
             "distill": asdict(self.config),
-            "data": asdict(self.data),
+            "data": data,
             "seed": self.seed,
+            "dtype": jnp.dtype(self.hypernet.dtype).name,
+            "model": self.hf_config,
         }
+        return json.loads(json.dumps(settings))
 
     @cached_property
     def _abstract(self) -> Any:

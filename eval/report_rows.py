@@ -53,8 +53,8 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     names = first["files"].values()
     rows = next(iter(names))["reductions"][0]["rows"]
     columns = ["text", "windows", "reduction", "tokens saved", "static", *map(_short, rows)]
-    commands = "\n".join(f"`{run['command']}`\n" for run in runs[:1])
-    return f"{head}\n\n{commands}\n{_table(columns, lines)}"
+    commands = "\n".join(run["command"] for run in runs)
+    return f"{head}\n\n```\n{commands}\n```\n\n{_table(columns, lines)}"
 
 
 def _above(row: dict[str, Any]) -> str:

@@ -78,6 +78,13 @@ def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
     assert readme.read_text() == text
 
 
+def test_continuation_names_the_command_of_every_run():
+    second = CONTINUATION | {"command": "python -m eval.continuation --text b.txt"}
+    table = report.TABLES["continuation"]([CONTINUATION, second])
+    first, other = CONTINUATION["command"], second["command"]
+    assert f"```\n{first}\n{other}\n```" in table
+
+
 def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, capsys):
     readme, run = tmp_path / "README.md", tmp_path / "run.json"
     readme.write_text("text")

@@ -14,7 +14,7 @@ ORDER = [
     {"tensor_files"},
     {"config", "text", "model_store"},
     {"merging", "batching", "colour"},
-    {"models"},
+    {"models", "tasks"},
     {"sharding", "checkpoint"},
     {"embed"},
     {"dynamic_model"},

@@ -200,6 +200,30 @@ class Checkpoints:
             raise DyntokError(f"{self.folder}: no checkpoint can be read ({said})")
         return None
 
+    def restore_best(self, trainables: Any) -> tuple[int, Any] | None:
+        """Step and parameters of the best checkpoint.
+
+        Args:
+            trainables: ``jax.ShapeDtypeStruct`` leaves, as for :meth:`restore`.
+
+        Returns:
+            None where there is none; likewise, with a warning, where it is damaged.
+        """
+        step = self.best_step()
+        if step is None:
+            return None
+        count = len(jax.tree.leaves(trainables))
+        items = ocp.args.Composite(trainables=ocp.args.StandardRestore(trainables))
+        try:
+            sums = self._read_run(step)["sums"][:count]
+            found = self._manager.restore(step, args=items)["trainables"]
+            _compare_sums(found, sums)
+        except Exception as error:  # damage shows in many ways
+            said = _line(error)
+            logger.warning("%s: the best checkpoint, %d, is damaged (%s)", self.folder, step, said)
+            return None
+        return step, found
+
     def _read_run(self, step: int) -> Any:
         restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
         return {name: restored["run"][name] for name in ("settings", "position", "sums")}
@@ -210,8 +234,7 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=items)
         arrays = restored["trainables"], restored["rest"]
-        if np.asarray(_sums(arrays)).tolist() != sums:
-            raise ValueError("its values are not those that were saved")
+        _compare_sums(arrays, sums)
         return arrays
 
     def _drop(self, damaged: Mapping[int, str], used: int) -> None:
@@ -237,6 +260,11 @@ def _sums(tree: Any) -> jax.Array:
         return jnp.sum(bits, dtype=jnp.uint32)
 
     return jnp.stack([total(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _compare_sums(tree: Any, sums: list[int]) -> None:
+    if np.asarray(_sums(tree)).tolist() != sums:
+        raise ValueError("its values are not those that were saved")
 
 
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}

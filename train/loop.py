@@ -75,7 +75,8 @@ def train(task: Task, config: TrainingConfig) -> Any:
     in; a second one ends it at once.
 
     Returns:
-        The trainables after ``config.steps`` steps, also where they were already done.
+        The trainables of the best checkpoint where ``config.best`` names a figure, else those
+        after ``config.steps`` steps; also where all steps were already done.
 
     Raises:
         DyntokError: settings that differ from those of the run in the folder, a loss that is not
@@ -89,7 +90,7 @@ def train(task: Task, config: TrainingConfig) -> Any:
         run.start()
         if run.done < config.steps:
             run.go()
-        return run.state.trainables
+        return run.trained()
 
 
 def _check(config: TrainingConfig) -> None:
@@ -136,7 +137,8 @@ class _Run:
             self.state,
             self.shardings,
         )
-        restored = self.checkpoints.restore(abstract.trainables, _rest(abstract), self.settings)
+        self.abstract = abstract.trainables
+        restored = self.checkpoints.restore(self.abstract, _rest(abstract), self.settings)
         if restored is not None:
             self.state = State(restored.trainables, **restored.rest)
             self.done, self.position = restored.step, restored.position
@@ -154,6 +156,19 @@ class _Run:
         ):
             self._steps(stop)
         self.checkpoints.wait()
+
+    def trained(self) -> Any:
+        """The parameters that the run was for; the log says of which step."""
+        config = self.config
+        if config.best is not None:
+            found = self.checkpoints.restore_best(self.abstract)
+            if found is not None:
+                logger.info(
+                    "%s: best %s at step %d: these parameters", config.out, config.best, found[0]
+                )
+                return found[1]
+        logger.info("%s: the parameters of the last step, %d", config.out, self.done)
+        return self.state.trainables
 
     def _steps(self, stop: Stop) -> None:
         config = self.config

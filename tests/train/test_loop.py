@@ -252,6 +252,31 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
     assert checkpoints(tmp_path) == [4, 8, 10]
 
 
+def test_the_best_parameters_are_the_result(tmp_path, caplog):
+    class Scored(Regression):
+        """Says that it was best at step 4."""
+
+        def evaluate(self, trainables):
+            self.seen = [*getattr(self, "seen", []), jax.tree.map(np.array, trainables)]
+            return {"error": 0.1 if len(self.seen) == 2 else 0.5}
+
+    changes = {"evaluate_every": 2, "best": "error", "direction": "min"}
+    task = Scored()
+    with caplog.at_level("INFO"):
+        found = train(task, config(tmp_path, 8, **changes))
+    equal(found, task.seen[1])
+    assert np.abs(task.seen[3]["first"] - task.seen[1]["first"]).max() > 1e-4
+    assert "best error at step 4" in caplog.text
+    equal(train(Regression(devices=8), config(tmp_path, 8, **changes)), found)
+    caplog.clear()
+    best = tmp_path / "checkpoints" / "4" / "trainables"
+    for path in filter(Path.is_file, best.rglob("*")):
+        path.write_bytes(path.read_bytes()[:-1])
+    with caplog.at_level("INFO"):
+        equal(train(Regression(), config(tmp_path, 8, **changes)), task.seen[3])
+    assert "4, is damaged" in caplog.text and "the last step, 8" in caplog.text
+
+
 def test_a_figure_that_is_not_evaluated_cannot_be_best(tmp_path):
     with pytest.raises(DyntokError, match=r"best: no figure 'accuracy' in the evaluation \(size\)"):
         train(Regression(), config(tmp_path, 4, evaluate_every=2, best="accuracy"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dyntok_jax.batching import Batch, make_batch
+from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.providers import default_rows, row_provider
@@ -127,6 +128,29 @@ class DynamicModel:
             method=method,
         )
 
+    def outputs(
+        self, sequences: Sequence[Sequence[Token]], method: Callable[..., Any], batch_size: int
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Runs the network on sequences, in batches of similar length.
+
+        Args:
+            sequences: of dynamic tokens.
+            method: as in ``sharding.forward``.
+            batch_size: most sequences in a batch.
+
+        Yields:
+            Which sequences a batch held, and the network's output of each.
+        """
+        under_way: deque[tuple[list[int], jax.Array]] = deque()
+        for place in by_length([len(tokens) for tokens in sequences], batch_size):
+            batch = self.batch([sequences[i] for i in place])
+            under_way.append((place, self.forward(batch, method)))
+            # The next batch is prepared while one runs; more would fill the memory.
+            if len(under_way) > 1:
+                yield _fetched(*under_way.popleft())
+        while under_way:
+            yield _fetched(*under_way.popleft())
+
     @cached_property
     def output_rows(self) -> jax.Array:
         """(V, D) float32 the model's own output rows, split over the mesh by vocabulary."""
@@ -214,6 +238,10 @@ def _check_heads(config: EncoderConfig | DecoderConfig, mesh: Mesh) -> None:
             f"mesh axis model of {parts} would cut heads in parts: the model has {heads} "
             "(key/value) heads; choose a divisor of that"
         )
+
+
+def _fetched(place: list[int], output: jax.Array) -> tuple[list[int], np.ndarray]:
+    return place, jax.device_get(output)[: len(place)]
 
 
 @jax.jit

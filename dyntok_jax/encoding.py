@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dyntok_jax.batching import by_length
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.sharding import gathered
@@ -88,20 +85,8 @@ def pooled(
     """(N, D) float32 vectors of sequences of dynamic tokens."""
     method = mean_pooled if pool == "mean" else first_pooled
     vectors = np.zeros((len(sequences), model.source.input.shape[1]), np.float32)
-    under_way: deque[tuple[list[int], jax.Array]] = deque()
-
-    def fetch() -> None:
-        place, part = under_way.popleft()
-        vectors[place] = jax.device_get(part)[: len(place)]
-
-    for place in by_length([len(tokens) for tokens in sequences], batch_size):
-        batch = model.batch([sequences[i] for i in place])
-        under_way.append((place, model.forward(batch, method)))
-        # The next batch is prepared while one runs; more would fill the memory.
-        if len(under_way) > 1:
-            fetch()
-    while under_way:
-        fetch()
+    for place, part in model.outputs(sequences, method, batch_size):
+        vectors[place] = part
     return vectors
 
 

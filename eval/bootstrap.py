@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 RESAMPLES = 10_000
 LEVEL = 95
 """Percent of the resampled figures inside the interval."""
+
+TOGETHER = 500
+"""Resamplings drawn at once, which divide all of them: their draws are in memory."""
 
 
 def interval(
@@ -27,11 +30,25 @@ def interval(
     Returns:
         Both ends, or None where the figure is not defined in some resampling.
     """
-    count = len(samples[0])
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = figure(*(draws @ part for part in samples))
+        return ends(figure(*resampled_sums(np.stack(samples, axis=1)).T))
+
+
+def resampled_sums(samples: Num[np.ndarray, "W K"]) -> Num[np.ndarray, "R K"]:
+    """Sums of K columns of samples under resampling; the draws are as in :func:`interval`."""
+    count = len(samples)
+    rng = np.random.default_rng(0)
+    even = np.full(count, 1 / count)
+    columns = samples.astype(np.float64)
+    sums = np.empty((RESAMPLES, samples.shape[1]))
+    for start in range(0, RESAMPLES, TOGETHER):
+        draws = rng.multinomial(count, even, TOGETHER)
+        sums[start : start + TOGETHER] = draws.astype(np.float64) @ columns
+    return sums
+
+
+def ends(values: Float[np.ndarray, " R"]) -> tuple[float, float] | None:
+    """The percentile interval of resampled figures; None where one is not defined."""
     if not np.isfinite(values).all():
         return None
     low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])

@@ -4,8 +4,8 @@
     python -m train.hypernet --config configs/hypernet/e5_small.yaml training.steps=200 --dry-run
 
 Stopped by a signal or by accident, the same command goes on from the newest checkpoint. The result
-is a folder ``hypernet/`` in the run's folder, which every ``--rows`` option takes: the parameters of
-the best checkpoint by the figure ``training.best``, without one those of the last step.
+is a folder ``hypernet/`` in the run's folder, which every ``--rows`` option takes: the parameters
+of the best checkpoint by the figure ``training.best``, without one those of the last step.
 """
 
 from __future__ import annotations

@@ -53,13 +53,18 @@ class TokenizerFolder:
             DyntokError: no tokenizer there, or one that cannot be read.
         """
         tokenizer = BaseTokenizer.from_folder(folder)
-        older = _read_json(folder / "special_tokens_map.json")
+        older = read_json(folder / "special_tokens_map.json")
         named = {key: older[key] for role in ROLES if (key := f"{role}_token") in older}
-        config = named | _read_json(folder / "tokenizer_config.json")
+        config = named | read_json(folder / "tokenizer_config.json")
         return cls(tokenizer, config, _roles(tokenizer, config))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        DyntokError: anything else in it.
+    """
     if not path.is_file():
         return {}
     try:

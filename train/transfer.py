@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ from dyntok_jax.models.weights import load_source
 from dyntok_jax.tensor_files import LazyTensor, stored_tensors, write_tensors
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError, Rows
-from train.new_vocabulary import ROLES, Matched, TokenizerFolder, match
+from train.new_vocabulary import ROLES, Matched, TokenizerFolder, match, read_json
 
 logger = logging.getLogger(__name__)
 
 POSITIONS = "embeddings.position_embeddings.weight"
 UNREAD_WEIGHTS = r"(pooler\.dense|cls\.seq_relationship)\.(weight|bias)"
 """Weights that no forward here reads, and other libraries do."""
+TOKEN_LISTS = ("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens")
+"""Settings of generation that hold ids of any tokens."""
 
 
 def transfer(
@@ -59,7 +62,8 @@ def transfer(
     """Write a model for another tokenizer, in Hugging Face layout.
 
     The tensors keep their names and dtypes; ``tokenizer.json`` is the new one byte for byte, the
-    chat template the model's where it has one. ``generation_config.json`` is not carried over.
+    chat template the model's where it has one. ``generation_config.json`` is carried over with the
+    new ids of special tokens, and without lists of other tokens.
 
     Args:
         model: folder of the model; of any architecture ``models`` reads, heads are kept.
@@ -92,6 +96,7 @@ def transfer(
             _keep_own(found, own, matched, model)
         write_tensors(folder / "model.safetensors", _tensors(model, architecture, found, config))
         _write_json(folder / "config.json", config)
+        _write_generation_config(folder, model, new, matched)
         shutil.copyfile(tokenizer / "tokenizer.json", folder / "tokenizer.json")
         _write_tokenizer_config(folder, tokenizer, new, model, architecture.max_length)
     return matched
@@ -161,20 +166,40 @@ def _config(
 ) -> dict[str, Any]:
     """Content of config.json for the new vocabulary."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    ends = config.get("eos_token_id")
-    config |= {
-        f"{role}_token_id": new.roles.get(role)
-        for role in ROLES
-        if role in ("bos", "eos", "pad") or f"{role}_token_id" in config
-    }
-    if isinstance(ends, list):  # some chat models have several
-        config["eos_token_id"] = [i for i, old in matched.kept.items() if old in ends] or None
+    roles = {"bos", "eos", "pad", *(role for role in ROLES if f"{role}_token_id" in config)}
+    config |= _special_ids(config, roles, new, matched)
     config["vocab_size"] = len(matched.tokens)
     config.pop("tokenizer_class", None)
     shift = _position_shift(architecture, config)
     if shift:
         config["max_position_embeddings"] += shift
     return config
+
+
+def _special_ids(
+    config: dict[str, Any], roles: Collection[str], new: TokenizerFolder, matched: Matched
+) -> dict[str, Any]:
+    """The new ids of special tokens, under the names of a configuration."""
+    ids: dict[str, Any] = {f"{role}_token_id": new.roles.get(role) for role in sorted(roles)}
+    ends = config.get("eos_token_id")
+    if isinstance(ends, list):  # some chat models have several
+        ids["eos_token_id"] = [i for i, old in matched.kept.items() if old in ends] or None
+    return ids
+
+
+def _write_generation_config(
+    folder: Path, model: Path, new: TokenizerFolder, matched: Matched
+) -> None:
+    """Write the model's settings of generation, if it has any, for the new vocabulary."""
+    config = read_json(model / "generation_config.json")
+    if not config:
+        return
+    roles = [role for role in ROLES if f"{role}_token_id" in config]
+    config |= _special_ids(config, roles, new, matched)
+    lost = [name for name in TOKEN_LISTS if config.pop(name, None)]
+    if lost:
+        logger.warning("generation_config.json: %s, of old tokens, left out", ", ".join(lost))
+    _write_json(folder / "generation_config.json", config)
 
 
 def _position_shift(architecture: Architecture, config: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.models.layers import constrain
@@ -160,11 +160,21 @@ def apply(
     *inputs: Any,
     mesh: Mesh,
     method: Callable[..., Any] = gathered,
+    lora: Any = None,
+    dropout: PRNGKeyArray | None = None,
 ) -> Any:
-    """:func:`forward` for use inside a jitted function, such as a training step."""
+    """:func:`forward` for use inside a jitted function, such as a training step.
+
+    Args:
+        module, params, rows, ids, mask, inputs, mesh, method: as in :func:`forward`.
+        lora: low-rank additions, as ``models.layers.Dense`` reads them.
+        dropout: key of their dropout; without it there is none.
+    """
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    rngs = None if dropout is None else {"dropout": dropout}
     rules = list(RULES.items())
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
-        return module.apply({"params": params}, rows, ids, mask, *inputs, method=method)
+        return module.apply(variables, rows, ids, mask, *inputs, method=method, rngs=rngs)
 
 
 @functools.lru_cache(maxsize=64)

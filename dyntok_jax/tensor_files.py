@@ -132,14 +132,28 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+def file_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself beside its tensors; ``file_tensors`` has to like it first."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__", {})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to ``path`` atomically, holding one of them at a time.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: what the file says of itself beside them.
 
     Raises:
         ValueError: a tensor's values do not have its declared shape.
         DyntokError: the file cannot be written there.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, (shape, _, dtype) in tensors.items():
         begin, end = end, end + np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)

@@ -15,7 +15,7 @@ ORDER = [
     {"config", "text", "model_store"},
     {"merging", "batching", "colour"},
     {"models", "tasks"},
-    {"sharding", "checkpoint"},
+    {"sharding", "checkpoint", "lora"},
     {"embed"},
     {"dynamic_model"},
     {"encoding", "scoring"},

@@ -82,7 +82,12 @@ def abstract_params(module: nn.Module, *inputs: Any) -> Any:
 
 
 class Dense(nn.Module):
-    """Linear map ``(..., in) -> (..., features)``.
+    """Linear map ``(..., in) -> (..., features)``, with a low-rank addition where one is given.
+
+    The collection ``lora`` may hold, for this map, A (in, R) and B (R, features): ``x @ A @ B`` is
+    added then (LoRA, https://arxiv.org/abs/2106.09685), with whatever scale B has. It may hold
+    ``rate`` () too: with an RNG ``dropout``, that share of the addition's inputs is dropped.
+    ``dyntok_jax.lora`` makes the collection.
 
     Attributes:
         features: output width.
@@ -110,10 +115,35 @@ class Dense(nn.Module):
             precision=precision(self.dtype),
             preferred_element_type=jnp.float32,
         ).astype(self.dtype)
+        if self.has_variable("lora", "A"):
+            y = y + self._low_rank(x)
         if not self.use_bias:
             return y
         bias = parameter(self, "bias", nn.initializers.zeros, shape[1:], self.kernel_axes[1:])
         return y + bias.astype(self.dtype)
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        if self.has_rng("dropout") and self.has_variable("lora", "rate"):
+            x = dropped(x, self._adapter("rate"), self.make_rng("dropout"))
+        for name in "AB":
+            x = jnp.matmul(
+                x.astype(self.dtype),
+                self._adapter(name).astype(self.dtype),
+                precision=precision(self.dtype),
+                preferred_element_type=jnp.float32,
+            )
+        return x.astype(self.dtype)
+
+    def _adapter(self, name: str) -> jax.Array:
+        return jnp.asarray(self.get_variable("lora", name))
+
+
+def dropped(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
+    """Inverted dropout; the rate counts in steps of 2⁻¹⁶, since random bits cost time on CPUs."""
+    cut = jnp.round(jnp.minimum(rate * 2**16, 2**16 - 1)).astype(jnp.uint16)
+    bits = jax.random.bits(key, x.shape, jnp.uint16)
+    scale = 2**16 / (2**16 - cut.astype(jnp.float32))
+    return jnp.where(bits >= cut, x * scale.astype(x.dtype), 0)
 
 
 class LayerNorm(nn.Module):
@@ -273,8 +303,8 @@ def scan_layers(
     scanned = nn.scan(
         # prevent_cse is needless inside a loop and would only hinder the compiler.
         nn.remat(step, prevent_cse=False) if remat else step,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
+        variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=length,
         metadata_params={meta.PARTITION_NAME: "L"},

@@ -1,0 +1,340 @@
+"""Adapters: low-rank additions and a task's head, merged into a model, and kept as peft does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dyntok_jax.files import atomic_path
+from dyntok_jax.models.hf_config import Architecture
+from dyntok_jax.models.hf_names import name_table
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.lora import LoraConfig, abstract_lora, targeted
+from dyntok_jax.models.weights import head_module, model_module
+from dyntok_jax.tensor_files import (
+    DTYPES,
+    LazyTensor,
+    StoredTensor,
+    file_metadata,
+    file_tensors,
+    write_tensors,
+)
+from dyntok_jax.types import DyntokError
+
+CONFIG, WEIGHTS, TASK = "adapter_config.json", "adapter_model.safetensors", "task.json"
+"""Files of an adapter's folder; the last one is our own."""
+
+PREFIX = "base_model.model."
+"""Of every tensor in peft's files."""
+
+HASH = "base_sha256"
+"""Key of the base model's hash in the metadata of the weights."""
+
+HASHED_ROWS = 4096
+
+UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "target_parameters",
+    "lora_bias",
+    "use_bdlora",
+    "use_qalora",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+"""Of peft's settings, those that change what an adapter computes or where it is."""
+
+TASK_TYPES: dict[str, Literal["sequence", "token"]] = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}
+"""peft's names of the heads."""
+
+
+class Adapter(NamedTuple):
+    """An adapter on the host.
+
+    Attributes:
+        config: shape.
+        lora: A and B by the path of their kernel in the model's parameters.
+        head: parameters of the task's head, None without one.
+        kind: what the head scores.
+        labels: names of its classes.
+        base: hash of the model it was trained on; None where that is not known.
+        task: whatever else ``task.json`` says.
+    """
+
+    config: LoraConfig
+    lora: dict[str, Any]
+    head: dict[str, Any] | None = None
+    kind: Literal["sequence", "token"] | None = None
+    labels: tuple[str, ...] = ()
+    base: str | None = None
+    task: Mapping[str, Any] = {}
+
+
+class Base(Protocol):
+    """What an adapter stands on: ``LoadedModel`` and ``DynamicModel`` are such."""
+
+    @property
+    def params(self) -> Any:
+        """Parameters of the model without a head."""
+        ...
+
+    @property
+    def source(self) -> Any:
+        """Its own rows."""
+        ...
+
+
+def headed(architecture: Architecture, kind: Any, labels: Sequence[str]) -> Architecture:
+    """The architecture with a task's head in place of whatever head it has."""
+    return replace(architecture, head=kind, labels=tuple(labels))
+
+
+def base_hash(model: Base) -> str:
+    """SHA-256 of a model's parameters and of some of its rows, as float32."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(model.params, sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.asarray(leaf, np.float32, order="C").tobytes())
+    rows = model.source.input
+    places = np.unique(np.linspace(0, len(rows) - 1, HASHED_ROWS).astype(int))
+    digest.update(np.asarray(rows[places], np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
+    """The model's parameters with an adapter merged into them, host arrays.
+
+    Returns:
+        ``model`` and, where the adapter has a head, ``head``: what ``models.classifier`` takes.
+
+    Raises:
+        DyntokError: the adapter was trained on another model.
+    """
+    if adapter.base is not None and adapter.base != (found := base_hash(model)):
+        raise DyntokError(
+            f"the adapter was trained on another model: its base has hash {adapter.base[:12]}, "
+            f"this model {found[:12]}"
+        )
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(model.params, sep="/").items()}
+    scale = np.float32(adapter.config.alpha / adapter.config.rank)
+    for path, pair in _pairs(adapter.lora).items():
+        flat[f"{path}/kernel"] = flat[f"{path}/kernel"] + scale * (pair["A"] @ pair["B"])
+    merged = {"model": unflatten_dict(flat, sep="/")}
+    return merged if adapter.head is None else merged | {"head": adapter.head}
+
+
+def _pairs(lora: Any) -> dict[str, dict[str, np.ndarray]]:
+    """A and B by the path of their module."""
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    for path, leaf in flatten_dict(lora, sep="/").items():
+        module, _, name = path.rpartition("/")
+        pairs.setdefault(module, {})[name] = np.asarray(leaf, np.float32)
+    return pairs
+
+
+def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, name: str) -> None:
+    """Write an adapter as peft writes it, with ``task.json`` beside.
+
+    Args:
+        folder: is made if needed; its files are replaced.
+        adapter: what to write.
+        architecture: of the base model.
+        name: the base model's name or folder, for peft.
+
+    Raises:
+        DyntokError: the folder cannot be written.
+    """
+    whole = headed(architecture, adapter.kind, adapter.labels)
+    flat: Any = flatten_dict({"lora": adapter.lora, "head": adapter.head or {}}, sep="/")
+    tensors: dict[str, LazyTensor] = {}
+    for stored, path in sorted(_stored(whole, adapter.config).items()):
+        for i, part in enumerate(flat[path] if "{}" in stored else [flat[path]]):
+            array = np.asarray(part).T
+            tensors[stored.format(i)] = LazyTensor(array.shape, lambda array=array: array)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, tensors, {HASH: adapter.base} if adapter.base else None)
+    _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
+    _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
+
+
+def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
+    """Read an adapter that this package or peft wrote.
+
+    Args:
+        folder: holds ``adapter_config.json``, ``adapter_model.safetensors`` and, if it is ours,
+            ``task.json``.
+        architecture: of the base model.
+
+    Raises:
+        DyntokError: files that are missing or damaged, kinds of adapters that are not supported,
+            tensors that are missing, not known or of another shape, all of them in one line.
+    """
+    raw = _read_json(folder / CONFIG)
+    task = _read_json(folder / TASK) if (folder / TASK).exists() else {}
+    config, kind = _config(folder / CONFIG, raw)
+    found = file_tensors(folder / WEIGHTS)
+    labels = tuple(task.pop("labels", ()))
+    if kind and not labels:
+        labels = _numbered_labels(folder, found, headed(architecture, kind, ["?"]))
+    whole = headed(architecture, kind, labels)
+    try:
+        stored = _stored(whole, config)
+    except DyntokError as error:
+        raise DyntokError(f"{folder / CONFIG}: {error}") from error
+    _check(folder / WEIGHTS, found, stored, _shapes(whole, config))
+    layers = architecture.config.layers
+    flat = {}
+    for name, path in stored.items():
+        parts = [found[name.format(i)].read() for i in range(layers if "{}" in name else 1)]
+        arrays = [np.asarray(part, np.float32).T for part in parts]
+        flat[path] = np.stack(arrays) if "{}" in name else arrays[0]
+    trees = unflatten_dict(flat, sep="/")
+    base = file_metadata(folder / WEIGHTS).get(HASH)
+    return Adapter(config, trees["lora"], trees.get("head"), kind, labels, base, task)
+
+
+def _stored(whole: Architecture, config: LoraConfig) -> dict[str, str]:
+    """Name of a tensor in peft's file, ``{}`` for the layer -> path below ``lora`` or ``head``.
+
+    All are stored transposed, as far as they are matrices.
+    """
+    table = name_table(whole)
+    names = {
+        f"{PREFIX}{module}.lora_{part}.weight": f"lora/{path}/{part}"
+        for module, path in targeted(whole, config.targets).items()
+        for part in "AB"
+    }
+    if whole.head in TASK_TYPES.values():
+        for name, path in table.head.items():
+            names[PREFIX + table.full(name, True)] = f"head/{path}"
+    return names
+
+
+def _shapes(whole: Architecture, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every array of an adapter by its path, as it is here."""
+    paths = [*targeted(whole, config.targets).values()]
+    trees: Any = {"lora": abstract_lora(abstract_params(model_module(whole)), paths, config.rank)}
+    head = head_module(whole)
+    if head is not None and whole.head in TASK_TYPES.values():
+        trees["head"] = abstract_params(head, jnp.zeros((1, 1, whole.config.width)))
+    flat: Any = flatten_dict(nn.unbox(trees), sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _check(
+    path: Path,
+    found: Mapping[str, StoredTensor],
+    stored: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, place in stored.items():
+        layers, *shape = shapes[place] if "{}" in name else (1, *shapes[place])
+        wanted |= {name.format(i): tuple(shape[::-1]) for i in range(layers)}
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "mis-shaped": [
+            f"{name} {found[name].shape}, not {shape}"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
+        ],
+        "dtype": [f"{name} {t.dtype}" for name, t in found.items() if t.dtype not in DTYPES],
+    }
+    said = [f"{fault}: {_some(names)}" for fault, names in faults.items() if names]
+    if said:
+        raise DyntokError(
+            f"{path}: does not fit the model and adapter_config.json; {'; '.join(said)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
+def _numbered_labels(
+    folder: Path, found: Mapping[str, StoredTensor], whole: Architecture
+) -> tuple[str, ...]:
+    """Names as transformers gives to classes without any."""
+    table = name_table(whole)
+    name = next(n for n, path in table.head.items() if path == "classes/bias")
+    bias = found.get(PREFIX + table.full(name, True))
+    if bias is None:
+        raise DyntokError(f"{folder / WEIGHTS}: missing: {PREFIX}{name}, the task's head")
+    return tuple(f"LABEL_{i}" for i in range(bias.shape[0]))
+
+
+def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:
+    """An adapter's shape and the kind of its head, from peft's configuration."""
+    if raw.get("peft_type") != "LORA":
+        raise DyntokError(f"{path}: peft_type {raw.get('peft_type')!r}; valid is LORA")
+    odd = [f"{key} {raw[key]!r}" for key in UNSUPPORTED if raw.get(key)]
+    if raw.get("bias", "none") != "none":
+        odd.append(f"bias {raw['bias']!r}")
+    kind = raw.get("task_type")
+    if kind is not None and kind not in TASK_TYPES:
+        odd.append(f"task_type {kind!r}")
+    if odd:
+        raise DyntokError(f"{path}: not supported: {', '.join(odd)}")
+    try:
+        targets = raw["target_modules"]
+        # peft matches a list against ends of names, a text against whole ones.
+        names = [targets] if isinstance(targets, str) else map(re.escape, sorted(targets))
+        config = LoraConfig(raw["r"], raw["lora_alpha"], raw.get("lora_dropout", 0.0), tuple(names))
+    except (KeyError, TypeError) as error:
+        raise DyntokError(f"{path}: not a configuration of LoRA ({error!r})") from error
+    return config, None if kind is None else TASK_TYPES[kind]
+
+
+def _peft_config(adapter: Adapter, whole: Architecture, name: str) -> dict[str, Any]:
+    config = adapter.config
+    modules = sorted({n.removeprefix("bert.").split(".")[0] for n in name_table(whole).head})
+    plain = all(re.fullmatch(r"[\w.]+", target) for target in config.targets)
+    either = "|".join(config.targets)
+    return {
+        "peft_type": "LORA",
+        "task_type": next((t for t, kind in TASK_TYPES.items() if kind == adapter.kind), None),
+        "base_model_name_or_path": name,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": list(config.targets) if plain else rf"(?:.*\.)?(?:{either})",
+        "modules_to_save": modules if adapter.head else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DyntokError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DyntokError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DyntokError(f"{path}: not a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -10,7 +10,7 @@ import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, overload
@@ -258,11 +258,16 @@ def _check_column(columns: Iterable[str], column: str, where: str) -> None:
 def text_of(record: Any, column: str, where: str) -> str:
     """The text of a record; that of a missing value is empty.
 
+    Args:
+        column: its name; ``a.b`` is ``b`` in what stands in column ``a``.
+
     Raises:
         DyntokError: no such column, or it holds something else.
     """
-    _check_column(record, column, where)
-    value = record[column]
+    value = record
+    for part in [column] if column in record else column.split("."):
+        _check_column(value if isinstance(value, Mapping) else (), part, where)
+        value = value[part]
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     if not isinstance(value, str | None):

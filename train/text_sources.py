@@ -19,11 +19,14 @@ class TextSource:
     Attributes:
         language: name, as the model's language table has it.
         files: path or glob: ``.txt`` (a text a line), ``.jsonl``, ``.jsonl.gz`` or ``.parquet``.
-        dataset: name of a Hugging Face dataset, or a folder of one.
+        dataset: name of a Hugging Face dataset, a folder of one, or a glob of one's ``.jsonl.gz``,
+            ``.jsonl`` or ``.parquet`` files, ``hf://datasets/NAME/…`` (all there is to a dataset
+            that would be read by a script of its own).
         tfds: name of a TFDS dataset (``name/config:version``), or a folder of one.
         config_name: configuration of ``dataset``.
         split: split of ``dataset`` or ``tfds``, "train" by default.
-        column: the text's name in a record; not for ``.txt``.
+        column: the text's name in a record, ``a.b`` where it is a part of column ``a``; not for
+            ``.txt``.
         streaming: read ``dataset`` or ``tfds`` as it goes, instead of whole into memory.
         lines: only these of one file's lines or rows, counted from 1: "501-1000" or "1-9,12".
         exclude_lines: not these.
@@ -52,7 +55,7 @@ class TextSource:
         if not self.weight > 0:
             raise DyntokError(f"{self}: weight is {self.weight}; it must be above 0")
         misplaced = ("streaming", "split") if self.files else ("lines", "exclude_lines")
-        misplaced += () if self.dataset else ("config_name",)
+        misplaced += () if self.dataset and not self.file_kind else ("config_name",)
         for name in misplaced:
             if getattr(self, name):
                 raise DyntokError(f"{self}: {name} does not go with {self._kind}")
@@ -62,6 +65,17 @@ class TextSource:
 
     def __str__(self) -> str:
         return f"{self._kind} {self.files or self.dataset or self.tfds} ({self.language})"
+
+    @property
+    def file_kind(self) -> str | None:
+        """How files on the hub are read; None for a dataset by name."""
+        name = self.dataset or ""
+        if not name.startswith("hf://"):
+            return None
+        for kind, endings in (("json", (".jsonl", ".jsonl.gz")), ("parquet", (".parquet",))):
+            if name.endswith(endings):
+                return kind
+        raise DyntokError(f"{self}: valid are files .jsonl, .jsonl.gz and .parquet")
 
     @property
     def _kind(self) -> str:
@@ -128,12 +142,10 @@ def _records(source: TextSource) -> Any:
 def _hub_records(source: TextSource) -> Any:
     import datasets
 
-    return datasets.load_dataset(
-        source.dataset or "",
-        source.config_name,
-        split=source.split or "train",
-        streaming=source.streaming,
-    )
+    options = {"split": source.split or "train", "streaming": source.streaming}
+    if source.file_kind:
+        return datasets.load_dataset(source.file_kind, data_files=source.dataset, **options)
+    return datasets.load_dataset(source.dataset or "", source.config_name, **options)
 
 
 def _tfds_records(source: TextSource) -> Any:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
+import datasets
 import pytest
+import tensorflow_datasets
 
 from dyntok_jax.config import read_config
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun
+from train.data import TextBatch, batches
 from train.optim import make_schedule
 
 ROOT = Path(__file__).parents[2]
@@ -33,3 +39,57 @@ def test_overrides_win(monkeypatch):
     assert run.training.steps == 7 and run.compute.mesh.data == 2
     with pytest.raises(DyntokError, match=r"training\.steps"):
         read_config(HypernetRun, FILES[0], ["training.stepz=7"])
+
+
+def load_dataset(name, config_name=None, *, data_files="", split, streaming):
+    """What the hub would give, as its data sets are laid out."""
+    assert split == "train" and streaming
+    if name == "json":
+        folder = "hf://datasets/allenai/MADLAD-400/data"
+        language = data_files.removeprefix(folder).split("/")[1]
+        assert fnmatch(f"{folder}/{language}/{language}_clean_0000.jsonl.gz", data_files)
+        records = [{"text": f"{language} {i}"} for i in range(40)]
+    else:
+        assert name == "facebook/xnli" and data_files == ""
+        records = [{"premise": f"{config_name} {i}", "label": 0} for i in range(40)]
+    return datasets.Dataset.from_list(records).to_iterable_dataset()
+
+
+def data_source(name, split):
+    """TFDS's XNLI: a record has its premise in all languages."""
+    assert (name, split) == ("xnli:1.1.0", "validation")
+    languages = [
+        "ar",
+        "bg",
+        "de",
+        "el",
+        "en",
+        "es",
+        "fr",
+        "hi",
+        "ru",
+        "sw",
+        "th",
+        "tr",
+        "ur",
+        "vi",
+        "zh",
+    ]
+    return [{"premise": {name: f"{name} {i}".encode() for name in languages}} for i in range(20)]
+
+
+def read(texts: TextBatch) -> tuple[TextBatch, int]:
+    return texts, 0
+
+
+@pytest.mark.parametrize("name", ["e5_small_madlad.yaml", "e5_small_xnli.yaml"])
+def test_data_by_name_is_read(name, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(tensorflow_datasets, "data_source", data_source)
+    run = read_config(HypernetRun, ROOT / "configs" / "hypernet" / name)
+    assert run.held_out is not None
+    for data in (run.data, run.held_out):
+        drawn = list(islice(batches(replace(data, workers=0), read, seed=0), 3))
+        pairs = [p for d in drawn for p in zip(d.batch.texts, d.batch.languages, strict=True)]
+        assert all(text.split()[0] == language for text, language in pairs)
+        assert {language for _, language in pairs} == {source.language for source in data.sources}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyntok_jax.types import DyntokError
-from train.text_files import windows
+from train.text_files import text_of, windows
 from train.text_sources import Stream, TextSource, open_stream, open_texts
 
 TEXTS = ["ein Haus", "Bäume und\u2028Straßen", "你好", "a", "zwei  Worte"]
@@ -138,6 +138,8 @@ def test_mistakes_in_files_are_named_in_one_line(files, case):
         ({"files": "a.txt", "split": "test"}, "split does not go with files"),
         ({"tfds": "a", "config_name": "b"}, "config_name does not go with tfds"),
         ({"dataset": "a", "lines": "1-2"}, "lines does not go with dataset"),
+        ({"dataset": "hf://datasets/a/*.jsonl", "config_name": "b"}, "config_name does not go"),
+        ({"dataset": "hf://datasets/a/*.csv"}, r"valid are files \.jsonl, \.jsonl\.gz and"),
         ({"files": "a.txt", "lines": "3-2"}, "valid is like"),
         ({"files": "a.txt", "exclude_lines": "0"}, "valid is like"),
     ],
@@ -145,6 +147,14 @@ def test_mistakes_in_files_are_named_in_one_line(files, case):
 def test_mistakes_in_a_source_are_named(fields, message):
     with pytest.raises(DyntokError, match=message):
         TextSource("de", **fields)
+
+
+def test_a_part_of_a_column_is_read():
+    record = {"a": {"b": b"gut", "c": 1}, "a.d": "besser"}
+    assert [text_of(record, column, "x") for column in ("a.b", "a.d")] == ["gut", "besser"]
+    for column, message in (("a.x", "no column 'x'; it has b, c"), ("a.c", "holds int")):
+        with pytest.raises(DyntokError, match=message):
+            text_of(record, column, "x")
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def run(
     parser: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
     show: Callable[[dict[str, Any]], None],
+    names_model: bool = True,
 ) -> None:
     """Parses, measures, writes ``--out`` atomically with what made it, and shows the figures.
 
@@ -44,8 +45,10 @@ def run(
         parser: with the command's options; ``--model`` and ``--out`` are added.
         measure: figures of the parsed options, JSON values.
         show: prints the figures.
+        names_model: whether ``--model`` is an option of this command.
     """
-    parser.add_argument("--model", required=True, metavar="NAME", help="a model's name or folder")
+    if names_model:
+        parser.add_argument("--model", required=True, metavar="NAME", help="its name or folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

@@ -1,0 +1,330 @@
+"""Evaluation of trained task adapters: settings of tokenization, rows and adapter, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from dyntok_jax.batching import by_length
+from dyntok_jax.config import read_config
+from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.embed.providers import OF_PIECES
+from dyntok_jax.lora import Adapter, adapted_params, read_adapter
+from dyntok_jax.merging.batch import DynamicTokens
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.classifier import Classifier
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel, load_model
+from dyntok_jax.sharding import gathered, shard_params
+from dyntok_jax.tasks.source import TaskSource
+from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import DyntokError, Token
+from eval import record, task_sweep
+from eval.task_config import Setting, TaskRun
+from eval.task_figures import Outcome, figures
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between tasks.
+
+    Attributes:
+        name: as adapters say it.
+        metric: its name in reports.
+        kind: what is classified.
+        labels: names of the classes.
+        read: examples of a source.
+        layout: their base tokens, of (tokenizer, examples, boundary, max length).
+        counts: of (examples, merged sequences, predictions), (N, K) sums of every example.
+        figure: the metric in percent, of K summed counts along the last axis.
+        notes: of (examples, merged sequences), what could not be read, counted by name.
+    """
+
+    name: str
+    metric: str
+    kind: Literal["sequence", "token"]
+    labels: Sequence[str]
+    read: Callable[[TaskSource], list[Any]]
+    layout: Callable[..., list[BaseTokens]]
+    counts: Callable[..., Int[np.ndarray, "N K"]]
+    figure: Callable[[np.ndarray], np.ndarray]
+    notes: Callable[..., dict[str, int]]
+
+
+def main(task: Task, description: str | None) -> None:
+    """The command of a task: measures, prints a table, writes JSON, and sweeps as CSV and plot."""
+    parser = record.Parser(
+        f"eval.{task.name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="FILE", help="YAML of eval.task_config")
+    add("--files", nargs="+", metavar="[LANGUAGE=]FILE", help="in place of the config's data")
+    add("--sweep", action="store_true", help="also every reduction, for all adapters and rows")
+    add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
+
+    def measured(options: argparse.Namespace) -> dict[str, Any]:
+        if options.sweep and options.out.suffix != ".json":
+            raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
+        found = Evaluation(task, configured(options)).measure(options.sweep)
+        if options.sweep:
+            task_sweep.write(options.out, found)
+        return found
+
+    record.run(parser, measured, task_sweep.show, names_model=False)
+
+
+def configured(options: argparse.Namespace) -> TaskRun:
+    """The config, with ``--files`` in the place of its data.
+
+    Raises:
+        DyntokError: see ``config.read_config`` and ``TaskRun``.
+    """
+    run = read_config(TaskRun, options.config, options.overrides)
+    if not options.files:
+        return run
+    return replace(run, data=[_file_source(text) for text in options.files], average=[])
+
+
+def _file_source(text: str) -> TaskSource:
+    language, equals, path = text.partition("=")
+    # A path may have an equals sign, and then a slash or a dot before it.
+    if not equals or "/" in language or "." in language:
+        language, path = Path(text).stem, text
+    return TaskSource(files=path, language=language)
+
+
+class Merged(NamedTuple):
+    """A language's sequences at one reduction.
+
+    Attributes:
+        sequences: after merging.
+        seconds: that it took.
+    """
+
+    sequences: list[DynamicTokens]
+    seconds: float
+
+
+class Evaluation:
+    """A run: the base model, the examples, and what settings share.
+
+    Attributes:
+        task: what is evaluated.
+        run: the config.
+    """
+
+    def __init__(self, task: Task, run: TaskRun):
+        self.task = task
+        self.run = run
+        self._examples = {source.language: task.read(source) for source in run.data}
+        self._shapes: set[tuple[Any, ...]] = set()
+
+    @cached_property
+    def _model(self) -> DynamicModel:
+        # Every setting names its rows; these need no file of their own.
+        model = load(self.run.model, "fvt", self.run.compute)
+        if model.kind != "encoder":
+            raise DyntokError(f"{model.name} is a decoder: {self.task.name} needs an encoder")
+        return model
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return load_model(resolve(self.run.model))
+
+    @cached_property
+    def _base(self) -> dict[str, list[BaseTokens]]:
+        longest = min(self.run.max_length, self._model.max_length)
+        return {
+            language: self.task.layout(self._model.tokenizer, examples, self.run.boundary, longest)
+            for language, examples in self._examples.items()
+        }
+
+    def measure(self, sweep: bool) -> dict[str, Any]:
+        """Figures of all settings, and of the sweeps where they are wanted.
+
+        Raises:
+            DyntokError: a model, an adapter or rows that cannot be had or do not fit together.
+        """
+        run, task = self.run, self.task
+        # All adapters first: one that does not fit is known before hours of work.
+        networks = {name: [self._network(f) for f in fs] for name, fs in run.adapters.items()}
+        curves = self._curves() if sweep else []
+        total = sum(len(networks[s.adapter]) for s in run.settings) + len(curves) * len(run.sweep)
+        with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
+            outcomes = {
+                setting.name: [
+                    self._outcomes(setting, network, None, bar)
+                    for network in networks[setting.adapter]
+                ]
+                for setting in run.settings
+            }
+            points = {
+                curve.name: {
+                    value: [self._outcomes(point, networks[curve.adapter][0], limit, bar)]
+                    for value in run.sweep
+                    for point in [replace(curve, reduction=value)]
+                }
+                for limit in [run.sweep_examples]
+                for curve in curves
+            }
+        average = run.average or [source.language for source in run.data]
+        return {
+            "task": task.name,
+            "metric": task.metric,
+            "model": run.model,
+            "average_of": average,
+            "examples": {name: len(examples) for name, examples in self._examples.items()},
+            "adapters": run.adapters,
+            "boundary": str(run.boundary),
+            "max_length": run.max_length,
+            "settings": figures(outcomes, task.figure, average, run.settings),
+            "sweep": task_sweep.curves(points, task.figure, average, curves),
+            "sweep_examples": run.sweep_examples,
+        }
+
+    def _curves(self) -> list[Setting]:
+        """The settings that merge, the first of those that differ in reduction only."""
+        found: dict[tuple[Any, ...], Setting] = {}
+        for setting in self.run.settings:
+            if setting.reduction:
+                found.setdefault((setting.adapter, setting.rows, setting.base_rows), setting)
+        return list(found.values())
+
+    def _network(self, folder: str) -> DynamicModel:
+        """The model with an adapter merged into it and the adapter's head on it."""
+        adapter = read_adapter(Path(folder), self._loaded.architecture)
+        if fault := misfit(self.task, adapter):
+            raise DyntokError(f"{folder}: {fault}")
+        try:
+            params = adapted_params(self._loaded, adapter)
+        except DyntokError as error:
+            raise DyntokError(f"{folder}: {error}") from error
+        config, compute = self._loaded.config, self.run.compute
+        assert isinstance(config, EncoderConfig)
+        module = Classifier(
+            config, self.task.kind, len(self.task.labels), jnp.dtype(compute.dtype), compute.remat
+        )
+        model = copy.copy(self._model)
+        model.module = module
+        model.params = shard_params(params, abstract_params(module), model.mesh)
+        return model
+
+    def _outcomes(
+        self, setting: Setting, network: DynamicModel, limit: int | None, bar: tqdm
+    ) -> dict[str, Outcome]:
+        """What a setting does with one adapter in every language."""
+        found: dict[str, Outcome] = {}
+        models: dict[int | None, tuple[DynamicModel, DynamicModel]] = {}
+        rows, base_rows = setting.rows, setting.base_rows
+        for language in self._examples:
+            number = self._hypernet_language(rows, language)
+            if number not in models:
+                # An empty cache: a setting's time has the prediction of its rows in it.
+                fresh = [network.with_rows(rows, number, base_rows) for _ in range(2)]
+                models[number] = fresh[0], fresh[1]
+            found[language] = self._outcome(*models[number], setting.reduction, language, limit)
+        bar.update()
+        return found
+
+    def _hypernet_language(self, rows: str, language: str) -> int | None:
+        known = self.run.hypernet_languages
+        if not known or rows == "base" or rows in OF_PIECES:
+            return None
+        if language not in known:
+            raise DyntokError(
+                f"{language}: not a language of the hypernetwork; valid are {', '.join(known)}"
+            )
+        return known.index(language)
+
+    def _outcome(
+        self,
+        network: DynamicModel,
+        other: DynamicModel,
+        reduction: float,
+        language: str,
+        limit: int | None,
+    ) -> Outcome:
+        """Merges, predicts and counts; ``other`` is for compiling beforehand."""
+        examples, base = self._examples[language][:limit], self._base[language][:limit]
+        merged = self._merged(network, reduction, base)
+        sequences: list[list[Token]] = [sequence.tokens for sequence in merged.sequences]
+        if network.rows == "base":
+            # By ids, since text that the vocabulary lacks has the unknown token's row.
+            sequences = [[*sequence.ids.tolist()] for sequence in base]
+        self._compile(other, sequences)
+        predicted: list[Any] = [None] * len(sequences)
+        start = time.perf_counter()
+        for place, part in network.outputs(sequences, predictions, self.run.batch_size):
+            for i, value in zip(place, part, strict=True):
+                predicted[i] = value
+        seconds = time.perf_counter() - start
+        return Outcome(
+            self.task.counts(examples, merged.sequences, predicted),
+            sum(len(sequence.tokens) for sequence in base),
+            sum(map(len, sequences)),
+            merged.seconds + seconds,
+            {
+                "truncated_tokens": sum(sequence.truncated for sequence in base),
+                **self.task.notes(examples, merged.sequences),
+            },
+        )
+
+    def _merged(
+        self, network: DynamicModel, reduction: float, base: Sequence[BaseTokens]
+    ) -> Merged:
+        start = time.perf_counter()
+        sequences: list[DynamicTokens] = []
+        for first in range(0, len(base), self.run.batch_size):
+            together = base[first : first + self.run.batch_size]
+            budget = Budget(reduction=reduction)
+            sequences += network.merge(together, budget, self.run.boundary).sequences
+        return Merged(sequences, time.perf_counter() - start)
+
+    def _compile(self, network: DynamicModel, sequences: Sequence[Sequence[Any]]) -> None:
+        """Runs the network once in every new shape, so that no setting pays for compiling."""
+        for place in by_length([len(tokens) for tokens in sequences], self.run.batch_size):
+            batch = network.batch([sequences[i] for i in place])
+            shape = (network.rows, *batch.ids.shape, batch.unique_bucket)
+            if shape not in self._shapes:
+                self._shapes.add(shape)
+                network.forward(batch, predictions).block_until_ready()
+
+
+def misfit(task: Task, adapter: Adapter) -> str | None:
+    """Why an adapter is not one of the task's; None where it is.
+
+    One that names no task and numbers its labels (peft's own) fits by their number.
+    """
+    said = adapter.task.get("task", task.name)
+    numbered = tuple(f"LABEL_{i}" for i in range(len(task.labels)))
+    fits = said == task.name and adapter.kind == task.kind
+    if fits and adapter.labels in (tuple(task.labels), numbered):
+        return None
+    kind, labels = adapter.kind or "no", ", ".join(adapter.labels)
+    return (
+        f"an adapter for {said}, with {kind} labels {labels}; {task.name} has {task.kind} labels "
+        f"{', '.join(task.labels)}"
+    )
+
+
+def predictions(
+    module: Any, rows: Float[Any, "U D"], ids: Int[Any, "B T"], mask: Bool[Any, "B T"]
+) -> Int[Any, "B ..."]:
+    """The class with the highest score, of every sequence or of every token."""
+    return jnp.argmax(gathered(module, rows, ids, mask), axis=-1)

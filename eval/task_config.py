@@ -1,0 +1,97 @@
+"""The file of an evaluation of task adapters, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dyntok_jax.config import ComputeConfig
+from dyntok_jax.tasks.source import TaskSource
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.types import DyntokError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table.
+
+    Attributes:
+        name: in reports.
+        adapter: a key of ``adapters``.
+        reduction: percent of the largest possible saving of tokens; 0 leaves base tokens.
+        rows: see ``embed.providers.row_provider``.
+        base_rows: whether unmerged tokens keep the model's own rows; by default as the rows say.
+    """
+
+    name: str
+    adapter: str
+    reduction: float = 100
+    rows: str = "default"
+    base_rows: Literal["own", "predicted"] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reduction <= 100:
+            raise DyntokError(
+                f"setting {self.name!r}: reduction {self.reduction}; valid is 0 to 100"
+            )
+        if self.reduction and self.rows == "base":
+            raise DyntokError(
+                f"setting {self.name!r}: base rows are of base tokens: valid is a reduction of 0"
+            )
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """An evaluation.
+
+    Attributes:
+        model: name or folder of the base model.
+        adapters: name -> folders of trained adapters, one a seed.
+        settings: lines of the table; differences are to the first.
+        data: examples, each source with a language of its own.
+        average: languages that the average is over; all by default.
+        hypernet_languages: the languages of the hypernetwork's table, in its order, if it has one.
+        boundary: what merges do not cross.
+        batch_size: examples merged together, and sequences in a batch of the network.
+        max_length: of a sequence in base tokens; at most what the model can read.
+        sweep: reductions in percent of the sweeps, which ``--sweep`` adds to the table.
+        sweep_examples: only so many examples a language in the sweeps.
+        compute: dtype and mesh.
+    """
+
+    model: str
+    adapters: dict[str, list[str]]
+    settings: list[Setting]
+    data: list[TaskSource]
+    average: list[str] = field(default_factory=list)
+    hypernet_languages: list[str] = field(default_factory=list)
+    boundary: Boundary = Boundary.PRETOKEN
+    batch_size: int = 32
+    max_length: int = 128
+    sweep: list[float] = field(default_factory=lambda: [10.0 * i for i in range(11)])
+    sweep_examples: int | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        if not self.settings or not self.data:
+            raise DyntokError("settings and data: at least one of each is needed")
+        for setting in self.settings:
+            if not self.adapters.get(setting.adapter):
+                raise DyntokError(
+                    f"setting {setting.name!r}: no adapter {setting.adapter!r}"
+                    f"{did_you_mean(setting.adapter, self.adapters)}; valid are those of adapters, "
+                    "each with a list of folders"
+                )
+        languages = [source.language for source in self.data]
+        if "" in languages or len(set(languages)) < len(languages):
+            raise DyntokError("data: every source needs a language of its own")
+        if missing := [name for name in self.average if name not in languages]:
+            raise DyntokError(f"average: {missing[0]} is not in data ({', '.join(languages)})")
+        if bad := [value for value in self.sweep if not 0 <= value <= 100]:
+            raise DyntokError(f"sweep: {bad[0]}; valid are percentages from 0 to 100")
+        names = [setting.name for setting in self.settings]
+        if len(set(names)) < len(names):
+            raise DyntokError("settings: every one needs a name of its own")
+        sizes = self.batch_size, self.max_length, self.sweep_examples or 1
+        if min(sizes) < 1:
+            raise DyntokError("batch_size, max_length and sweep_examples: valid are numbers from 1")

@@ -1,0 +1,124 @@
+"""Sweeps over reductions: curves, their CSV and plot; and the table in the terminal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from dyntok_jax.files import atomic_path
+from eval import record
+from eval.task_config import Setting
+from eval.task_figures import Figure, Outcome, shorter, value
+
+Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
+"""Curve -> reduction -> seed -> language."""
+
+
+def curves(
+    points: Points, figure: Figure, average: Sequence[str], settings: Sequence[Setting]
+) -> list[dict[str, Any]]:
+    """Every curve with its points, as JSON values."""
+    return [
+        {
+            "name": setting.name,
+            "adapter": setting.adapter,
+            "rows": setting.rows,
+            "points": [
+                _point(reduction, seeds, figure, average)
+                for reduction, seeds in points[setting.name].items()
+            ],
+        }
+        for setting in settings
+    ]
+
+
+def _point(
+    reduction: float, seeds: Sequence[Mapping[str, Outcome]], figure: Figure, average: Sequence[str]
+) -> dict[str, Any]:
+    languages = {
+        name: {
+            "value": value([seed[name] for seed in seeds], figure),
+            "shorter_percent": shorter(seeds[0][name]),
+            "seconds": seeds[0][name].seconds,
+        }
+        for name in seeds[0]
+    }
+    chosen = [languages[name] for name in average]
+    means = {key: float(np.mean([row[key] for row in chosen])) for key in chosen[0]}
+    return {"reduction": reduction, "average": means, "languages": languages}
+
+
+def write(out: Path, run: dict[str, Any]) -> None:
+    """Writes ``.csv`` and ``.svg`` beside the run's JSON.
+
+    Raises:
+        DyntokError: they cannot be written.
+    """
+    with atomic_path(out.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        head = ["curve", "adapter", "rows", "reduction", "language"]
+        lines.writerow([*head, "shorter_percent", run["metric"], "seconds"])
+        for curve in run["sweep"]:
+            for point in curve["points"]:
+                for language, row in [("average", point["average"]), *point["languages"].items()]:
+                    figures = (row["shorter_percent"], row["value"], row["seconds"])
+                    names = curve["name"], curve["adapter"], curve["rows"], point["reduction"]
+                    lines.writerow([*names, language, *(f"{figure:.3f}" for figure in figures)])
+    with atomic_path(out.with_suffix(".svg")) as partial:
+        plot(run).savefig(partial, format="svg", metadata={"Date": None})
+
+
+def plot(run: dict[str, Any]) -> Any:
+    """A matplotlib figure: the metric's average against the reduction, a line for each curve."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
+    axes = canvas.subplots()
+    for curve in run["sweep"]:
+        points = sorted(curve["points"], key=lambda point: point["reduction"])
+        axes.plot(
+            [point["reduction"] for point in points],
+            [point["average"]["value"] for point in points],
+            marker="o",
+            label=curve["name"],
+        )
+    axes.set_xlabel("reduction, % of the largest possible saving")
+    axes.set_ylabel(f"{run['metric']}, mean of {len(run['average_of'])} sets")
+    axes.set_title(f"{run['task']}, {Path(run['model']).name}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return canvas
+
+
+def show(run: dict[str, Any]) -> None:
+    """Prints a line for each setting."""
+    languages = list(run["settings"][0]["languages"])
+    title = f"{run['task']} {run['metric']}, {run['model']}; mean of {', '.join(run['average_of'])}"
+    columns = ["", *languages, "mean", "95 %", "Δ", "95 %", "shorter", "seconds"]
+    table = Table(*columns, title=title)
+    for row in run["settings"]:
+        average = row["average"]
+        table.add_row(
+            row["name"],
+            *(f"{row['languages'][name]['value']:.1f}" for name in languages),
+            f"{average['value']:.1f}" + _spread(average),
+            _ends(average["interval"], ".1f"),
+            f"{average['delta']:+.1f}",
+            _ends(average["delta_interval"], "+.1f"),
+            f"{average['shorter_percent']:.1f} %",
+            f"{average['seconds']:.1f}",
+        )
+    record.print_table(table)
+
+
+def _spread(average: dict[str, Any]) -> str:
+    return "" if average["spread"] is None else f" ± {average['spread']:.1f}"
+
+
+def _ends(interval: Sequence[float] | None, form: str) -> str:
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"

@@ -1,0 +1,229 @@
+"""Settings and sweeps of task adapters, on tiny random models."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.core import meta
+
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.lora import (
+    Adapter,
+    adapted_params,
+    base_hash,
+    headed,
+    read_adapter,
+    write_adapter,
+)
+from dyntok_jax.models.encoder import Encoder
+from dyntok_jax.models.heads import SequenceClassifier, TokenClassifier
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.lora import LoraConfig, abstract_lora, init_lora, targeted
+from dyntok_jax.models.weights import load_model, model_module
+from dyntok_jax.tasks import uner as uner_task
+from dyntok_jax.tasks import xnli as xnli_task
+from eval import uner, xnli
+from eval.adapters import Evaluation
+from eval.task_config import Setting, TaskRun
+
+WORDS = ["The", "quick", "Großvater", "lighthouses", "Geschichten", "\u200b", "coast", "Kindern"]
+XNLI = "\n".join(f"{a} {b} {c}\t{b} {a}\t{label}" for a, b, c, label in [
+    (*np.random.default_rng(i).choice(WORDS, 3), xnli_task.LABELS[i % 3]) for i in range(9)
+])  # fmt: skip
+
+
+def adapter(encoder: Path, folder: Path, kind, labels, seed: int, task: str) -> Path:
+    """A random adapter with a random head, whose B is not zero."""
+    model = load_model(encoder)
+    config = LoraConfig(2, 4.0, 0.0, ("query", "value"))
+    whole = headed(model.architecture, kind, labels)
+    abstract = abstract_params(model_module(model.architecture))
+    paths = [*targeted(whole, config.targets).values()]
+    lora = init_lora(abstract_lora(abstract, paths, config.rank), jax.random.key(seed))
+    lora = jax.tree.map(lambda x: np.asarray(x) + 0.3, lora)
+    head = (SequenceClassifier if kind == "sequence" else TokenClassifier)(len(labels))
+    width = model.config.width
+    params = meta.unbox(head.init(jax.random.key(seed), np.zeros((1, 1, width), np.float32)))
+    params = jax.tree.map(lambda x: 5 * np.asarray(x), params["params"])
+    made = Adapter(config, lora, params, kind, tuple(labels), base_hash(model), {"task": task})
+    write_adapter(folder, made, model.architecture, "tiny")
+    return folder
+
+
+@pytest.fixture
+def xnli_run(encoder, tmp_path) -> Path:
+    """A config of XNLI with two seeds of one adapter and one of another."""
+    for seed in range(3):
+        adapter(encoder, tmp_path / f"a{seed}", "sequence", xnli_task.LABELS, seed, "xnli")
+    (tmp_path / "xx.tsv").write_text(XNLI + "\n", "utf-8")
+    config = {
+        "model": str(encoder),
+        "adapters": {
+            "task": [str(tmp_path / "a0"), str(tmp_path / "a1")],
+            "joint": [str(tmp_path / "a2")],
+        },
+        "settings": [
+            {"name": "original", "adapter": "task", "reduction": 0, "rows": "base"},
+            {"name": "word", "adapter": "task", "rows": "fvt"},
+            {"name": "joint", "adapter": "joint", "rows": "fvt"},
+        ],
+        "data": [{"files": str(tmp_path / "xx.tsv"), "language": "xx"}],
+        "sweep": [0, 50, 100],
+        "batch_size": 4,
+        "max_length": 40,
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(config), "utf-8")  # JSON is YAML
+    return path
+
+
+def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
+    out = tmp_path / "found.json"
+    run = command(lambda: xnli.main(xnli.TASK, None), "--config", xnli_run, "--sweep", "--out", out)
+    assert run.code == 0, run.err
+    found = json.loads(out.read_text("utf-8"))
+    rows = {row["name"]: row for row in found["settings"]}
+    assert rows["original"]["languages"]["xx"]["shorter_percent"] == 0
+    assert rows["word"]["average"]["shorter_percent"] > 10
+    assert len(rows["word"]["average"]["by_seed"]) == 2
+    assert rows["joint"]["average"]["spread"] is None
+    for row in rows.values():
+        average = row["average"]
+        assert average["value"] == pytest.approx(np.mean(average["by_seed"]))
+        low, high = average["interval"]
+        assert low <= average["value"] <= high
+        assert average["delta"] == pytest.approx(
+            average["value"] - rows["original"]["average"]["value"]
+        )
+    assert rows["original"]["average"]["delta_interval"] == [0, 0]
+    # The sweep's first seed at either end is what the settings found.
+    curve = next(c for c in found["sweep"] if c["name"] == "word")
+    assert [point["reduction"] for point in curve["points"]] == [0, 50, 100]
+    values = [point["average"]["value"] for point in curve["points"]]
+    assert values[0] == rows["original"]["average"]["by_seed"][0]
+    assert values[2] == rows["word"]["average"]["by_seed"][0]
+    lines = list(csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines()))
+    assert len(lines) == 2 * 3 * 2 and lines[0]["accuracy"] == f"{values[0]:.3f}"
+    assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
+
+
+def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
+    (tmp_path / "other.tsv").write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
+    out, files = tmp_path / "found.json", f"yy={tmp_path / 'other.tsv'}"
+    arguments = "--config", xnli_run, "--files", files, "--out", out
+    assert command(lambda: xnli.main(xnli.TASK, None), *arguments).code == 0
+    found = json.loads(out.read_text("utf-8"))
+    assert found["examples"] == {"yy": 1} and found["average_of"] == ["yy"]
+    assert found["settings"][0]["average"]["value"] in (0, 50, 100)
+
+
+def test_predictions_are_those_of_the_merged_model(encoder, tmp_path):
+    """The first token's state of the merged network, through the head by hand."""
+    folder = adapter(encoder, tmp_path / "a", "sequence", xnli_task.LABELS, 5, "xnli")
+
+    (tmp_path / "xx.tsv").write_text(XNLI + "\n", "utf-8")
+    source = xnli_task.TaskSource(files=str(tmp_path / "xx.tsv"), language="xx")
+    run = TaskRun(str(encoder), {"a": [str(folder)]}, [Setting("s", "a", 0, "base")], [source])
+    found = Evaluation(xnli.TASK, run).measure(False)
+
+    loaded = load_model(encoder)
+    params = adapted_params(loaded, read_adapter(folder, loaded.architecture))
+    head = params["head"]
+    right = 0
+
+    tokenizer = load(str(encoder), "fvt").tokenizer
+    for pair in xnli_task.read(source):
+        (base,) = xnli_task.layout(tokenizer, [pair])
+        rows = np.asarray(loaded.source.input)[base.ids][None]
+        config: Any = loaded.config
+        module = Encoder(config)
+        mask = np.ones((1, len(base.ids)), bool)
+        hidden: Any = module.apply({"params": params["model"]}, rows, mask)
+        state = hidden[0, 0]
+        inner = np.tanh(state @ head["dense"]["kernel"] + head["dense"]["bias"])
+        scores = inner @ head["classes"]["kernel"] + head["classes"]["bias"]
+        right += int(np.argmax(scores)) == pair.label
+    assert found["settings"][0]["average"]["value"] == pytest.approx(100 * right / 9)
+
+
+def test_entities_count_unread_words(encoder, tmp_path, command):
+    folder = adapter(encoder, tmp_path / "a", "token", uner_task.LABELS, 1, "uner")
+    known = [word.replace("\u200b", "") for word in WORDS]
+    words = [(word, tag) for word in known for tag in ("B-PER", "O", "B-OTH")][:18]
+    text = "".join(f"{i}\t{word}\t{tag}\n" for i, (word, tag) in enumerate(words, 1))
+    (tmp_path / "xx.iob2").write_text(f"# text\n{text}\n", "utf-8")
+    config = {
+        "model": str(encoder),
+        "adapters": {"a": [str(folder)]},
+        "settings": [
+            {"name": "original", "adapter": "a", "reduction": 0, "rows": "base"},
+            {"name": "word", "adapter": "a", "rows": "fvt"},
+        ],
+        "data": [{"files": str(tmp_path / "xx.iob2"), "language": "xx"}],
+        "max_length": 30,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config), "utf-8")
+    out = tmp_path / "found.json"
+    arguments = "--config", tmp_path / "run.yaml", "--out", out
+    run = command(lambda: uner.main(uner.TASK, None), *arguments)
+    assert run.code == 0, run.err
+    rows = json.loads(out.read_text("utf-8"))["settings"]
+    for row in rows:
+        language = row["languages"]["xx"]
+        assert language["truncated_tokens"] > 0 and language["mapped_tags"] == 6, language
+        # Those cut off, and the three empty ones.
+        assert language["unread_words"] >= 3
+    assert rows[0]["languages"]["xx"]["unread_words"] == rows[1]["languages"]["xx"]["unread_words"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("average", ["zz"], "zz is not in data"),
+        ("sweep", [120], "120"),
+        ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
+        ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
+        ("batch_size", 0, "from 1"),
+        ("colour", 1, "colour"),
+    ],
+)
+def test_a_bad_config_is_one_line(xnli_run, tmp_path, command, key, value, words):
+    config = json.loads(xnli_run.read_text("utf-8")) | {key: value}
+    xnli_run.write_text(json.dumps(config), "utf-8")
+    out = tmp_path / "found.json"
+    run = command(lambda: xnli.main(xnli.TASK, None), "--config", xnli_run, "--out", out)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_an_adapter_of_another_task_or_base_is_refused(
+    encoder, xnli_run, tmp_path, command, monkeypatch
+):
+    folder = adapter(encoder, tmp_path / "ner", "token", uner_task.LABELS, 1, "uner")
+    config = json.loads(xnli_run.read_text("utf-8"))
+    config["adapters"]["joint"] = [str(folder)]
+    xnli_run.write_text(json.dumps(config), "utf-8")
+    arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
+    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    assert run.code == 2 and "an adapter for uner" in run.err
+    config["adapters"]["joint"] = [str(tmp_path / "a2")]
+    xnli_run.write_text(json.dumps(config), "utf-8")
+    monkeypatch.setattr("dyntok_jax.lora.base_hash", lambda model: "f" * 64)
+    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    assert run.code == 2 and "another model" in run.err
+
+
+def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
+    config = json.loads(xnli_run.read_text("utf-8"))
+    config["hypernet_languages"] = ["de", "en"]
+    config["settings"][1]["rows"] = "default"
+    xnli_run.write_text(json.dumps(config), "utf-8")
+    arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
+    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    assert run.code == 2 and "xx: not a language of the hypernetwork" in run.err

@@ -82,9 +82,7 @@ def main(task: Task, description: str | None) -> None:
         if options.sweep and options.out.suffix != ".json":
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         found = Evaluation(task, configured(options)).measure(options.sweep)
-        if options.sweep:
-            task_sweep.write(options.out, found)
-        return found
+        return found | (task_sweep.write(options.out, found) if options.sweep else {})
 
     record.run(parser, measured, task_sweep.show, names_model=False)
 

@@ -2,8 +2,12 @@
 
     python -m eval.report eval/results/*.json README.md
 
-The marks are ``<!-- bench -->``, ``<!-- retrieval -->`` and ``<!-- continuation -->``, each with an
-end mark such as ``<!-- /bench -->``.
+The marks are ``<!-- bench -->`` and so on, named as in ``TABLES``, each with an end mark such as
+``<!-- /bench -->``.
+
+    python -m eval.report fairness --models NAME,… --text FOLDER --out FILE.json
+
+makes the run of the last one.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dyntok_jax.files import atomic_path
-from eval import report_bench, report_rows
+from eval import report_bench, report_rows, report_tasks
 
 Run = dict[str, Any]
 
@@ -24,12 +29,20 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
     "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
     "continuation": report_rows.continuation,
+    "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
+    "uner": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
+    "fairness": lambda runs: "\n\n".join(map(report_tasks.fairness, runs)),
 }
 """Mark of a table -> what makes it of its runs."""
 
 
 def main() -> None:
-    """Replaces what stands between the marks."""
+    """Replaces what stands between the marks; or measures, as ``eval.fairness`` says."""
+    if sys.argv[1:2] == ["fairness"]:
+        from eval import fairness  # here because it loads models, which tables do not need
+
+        fairness.main()
+        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,11 +73,18 @@ def kind(run: Run, path: Path) -> str:
     Raises:
         ValueError: to none.
     """
-    marks = {"merging": "bench", "max_pieces": "retrieval", "continuation_tokens": "continuation"}
+    if isinstance(run, dict) and run.get("task") in ("xnli", "uner"):
+        return run["task"]
+    marks = {
+        "merging": "bench",
+        "max_pieces": "retrieval",
+        "continuation_tokens": "continuation",
+        "fairness": "fairness",
+    }
     for key, name in marks.items():
         if isinstance(run, dict) and key in run:
             return name
-    raise ValueError(f"{path}: not a run of eval.bench, eval.retrieval or eval.continuation")
+    raise ValueError(f"{path}: not a run of one of {', '.join(TABLES)}")
 
 
 if __name__ == "__main__":

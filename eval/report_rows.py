@@ -28,7 +28,7 @@ def retrieval(run: dict[str, Any]) -> str:
         ]
         for language, row in rows
     ]
-    return f"{head}\n\n{_table(columns, lines)}"
+    return f"{head}\n\n{table(columns, lines)}"
 
 
 def continuation(runs: Sequence[dict[str, Any]]) -> str:
@@ -54,7 +54,7 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     rows = next(iter(names))["reductions"][0]["rows"]
     columns = ["text", "windows", "reduction", "tokens saved", "static", *map(_short, rows)]
     commands = "\n".join(run["command"] for run in runs)
-    return f"{head}\n\n```\n{commands}\n```\n\n{_table(columns, lines)}"
+    return f"{head}\n\n```\n{commands}\n```\n\n{table(columns, lines)}"
 
 
 def _above(row: dict[str, Any]) -> str:
@@ -70,6 +70,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     rows = [columns, ["---"] * len(columns), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -53,8 +53,8 @@ def _point(
     return {"reduction": reduction, "average": means, "languages": languages}
 
 
-def write(out: Path, run: dict[str, Any]) -> None:
-    """Writes ``.csv`` and ``.svg`` beside the run's JSON.
+def write(out: Path, run: dict[str, Any]) -> dict[str, str]:
+    """Writes ``.csv`` and ``.svg`` beside the run's JSON, and says where the plot is.
 
     Raises:
         DyntokError: they cannot be written.
@@ -71,6 +71,7 @@ def write(out: Path, run: dict[str, Any]) -> None:
                     lines.writerow([*names, language, *(f"{figure:.3f}" for figure in figures)])
     with atomic_path(out.with_suffix(".svg")) as partial:
         plot(run).savefig(partial, format="svg", metadata={"Date": None})
+    return {"plot": str(out.with_suffix(".svg"))}
 
 
 def plot(run: dict[str, Any]) -> Any:

@@ -1,0 +1,130 @@
+"""The README's tables of task adapters and of fairness, from their run files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.report_rows import table
+
+
+def settings(run: dict[str, Any]) -> str:
+    """A line a setting: the metric by language, its mean and the difference to the first one."""
+    rows = run["settings"]
+    languages = list(rows[0]["languages"])
+    seeds = max(len(row["average"]["by_seed"]) for row in rows)
+    over = f"mean over {seeds} seeds ± their deviation, " if seeds > 1 else ""
+    examples = ", ".join(f"{name} {count}" for name, count in run["examples"].items())
+    head = (
+        f"{run['model']}, {run['metric']} in percent ({over}95 % intervals of examples "
+        f"drawn again; commit {run['commit']}, {run['machine']}, "
+        f"{run['seconds'] / 60:.0f} min):\n\n"
+        f"`{run['command']}`"
+    )
+    columns = ["", *languages, "mean", "Δ", "tokens saved", "seconds"]
+    lines = [
+        [
+            row["name"],
+            *(_cell(row["languages"][name]) for name in languages),
+            _mean(row["average"]),
+            _delta(row["average"]) if row is not rows[0] else "",
+            f"{row['average']['shorter_percent']:.1f} %",
+            f"{row['average']['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    tail = f"The mean is over {', '.join(run['average_of'])}. Examples: {examples}."
+    if counted := _counted(rows):
+        tail += f" {counted}"
+    parts = [head, table(columns, lines), tail]
+    if run["sweep"]:
+        parts.append(_sweep(run))
+    return "\n\n".join(parts)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['value']:.1f}"
+
+
+def _mean(row: dict[str, Any]) -> str:
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
+    return f"{row['value']:.1f}{spread}{_ends(row['interval'], '.1f')}"
+
+
+def _delta(row: dict[str, Any]) -> str:
+    return f"{row['delta']:+.1f}{_ends(row['delta_interval'], '+.1f')}"
+
+
+def _ends(interval: Sequence[float] | None, form: str) -> str:
+    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> str:
+    """What could not be read, in the words of the run."""
+    names = {
+        "truncated_tokens": "tokens cut off",
+        "unread_words": "words without a token (read as O)",
+    }
+    first = rows[0]["languages"].values()
+    said = [
+        f"{sum(row[key] for row in first)} {words}"
+        for key, words in names.items()
+        if all(key in row for row in first)
+    ]
+    return f"In all {', '.join(said)}." if said else ""
+
+
+def _sweep(run: dict[str, Any]) -> str:
+    """The means of all curves, by reduction."""
+    limit = run["sweep_examples"]
+    over = f", the first {limit} examples of each" if limit else ""
+    reductions = [point["reduction"] for point in run["sweep"][0]["points"]]
+    lines = [
+        [curve["name"], *(f"{point['average']['value']:.1f}" for point in curve["points"])]
+        for curve in run["sweep"]
+    ]
+    head = f"Mean {run['metric']} by reduction, first seed{over}:"
+    columns = ["", *(f"{value:g} %" for value in reductions)]
+    return f"{head}\n\n{table(columns, lines)}\n\n![{run['task']} by reduction]({run['plot']})"
+
+
+def fairness(run: dict[str, Any]) -> str:
+    """A line a language, relative to English, and the spread."""
+    head = (
+        f"Tokens of the same {run['texts']} sentences relative to English, before and after "
+        f"merging to {run['reduction']:g} % (commit {run['commit']}):\n\n`{run['command']}`"
+    )
+    models = run["fairness"]
+    names = [Path(model["model"]).name for model in models]
+    timed = [any("time_saved_percent" in r for r in m["languages"].values()) for m in models]
+    columns = [""]
+    for name, with_time in zip(names, timed, strict=True):
+        columns += [f"{name} static", "dynamic", "tokens saved"] + ["time saved"] * with_time
+    order = sorted(
+        models[0]["languages"], key=lambda n: -models[0]["languages"][n]["static_to_english"]
+    )
+    lines = [
+        [
+            language,
+            *(cell for m, t in zip(models, timed, strict=True) for cell in _row(m, language, t)),
+        ]
+        for language in order
+    ]
+    for which, where in (("spread", ""), ("spread_spaced", " of spaced languages")):
+        for key, words in (("max_over_min", "max ÷ min"), ("gini", "Gini")):
+            line = [words + where]
+            for model, with_time in zip(models, timed, strict=True):
+                line += [f"{model[which][kind][key]:.2f}" for kind in ("static", "dynamic")]
+                line += [""] * (1 + with_time)
+            lines.append(line)
+    parts = [head, table(columns, lines)]
+    parts.append(f"![tokens relative to English]({run['plot']})")
+    return "\n\n".join(parts)
+
+
+def _row(model: dict[str, Any], language: str, timed: bool) -> list[str]:
+    row = model["languages"][language]
+    cells = [f"{row[f'{kind}_to_english']:.2f}" for kind in ("static", "dynamic")]
+    cells.append(f"{row['shorter_percent']:.0f} %")
+    return cells + ([f"{row['time_saved_percent']:.0f} %"] if timed else [])

@@ -214,7 +214,8 @@ def trained(kind: str, base: Path, out: Path, languages: int = 0) -> Path:
     rng = np.random.default_rng(1)
 
     def values(path: Any, leaf: Any) -> np.ndarray:
-        begins_at_zero = kind == "distill" and path[0].key in ("head", "output_head")
+        added = path[0].key in ("head", "output_head", "rescale", "rescale_output")
+        begins_at_zero = kind == "distill" and added
         return rng.normal(0, 0.0 if begins_at_zero else 0.2, leaf.shape).astype(np.float32)
 
     shapes = meta.unbox(abstract_hypernet(config))

@@ -1,0 +1,47 @@
+"""A run of distillation goes on with the model and the dtype it began with, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.config import ComputeConfig
+from dyntok_jax.types import DyntokError
+from train.config import HypernetRun, HypernetShape
+from train.data import DataConfig
+from train.distill import DistillConfig
+from train.hypernet import make_task
+from train.loop import TrainingConfig, _Run, train
+from train.text_sources import TextSource
+
+
+def test_another_model_or_dtype_cannot_go_on(encoder, tmp_path):
+    text_file = tmp_path / "xx.txt"
+    text_file.write_text("The lazy dog sleeps all day long.\n" * 8, "utf-8")
+    data = DataConfig((TextSource("xx", files=str(text_file)),), texts=4, workers=0)
+    shape = HypernetShape(hidden=16, feed_forward=16, layers=1, heads=2, surface_length=6)
+    sizes = DistillConfig(sequences=8, max_length=32)
+    out = TrainingConfig(tmp_path / "run", steps=4)
+    run = HypernetRun(str(encoder), data, out, hypernet=shape, distill=sizes)
+    task, training = make_task(run), run.training
+    with Checkpoints(training.out / "checkpoints") as checkpoints:
+        settings = _Run(task, training, checkpoints).settings
+        checkpoints.save(1, {"a": jnp.zeros(1)}, {"b": jnp.zeros(1)}, None, settings)
+    shutil.copytree(encoder, tmp_path / "other")
+    content = json.loads((encoder / "config.json").read_text("utf-8"))
+    content |= {"layer_norm_eps": 1e-3, "intermediate_size": 32}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content), "utf-8")
+    workers = dataclasses.replace(run.data, workers=1)
+    compute = ComputeConfig(dtype="bfloat16")
+    changed = dataclasses.replace(run, model=str(tmp_path / "other"), compute=compute, data=workers)
+    with pytest.raises(DyntokError) as raised:
+        train(make_task(changed), training)
+    said = str(raised.value)
+    assert 'dtype: "float32" there, "bfloat16" here' in said
+    assert "model.layer_norm_eps: absent there, 0.001 here" in said
+    assert said.count(" there, ") == 2 and "\n" not in said

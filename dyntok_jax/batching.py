@@ -45,9 +45,12 @@ class Batch:
     mask: np.ndarray
     unique_bucket: int
 
-    def table_ids(self, slots: np.ndarray) -> np.ndarray:
-        """(U,) int32: where each unique token's row is, filled up with the first one's place."""
-        padded = np.full(self.unique_bucket, slots[0] if len(slots) else 0, np.int32)
+    def table_ids(self, slots: np.ndarray, size: int | None = None) -> np.ndarray:
+        """(U,) int32: where each unique token's row is, filled up with the first one's place.
+
+        U is ``size``, by default the batch's own bucket.
+        """
+        padded = np.full(size or self.unique_bucket, slots[0] if len(slots) else 0, np.int32)
         padded[: len(slots)] = slots
         return padded
 
@@ -57,6 +60,7 @@ def make_batch(
     padding: Literal["left", "right"],
     rows: int,
     longest: int,
+    buckets: Sequence[int] = TOKEN_BUCKETS,
 ) -> Batch:
     """Pads sequences to the next bucket, and the batch to ``rows`` sequences.
 
@@ -65,10 +69,11 @@ def make_batch(
         padding: left for decoders, right for encoders.
         rows: B; empty sequences fill it up.
         longest: longest sequence the model can read; no bucket exceeds it.
+        buckets: lengths that are rounded up to.
     """
     numbers: dict[Token, int] = {}
     needed = max(map(len, sequences), default=0)
-    length = max(needed, min(bucket(needed, TOKEN_BUCKETS), longest))
+    length = max(needed, min(bucket(needed, buckets), longest))
     ids = np.zeros((rows, length), np.int32)
     mask = np.zeros((rows, length), bool)
     for row, tokens in enumerate(sequences):

@@ -113,14 +113,17 @@ class DynamicModel:
         side = "left" if self.kind == "decoder" else "right"
         return make_batch(sequences, side, -(-rows // parts) * parts, self.max_length)
 
+    def table(self, batch: Batch, size: int | None = None) -> jax.Array:
+        """(U, D) float32 rows of a batch's unique tokens; U is ``size`` or the batch's bucket."""
+        slots = self.cache.lookup(batch.tokens)
+        return _take(self.cache.tables.input, batch.table_ids(slots, size))
+
     def forward(self, batch: Batch, method: Callable[..., Any], *inputs: Any) -> Any:
         """Runs the network on a batch; ``method`` is as in ``sharding.forward``."""
-        slots = self.cache.lookup(batch.tokens)
-        rows = _take(self.cache.tables.input, batch.table_ids(slots))
         return forward(
             self.module,
             self.params,
-            rows,
+            self.table(batch),
             jnp.asarray(batch.ids),
             jnp.asarray(batch.mask),
             *inputs,

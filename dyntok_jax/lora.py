@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -19,7 +20,7 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.hf_names import name_table
 from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.lora import LoraConfig, abstract_lora, targeted
+from dyntok_jax.models.lora import LoraConfig, abstract_lora, merged, targeted
 from dyntok_jax.models.weights import head_module, model_module
 from dyntok_jax.tensor_files import (
     DTYPES,
@@ -131,21 +132,9 @@ def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
             f"the adapter was trained on another model: its base has hash {adapter.base[:12]}, "
             f"this model {found[:12]}"
         )
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(model.params, sep="/").items()}
-    scale = np.float32(adapter.config.alpha / adapter.config.rank)
-    for path, pair in _pairs(adapter.lora).items():
-        flat[f"{path}/kernel"] = flat[f"{path}/kernel"] + scale * (pair["A"] @ pair["B"])
-    merged = {"model": unflatten_dict(flat, sep="/")}
-    return merged if adapter.head is None else merged | {"head": adapter.head}
-
-
-def _pairs(lora: Any) -> dict[str, dict[str, np.ndarray]]:
-    """A and B by the path of their module."""
-    pairs: dict[str, dict[str, np.ndarray]] = {}
-    for path, leaf in flatten_dict(lora, sep="/").items():
-        module, _, name = path.rpartition("/")
-        pairs.setdefault(module, {})[name] = np.asarray(leaf, np.float32)
-    return pairs
+    params = jax.tree.map(np.asarray, model.params)
+    whole = {"model": merged(params, jax.tree.map(np.asarray, adapter.lora), adapter.config)}
+    return whole if adapter.head is None else whole | {"head": adapter.head}
 
 
 def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, name: str) -> None:

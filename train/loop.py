@@ -48,7 +48,7 @@ class TrainingConfig:
     """
 
     out: Path
-    steps: int
+    steps: int = 0
     seed: int = 0
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint_every: int = 1000

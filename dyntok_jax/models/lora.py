@@ -133,3 +133,21 @@ def additions(lora: Any, config: LoraConfig) -> dict[str, Any]:
         if path.endswith("/A") and config.dropout:
             flat[path[:-1] + "rate"] = jnp.full(leaf.shape[:-2], config.dropout, jnp.float32)
     return unflatten_dict(flat, sep="/")
+
+
+def merged(params: Any, lora: Any, config: LoraConfig) -> dict[str, Any]:
+    """Parameters of a model in which each kernel W is ``W + alpha / R * A @ B``.
+
+    Args:
+        params: of the model, on the host or on devices.
+        lora: of it; likewise.
+        config: shape of the additions.
+    """
+    flat: Any = dict(flatten_dict(params, sep="/"))
+    arrays: Any = flatten_dict(lora, sep="/")
+    for path, first in arrays.items():
+        if path.endswith("/A"):
+            path = path.removesuffix("/A")
+            product = first @ arrays[f"{path}/B"]
+            flat[f"{path}/kernel"] = flat[f"{path}/kernel"] + product * (config.alpha / config.rank)
+    return unflatten_dict(flat, sep="/")

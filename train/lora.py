@@ -1,0 +1,83 @@
+"""Train an adapter and a task's head on an encoder that reads dynamic tokens.
+
+    python -m train.lora --config configs/lora/uner_e5.yaml
+    python -m train.lora --config configs/lora/uner_e5.yaml training.seed=2 --dry-run
+
+Stopped by a signal or by accident, the same command goes on from the newest checkpoint. The result
+is a folder ``adapter/`` in the run's folder, which peft reads too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from dyntok_jax.config import read_config
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.lora import read_adapter, write_adapter
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.hf_config import read_architecture
+from dyntok_jax.types import DyntokError
+from train.loop import TrainingConfig, dry_run, train
+from train.lora_config import LoraRun
+from train.lora_task import LoraTask
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.lora",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run = read_config(LoraRun, options.config, options.overrides)
+        task = make_task(run)
+        training = length(run, task)
+        if options.dry_run:
+            print(dry_run(task, training))
+            return
+        folder = run.training.out / "adapter"
+        adapter = task.adapter(train(task, training))
+        write_adapter(folder, adapter, read_architecture(resolve(run.model)), run.model)
+        logging.info("%s: the trained adapter", folder)
+    except DyntokError as error:
+        sys.exit(f"error: {error}")
+
+
+def make_task(run: LoraRun) -> LoraTask:
+    """The task of a run: model, rows, examples.
+
+    Raises:
+        DyntokError: what cannot be had, or does not fit together.
+    """
+    if jax.process_count() > 1:
+        # Their batches would differ in shape: each is rounded up to buckets of its own.
+        raise DyntokError("train.lora runs in one process, on all of its devices")
+    model = load(run.model, run.rows, run.compute, run.language, run.base_rows)
+    architecture = read_architecture(resolve(run.model))
+    start = None
+    if run.start is not None:
+        start = read_adapter(run.start, architecture)
+    return LoraTask(run, model, architecture, start)
+
+
+def length(run: LoraRun, task: LoraTask) -> TrainingConfig:
+    """The run's training with its epochs counted in steps."""
+    if not run.epochs:
+        return run.training
+    return replace(run.training, steps=run.epochs * task.batcher.per_epoch)
+
+
+if __name__ == "__main__":
+    main()

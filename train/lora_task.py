@@ -1,0 +1,253 @@
+"""Task adapters: a frozen encoder reads dynamic tokens, low-rank additions and a head learn to."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.lora import Adapter, base_hash
+from dyntok_jax.merging.batch import DynamicTokens
+from dyntok_jax.models.classifier import Classifier
+from dyntok_jax.models.encoder import Encoder
+from dyntok_jax.models.hf_config import Architecture
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
+from dyntok_jax.sharding import apply, gathered, param_shardings, shard_params
+from dyntok_jax.types import DyntokError, Token
+from train.lora_config import LoraRun, TokenizationConfig
+from train.task import Loaded
+from train.task_batches import TaskBatches
+from train.task_examples import UNLABELLED, Examples, read_examples
+
+
+class LoraTask:
+    """The task of ``train.loop`` for an adapter and a head on one encoder.
+
+    Attributes:
+        batcher: makes the batches.
+        base: hash of the frozen model.
+    """
+
+    def __init__(
+        self,
+        run: LoraRun,
+        model: DynamicModel,
+        architecture: Architecture,
+        start: Adapter | None = None,
+    ):
+        """Reads the examples.
+
+        Args:
+            run: the config.
+            model: the base with the run's rows, on the run's mesh.
+            architecture: of the base.
+            start: values to start from; by default the additions are 0 at first.
+
+        Raises:
+            DyntokError: a decoder, examples that cannot be read, patterns that reach nothing, a
+                start of another shape, a mesh that does not divide the batch.
+        """
+        if not isinstance(model.module, Encoder):
+            raise DyntokError(f"{model.name} is a decoder: {run.task} needs an encoder")
+        parts = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+        if run.sequences % parts:
+            raise DyntokError(
+                f"sequences: {run.sequences} do not split over data×fsdp = {parts} devices"
+            )
+        self.run, self.model, self.mesh = run, model, model.mesh
+        self.longest = min(run.max_length, model.max_length)
+        examples = self._read(run.data, run)
+        task = examples.task
+        self.module = Classifier(
+            model.module.config, task.kind, len(task.labels), model.module.dtype, run.compute.remat
+        )
+        paths = [*targeted(architecture, run.lora.targets).values()]
+        abstract = abstract_params(self.module)
+        self._abstract = {
+            "lora": abstract_lora(abstract["model"], paths, run.lora.rank),
+            "head": abstract["head"],
+        }
+        self._start = None if start is None else self._started(start)
+        self.base = base_hash(model)
+        self.frozen = {"model": model.params}
+        self.batcher = TaskBatches(
+            model,
+            examples,
+            run.tokenization,
+            run.sequences,
+            self.longest,
+            run.grouped,
+            run.training.seed,
+        )
+
+    def _read(self, sources: Any, run: LoraRun) -> Examples:
+        boundary = run.tokenization.boundary
+        return read_examples(run.task, sources, self.model.tokenizer, boundary, self.longest)
+
+    def _started(self, start: Adapter) -> dict[str, Any]:
+        trees = {"lora": start.lora, "head": start.head}
+        wanted = jax.tree.map(lambda leaf: leaf.shape, meta.unbox(self._abstract))
+        found = jax.tree.map(np.shape, trees)
+        if found != wanted:
+            raise DyntokError(
+                f"start {self.run.start}: not of the shape of lora and the task's head"
+            )
+        return trees
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What must stay equal when a run goes on."""
+        names = ("task", "data", "rows", "base_rows", "language", "tokenization", "lora", "start")
+        names += ("sequences", "max_length", "grouped")
+        run = asdict(self.run)
+        settings = {name: run[name] for name in names}
+        settings |= {"base": self.base, "dtype": jnp.dtype(self.module.dtype).name}
+        return json.loads(json.dumps(settings, default=str))
+
+    def shardings(self) -> Any:
+        """Sharding of every array of the adapter and the head."""
+        return param_shardings(self._abstract, self.mesh)
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """Values at step 0; those of the additions make no difference yet."""
+        if self._start is not None:
+            return shard_params(self._start, self._abstract, self.mesh)
+        first, second = jax.random.split(key)
+        inputs = jnp.zeros((1, 1, self.module.config.width)), jnp.ones((1, 1), bool)
+        head = meta.unbox(jax.jit(self.module.init)(second, *inputs))["params"]["head"]
+        lora = init_lora(self._abstract["lora"], first)
+        return shard_params({"lora": lora, "head": head}, self._abstract, self.mesh)
+
+    def batches(self, position: Any) -> Iterator[Loaded]:
+        """Merged examples, endless."""
+        return self.batcher.batches(position)
+
+    def loss(
+        self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+        """Mean cross-entropy over all labels of a ``TaskBatch``; the share that is right."""
+        scores = apply(
+            self.module,
+            {"model": frozen["model"], "head": trainables["head"]},
+            batch.rows,
+            batch.ids,
+            batch.mask,
+            mesh=self.mesh,
+            lora={"model": additions(trainables["lora"], self.run.lora)},
+            dropout=key if self.run.lora.dropout else None,
+        )
+        counts = batch.labels != UNLABELLED
+        number = jnp.maximum(counts.sum(), 1)
+        labels = jnp.where(counts, batch.labels, 0)
+        each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+        right = (scores.argmax(-1) == labels) & counts
+        return jnp.where(counts, each, 0).sum() / number, {"right": right.sum() / number}
+
+    def evaluate(self, trainables: Any) -> dict[str, float]:
+        """The task's figure on held-out examples, at each reduction: ``f1_75``, ``f1_de_75``."""
+        if not self.run.held_out:
+            return {}
+        network, by_reduction = self._evaluated(trainables), {}
+        figures: dict[str, float] = {}
+        for reduction in self.run.held_out_reductions:
+            found = by_reduction.setdefault(reduction, [])
+            for source, (examples, sequences, tokens) in self._held_out[reduction].items():
+                predicted: list[Any] = [None] * len(tokens)
+                for place, part in network.outputs(tokens, predictions, self.run.sequences):
+                    for i, value in zip(place, part, strict=True):
+                        predicted[i] = value
+                value = examples.task.figure(examples.examples, sequences, predicted)
+                figures[f"{examples.task.metric}_{source}_{reduction:g}"] = value
+                found.append(value)
+            metric = next(iter(self._held_out[reduction].values()))[0].task.metric
+            figures[f"{metric}_{reduction:g}"] = float(np.mean(found))
+        return figures
+
+    @cached_property
+    def _held_out(self) -> dict[float, dict[str, Any]]:
+        """By reduction and language: examples, merged sequences, their tokens."""
+        read = {s.language: self._read([s], self.run) for s in self.run.held_out}
+        held: dict[float, dict[str, Any]] = {}
+        for reduction in self.run.held_out_reductions:
+            mode = TokenizationConfig("fixed", reduction, boundary=self.run.tokenization.boundary)
+            held[reduction] = {
+                language: (examples, *_in_order(self.model, examples, mode, self.run.sequences))
+                for language, examples in read.items()
+            }
+        return held
+
+    @cached_property
+    def _other_model(self) -> DynamicModel:
+        """The model with a cache of its own, since batches are prepared at the same time."""
+        run = self.run
+        other = copy.copy(self.model.with_rows(self.model.rows, run.language, run.base_rows))
+        other.module = self.module
+        return other
+
+    def _evaluated(self, trainables: Any) -> DynamicModel:
+        where = param_shardings(abstract_params(self.module), self.mesh)
+        merge = jax.jit(
+            lambda model, trained: {
+                "model": merged(model, trained["lora"], self.run.lora),
+                "head": trained["head"],
+            },
+            out_shardings=where,
+        )
+        return replace(self._other_model, params=merge(self.frozen["model"], trainables))
+
+    def adapter(self, trainables: Any) -> Adapter:
+        """What was trained, for ``lora.write_adapter``."""
+        run, task = self.run, self.batcher.examples.task
+        host = jax.device_get(trainables)
+        said = {
+            "task": run.task,
+            "model": run.model,
+            "rows": run.rows,
+            "base_rows": run.base_rows,
+            "language": run.language,
+            "tokenization": asdict(run.tokenization),
+            "epochs": run.epochs,
+            "steps": run.training.steps,
+            "seed": run.training.seed,
+        }
+        return Adapter(
+            run.lora,
+            host["lora"],
+            host["head"],
+            task.kind,
+            tuple(task.labels),
+            self.base,
+            json.loads(json.dumps(said, default=str)),
+        )
+
+
+def _in_order(
+    model: DynamicModel, examples: Examples, mode: TokenizationConfig, sequences: int
+) -> tuple[list[DynamicTokens], list[list[Token]]]:
+    """Examples merged in the order they come, and their tokens as rows are looked up for."""
+    batcher = TaskBatches(model, examples, mode, sequences, 1, 1, 0)
+    found: list[DynamicTokens] = []
+    for start in range(0, len(examples.base), sequences):
+        found += batcher.merged(range(start, min(start + sequences, len(examples.base))), 0)
+    if model.rows == "base":
+        return found, [[*sequence.ids.tolist()] for sequence in examples.base]
+    return found, [sequence.tokens for sequence in found]
+
+
+def predictions(
+    module: Any, rows: Float[Any, "U D"], ids: Int[Any, "B T"], mask: Bool[Any, "B T"]
+) -> Int[Any, "B ..."]:
+    """The class with the highest score, of every sequence or of every token."""
+    return jnp.argmax(gathered(module, rows, ids, mask), axis=-1)

@@ -6,18 +6,17 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
+from dyntok_jax.classification import best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import OF_PIECES
@@ -29,7 +28,8 @@ from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, load_model
-from dyntok_jax.sharding import gathered, shard_params
+from dyntok_jax.sharding import shard_params
+from dyntok_jax.tasks.registry import Task
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
@@ -38,35 +38,8 @@ from eval.task_config import Setting, TaskRun
 from eval.task_figures import Outcome, figures
 
 
-@dataclass(frozen=True)
-class Task:
-    """What differs between tasks.
-
-    Attributes:
-        name: as adapters say it.
-        metric: its name in reports.
-        kind: what is classified.
-        labels: names of the classes.
-        read: examples of a source.
-        layout: their base tokens, of (tokenizer, examples, boundary, max length).
-        counts: of (examples, merged sequences, predictions), (N, K) sums of every example.
-        figure: the metric in percent, of K summed counts along the last axis.
-        notes: of (examples, merged sequences), what could not be read, counted by name.
-    """
-
-    name: str
-    metric: str
-    kind: Literal["sequence", "token"]
-    labels: Sequence[str]
-    read: Callable[[TaskSource], list[Any]]
-    layout: Callable[..., list[BaseTokens]]
-    counts: Callable[..., Int[np.ndarray, "N K"]]
-    figure: Callable[[np.ndarray], np.ndarray]
-    notes: Callable[..., dict[str, int]]
-
-
-def main(task: Task, description: str | None) -> None:
-    """The command of a task: measures, prints a table, writes JSON, and sweeps as CSV and plot."""
+def run(task: Task, description: str | None) -> None:
+    """A task's command: measures, prints a table, writes JSON, and sweeps as CSV and plot."""
     parser = record.Parser(
         f"eval.{task.name}",
         description=description,
@@ -266,11 +239,8 @@ class Evaluation:
             # By ids, since text that the vocabulary lacks has the unknown token's row.
             sequences = [[*sequence.ids.tolist()] for sequence in base]
         self._compile(other, sequences)
-        predicted: list[Any] = [None] * len(sequences)
         start = time.perf_counter()
-        for place, part in network.outputs(sequences, predictions, self.run.batch_size):
-            for i, value in zip(place, part, strict=True):
-                predicted[i] = value
+        predicted = classify(network, sequences, self.run.batch_size)
         seconds = time.perf_counter() - start
         return Outcome(
             self.task.counts(examples, merged.sequences, predicted),
@@ -301,7 +271,7 @@ class Evaluation:
             shape = (network.rows, *batch.ids.shape, batch.unique_bucket)
             if shape not in self._shapes:
                 self._shapes.add(shape)
-                network.forward(batch, predictions).block_until_ready()
+                network.forward(batch, best_class).block_until_ready()
 
 
 def misfit(task: Task, adapter: Adapter) -> str | None:
@@ -319,10 +289,3 @@ def misfit(task: Task, adapter: Adapter) -> str | None:
         f"an adapter for {said}, with {kind} labels {labels}; {task.name} has {task.kind} labels "
         f"{', '.join(task.labels)}"
     )
-
-
-def predictions(
-    module: Any, rows: Float[Any, "U D"], ids: Int[Any, "B T"], mask: Bool[Any, "B T"]
-) -> Int[Any, "B ..."]:
-    """The class with the highest score, of every sequence or of every token."""
-    return jnp.argmax(gathered(module, rows, ids, mask), axis=-1)

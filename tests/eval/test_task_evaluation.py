@@ -28,6 +28,7 @@ from dyntok_jax.models.lora import LoraConfig, abstract_lora, init_lora, targete
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
+from dyntok_jax.tasks.registry import TASKS
 from eval import uner, xnli
 from eval.adapters import Evaluation
 from eval.task_config import Setting, TaskRun
@@ -85,7 +86,7 @@ def xnli_run(encoder, tmp_path) -> Path:
 
 def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
     out = tmp_path / "found.json"
-    run = command(lambda: xnli.main(xnli.TASK, None), "--config", xnli_run, "--sweep", "--out", out)
+    run = command(xnli.main, "--config", xnli_run, "--sweep", "--out", out)
     assert run.code == 0, run.err
     found = json.loads(out.read_text("utf-8"))
     rows = {row["name"]: row for row in found["settings"]}
@@ -117,7 +118,7 @@ def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
     (tmp_path / "other.tsv").write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
     out, files = tmp_path / "found.json", f"yy={tmp_path / 'other.tsv'}"
     arguments = "--config", xnli_run, "--files", files, "--out", out
-    assert command(lambda: xnli.main(xnli.TASK, None), *arguments).code == 0
+    assert command(xnli.main, *arguments).code == 0
     found = json.loads(out.read_text("utf-8"))
     assert found["examples"] == {"yy": 1} and found["average_of"] == ["yy"]
     assert found["settings"][0]["average"]["value"] in (0, 50, 100)
@@ -130,7 +131,7 @@ def test_predictions_are_those_of_the_merged_model(encoder, tmp_path):
     (tmp_path / "xx.tsv").write_text(XNLI + "\n", "utf-8")
     source = xnli_task.TaskSource(files=str(tmp_path / "xx.tsv"), language="xx")
     run = TaskRun(str(encoder), {"a": [str(folder)]}, [Setting("s", "a", 0, "base")], [source])
-    found = Evaluation(xnli.TASK, run).measure(False)
+    found = Evaluation(TASKS["xnli"], run).measure(False)
 
     loaded = load_model(encoder)
     params = adapted_params(loaded, read_adapter(folder, loaded.architecture))
@@ -171,7 +172,7 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
     (tmp_path / "run.yaml").write_text(json.dumps(config), "utf-8")
     out = tmp_path / "found.json"
     arguments = "--config", tmp_path / "run.yaml", "--out", out
-    run = command(lambda: uner.main(uner.TASK, None), *arguments)
+    run = command(uner.main, *arguments)
     assert run.code == 0, run.err
     rows = json.loads(out.read_text("utf-8"))["settings"]
     for row in rows:
@@ -197,7 +198,7 @@ def test_a_bad_config_is_one_line(xnli_run, tmp_path, command, key, value, words
     config = json.loads(xnli_run.read_text("utf-8")) | {key: value}
     xnli_run.write_text(json.dumps(config), "utf-8")
     out = tmp_path / "found.json"
-    run = command(lambda: xnli.main(xnli.TASK, None), "--config", xnli_run, "--out", out)
+    run = command(xnli.main, "--config", xnli_run, "--out", out)
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
     assert not out.exists()
 
@@ -210,12 +211,12 @@ def test_an_adapter_of_another_task_or_base_is_refused(
     config["adapters"]["joint"] = [str(folder)]
     xnli_run.write_text(json.dumps(config), "utf-8")
     arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
-    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    run = command(xnli.main, *arguments)
     assert run.code == 2 and "an adapter for uner" in run.err
     config["adapters"]["joint"] = [str(tmp_path / "a2")]
     xnli_run.write_text(json.dumps(config), "utf-8")
     monkeypatch.setattr("dyntok_jax.lora.base_hash", lambda model: "f" * 64)
-    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    run = command(xnli.main, *arguments)
     assert run.code == 2 and "another model" in run.err
 
 
@@ -225,5 +226,5 @@ def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
     config["settings"][1]["rows"] = "default"
     xnli_run.write_text(json.dumps(config), "utf-8")
     arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
-    run = command(lambda: xnli.main(xnli.TASK, None), *arguments)
+    run = command(xnli.main, *arguments)
     assert run.code == 2 and "xx: not a language of the hypernetwork" in run.err

@@ -39,6 +39,6 @@ def best_class(
     rows: Float[Array, "U D"],
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-) -> Int[Array, B * T]:
-    """The class with the highest score, of every sequence or of every token."""
+) -> Array:
+    """The class with the highest score: (B,) of sequences, (B, T) of tokens."""
     return jnp.argmax(gathered(module, rows, ids, mask), axis=-1)

@@ -217,11 +217,13 @@ class Evaluation:
         known = self.run.hypernet_languages
         if not known or rows == "base" or rows in OF_PIECES:
             return None
-        if language not in known:
+        code = language.partition("_")[0]
+        if code not in known:
             raise DyntokError(
-                f"{language}: not a language of the hypernetwork; valid are {', '.join(known)}"
+                f"{language}: {code} is no language of the hypernetwork; valid are "
+                f"{', '.join(known)}"
             )
-        return known.index(language)
+        return known.index(code)
 
     def _outcome(
         self,

@@ -50,7 +50,8 @@ class TaskRun:
         settings: lines of the table; differences are to the first.
         data: examples, each source with a language of its own.
         average: languages that the average is over; all by default.
-        hypernet_languages: the languages of the hypernetwork's table, in its order, if it has one.
+        hypernet_languages: the languages of the hypernetwork's table, in its order, if it has one;
+            that of a source is its own up to ``_`` (``en_ewt``).
         boundary: what merges do not cross.
         batch_size: examples merged together, and sequences in a batch of the network.
         max_length: of a sequence in base tokens; at most what the model can read.

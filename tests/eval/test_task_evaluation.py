@@ -227,4 +227,4 @@ def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
     xnli_run.write_text(json.dumps(config), "utf-8")
     arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
     run = command(xnli.main, *arguments)
-    assert run.code == 2 and "xx: not a language of the hypernetwork" in run.err
+    assert run.code == 2 and "xx: xx is no language of the hypernetwork" in run.err

@@ -1,0 +1,40 @@
+"""Every file of an evaluation is valid, and says how it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dyntok_jax.config import read_config
+from eval.task_config import TaskRun
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_file_is_valid_and_says_its_command(path, monkeypatch):
+    for name in ("UNER", "XNLI", "HYPERNET"):
+        monkeypatch.setenv(name, name.lower())
+    run = read_config(TaskRun, path)
+    # The paper's six settings, of which the first reads base tokens by the model's own rows.
+    assert [setting.name[:3] for setting in run.settings] == [f"({i})" for i in range(1, 7)]
+    assert [(s.reduction, s.adapter) for s in run.settings] == [
+        (0, "task"),
+        (0, "task"),
+        (100, "task"),
+        (100, "task"),
+        (100, "fixed"),
+        (100, "sampled"),
+    ]
+    assert run.settings[0].rows == "base" and run.settings[3].rows == "fvt"
+    task, model = path.stem.split("_")
+    assert len(run.average or run.data) == {"uner": 5, "xnli": 13}[task]
+    if run.hypernet_languages:
+        codes = {source.language.partition("_")[0] for source in run.data}
+        assert codes <= set(run.hypernet_languages)
+        assert model == "xlmr" and len(set(run.hypernet_languages)) == 26
+    head = path.read_text("utf-8").split("model:")[0]
+    assert f"python -m eval.{task} --config configs/eval/{path.name}" in head
+    assert all(line.startswith("#") for line in head.splitlines())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dyntok_jax.colour import boundaries, readable
+from dyntok_jax.demo.drawing import new_axes, svg
 from dyntok_jax.demo.measure import DecoderResult, EncoderResult
 from dyntok_jax.types import Token
 
@@ -127,20 +126,12 @@ def _plots(encoder: Mapping[str, EncoderResult], decoder: Mapping[str, DecoderRe
 
 def _bars(languages: Sequence[str], title: str, **series: Any) -> str:
     """A bar chart as an SVG element."""
-    # Not pyplot: that looks for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
-    axes = figure.subplots()
+    axes = new_axes(title)
     width = 0.8 / len(series)
     for rank, (label, values) in enumerate(series.items()):
         places = [i + (rank - (len(series) - 1) / 2) * width for i in range(len(languages))]
         axes.bar(places, list(values), width, label=label)
     axes.set_xticks(range(len(languages)), languages)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", metadata={"Date": None})
-    return re.sub(r"^.*?(?=<svg)", "", drawing.getvalue(), flags=re.DOTALL)
+    return svg(axes)

@@ -1,0 +1,60 @@
+"""Training curves: every figure is drawn, of every run, and mistakes are named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from eval.curves import main, running_mean
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs, one of them with a loss that was not finite and an evaluation."""
+    for name, steps in (("first", 40), ("second & last", 20)):
+        (tmp_path / name).mkdir()
+        records = [
+            {"step": step, "kind": "train", "loss": None if step == 4 else 1 / step}
+            for step in range(2, steps + 1, 2)
+        ]
+        if name == "first":
+            records += [{"step": s, "kind": "evaluation", "hidden": 2.5 / s} for s in (20, 40)]
+        lines = [json.dumps(record) for record in records]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    return [tmp_path / "first", tmp_path / "second & last" / "metrics.jsonl"]
+
+
+def test_a_page_holds_every_figure_of_every_run(command, runs, tmp_path):
+    out = tmp_path / "deep" / "curves.html"
+    assert command(main, *runs, "--out", out).code == 0
+    text = out.read_text("utf-8")
+    assert text.count("<svg") == 2 and "src=" not in text and "<link" not in text
+    loss = text[text.index("<h2>Training") :]
+    assert "first" in loss and "second &amp; last" in loss
+    for cells in (
+        ["first", "40", "hidden", "0.125", "0.0625"],
+        ["second &amp; last", "20", "", "", ""],
+    ):
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+    assert command(main, *runs, "--out", out).code == 0 and out.read_text("utf-8") == text
+
+
+def test_running_means_stay_within_the_ends():
+    assert running_mean([1.0, 5.0]) == [1.0, 5.0]
+    values = np.arange(100.0) ** 2
+    found = running_mean(values.tolist())
+    assert found[0] == np.mean(values[:3]) and found[50] == np.mean(values[48:53])
+    assert found[-1] == np.mean(values[-3:])
+
+
+def test_what_is_no_run_is_named_in_one_line(command, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    for path, words in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "not the metrics of a run"),
+    ):
+        run = command(main, path, "--out", tmp_path / "a.html")
+        assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+        assert not (tmp_path / "a.html").exists()

@@ -27,6 +27,7 @@ Run = dict[str, Any]
 
 TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
+    "distill": lambda runs: "\n\n".join(map(report_bench.distill, runs)),
     "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
     "continuation": report_rows.continuation,
     "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
@@ -77,6 +78,7 @@ def kind(run: Run, path: Path) -> str:
         return run["task"]
     marks = {
         "merging": "bench",
+        "idle_share": "distill",
         "max_pieces": "retrieval",
         "continuation_tokens": "continuation",
         "fairness": "fairness",

@@ -1,4 +1,4 @@
-"""The README's table of benchmarks, from a run file of ``eval.bench``."""
+"""The README's tables of benchmarks, from run files of ``eval.bench`` and ``bench_distill``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ def markdown(report: dict[str, Any]) -> str:
     lines = ["| what | measured | bound |", "|---|---|---|"]
     lines += [f"| {what} | {measured} | {bound} |" for what, measured, bound in rows]
     head = f"`make bench` at commit {report['commit']}, {report['machine']}:"
+    return "\n".join([head, "", *lines])
+
+
+def distill(run: dict[str, Any]) -> str:
+    """The table of a run of ``eval.bench_distill``."""
+    shape, turn = "×".join(map(str, run["shape"])), f"{run['repeats']} × {run['batches']} steps"
+    measured = f"{run['jax_steps_per_s']:.3f}"
+    if "ratio" in run:
+        version = run["versions"]["torch"]
+        measured += f", torch {version} {run['torch_steps_per_s']:.3f}: {run['ratio']:.2f}×"
+    else:
+        measured += f" ({run['torch_skipped']})"
+    what = f"steps/s of `distill` on {run['model']}, batches {shape}, against plain torch ({turn})"
+    idle = f"share of {run['loop_steps']} steps of the loop in which devices wait for a batch"
+    rows = [(what, measured, "≥ 1.3×"), (idle, f"{100 * run['idle_share']:.1f} %", "≤ 10 %")]
+    lines = ["| what | measured | bound |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}:"
     return "\n".join([head, "", *lines])
 
 

@@ -68,7 +68,7 @@ def test_models_never_import_text():
         assert not any(name.startswith("dyntok_jax.text") for name in imports(path, True))
 
 
-OF_TRAINING = {"bench_distill.py", "torch_distill.py"}
+OF_TRAINING = {"bench_distill.py", "bench_lora.py", "torch_distill.py"}
 """Modules of eval that measure training itself."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,30 @@ def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
     assert "| wiki/de.txt | 20 | 50 % | 22 % | 2.500 | +6.9 % (+5.0 to +8.0) |" in text
     report.main()
     assert readme.read_text() == text
+
+
+def test_distillation_stands_with_torch_or_without():
+    run = {
+        "model": "e5",
+        "shape": [24, 64],
+        "batches": 8,
+        "repeats": 3,
+        "jax_steps_per_s": 0.61234,
+        "loop_steps": 60,
+        "idle_share": 0.0213,
+        "command": "python -m eval.bench_distill",
+        "commit": "abc1234",
+        "machine": "x86_64, 2 cores",
+    }
+    table = report.TABLES["distill"]
+    torch = {"torch_steps_per_s": 0.4, "ratio": 1.53, "versions": {"torch": "2.13"}}
+    assert "24×64, against plain torch (3 × 8 steps) | 0.612, torch 2.13 0.400: 1.53× | ≥ 1.3×" in (
+        table([run | torch])
+    )
+    without = table([run | {"torch_skipped": "torch is not installed"}])
+    assert "| 0.612 (torch is not installed) | ≥ 1.3× |" in without
+    assert "devices wait for a batch | 2.1 % | ≤ 10 % |" in without
+    assert report.kind(run, Path("a.json")) == "distill"
 
 
 def test_continuation_names_the_command_of_every_run():

@@ -24,6 +24,9 @@ class HypernetShape:
         heads: N.
         surface_length: S, most pieces a token is read by.
         residual: add the mean of the pieces' rows, and start from there.
+        rescale: scale the pieces' rows to one deviation, and what is predicted to that of the
+            model's rows, as ``zett`` always does; a step of the optimizer is then of the same size
+            for every model.
         start: folder of a hypernetwork whose parameters are the first ones (``distill``).
     """
 
@@ -33,6 +36,7 @@ class HypernetShape:
     heads: int = 6
     surface_length: int = 8
     residual: bool = True
+    rescale: bool = True
     start: Path | None = None
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +23,16 @@ from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, model_module
-from dyntok_jax.sharding import apply, param_shardings, replicated, shard_params
+from dyntok_jax.sharding import apply, replicated, shard_params
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.held_out import HeldOut
 from train.preparation import Preparation
 from train.task import Loaded
+from train.zett_hypernet import first_parameters, split_rescalers
+
+READ_DEVIATION = 1.0
+"""Standard deviation that the rows of pieces are scaled to: that of what LayerNorm gives."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Distillation:
             )
         self.mesh, self.config, self.hypernet_config = mesh, config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
-        self.held_out, self.start = held_out, start
+        self.held_out = held_out
         self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
         self.network = model_module(_shortened(model, config.layers), jnp.dtype(dtype))
         self.hypernet = Hypernet(hypernet, jnp.dtype(dtype))
@@ -125,7 +127,13 @@ class Distillation:
             _first_layers(model, config.layers), abstract_params(self.network), mesh
         )
         rows = jax.tree.map(lambda table: np.asarray(table, np.float32), model.source)
-        self.frozen = {"model": params, "source": jax.device_put(rows, replicated(mesh))}
+        source = jax.device_put(rows, replicated(mesh))
+        self._first = (
+            first_parameters(self.hypernet, source_table(source), mesh, seed, READ_DEVIATION)
+            if start is None
+            else split_rescalers(shard_params(start, abstract_hypernet(hypernet), mesh))
+        )
+        self.frozen = {"model": params, "source": source, "rescalers": self._first.rescalers}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -143,23 +151,22 @@ class Distillation:
         }
         return json.loads(json.dumps(settings))
 
-    @cached_property
-    def _abstract(self) -> Any:
-        return abstract_hypernet(self.hypernet_config)
-
     def shardings(self) -> Any:
-        """Sharding of the hypernetwork's parameters."""
-        return param_shardings(self._abstract, self.mesh)
+        """Sharding of the trained parameters."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self._first.trained)
 
     def init(self, key: PRNGKeyArray) -> Any:
-        """Parameters at step 0."""
-        if self.start is not None:
-            return shard_params(self.start, self._abstract, self.mesh)
-        return shard_params(init_hypernet(self.hypernet_config, key), self._abstract, self.mesh)
+        """Trained parameters at step 0.
+
+        Args:
+            key: not read: the seed of the task has given them, and rescalers to match.
+        """
+        del key
+        return self._first.trained
 
     def hypernet_params(self, trainables: Any) -> Any:
         """All parameters of the hypernetwork, as ``embed.zett.save_hypernet`` takes them."""
-        return trainables
+        return trainables | self.frozen["rescalers"]
 
     def batches(self, position: Any) -> Iterator[Loaded]:
         """Merged texts, endless."""
@@ -190,16 +197,17 @@ class Distillation:
         return total, parts
 
     def predicted(self, trainables: Any, frozen: Any, batch: Any) -> Rows:
-        """(M, D) rows of the batch's merged tokens."""
-        source = source_table(frozen["source"])
-        return apply(
-            self.hypernet,
-            trainables,
-            source,
-            batch.forms,
-            batch.forms != self.hypernet_config.pad_id,
-            mesh=self.mesh,
-            method=Hypernet.__call__,
+        """(M + N, D) rows of the batch's merged tokens, the short ones first."""
+        params, source = trainables | frozen["rescalers"], source_table(frozen["source"])
+
+        def rows(forms: Any) -> Rows:
+            mask = forms != self.hypernet_config.pad_id
+            method = Hypernet.__call__
+            return apply(self.hypernet, params, source, forms, mask, mesh=self.mesh, method=method)
+
+        # Nearly all are short: read apart, they take half of the time.
+        return jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), rows(batch.short), rows(batch.long)
         )
 
     def states(self, predicted: Any, frozen: Any, batch: Any) -> States:
@@ -232,7 +240,8 @@ class Distillation:
         student = logits(states.student[row, place], own)
         teacher = logits(states.teacher[row, place], own)
         valid = batch.mask[row, place] & batch.mask[row, place + 1]
-        known = batch.forms[:, 0] != self.hypernet_config.pad_id
+        first = jnp.concatenate([batch.short[:, 0], batch.long[:, 0]])
+        known = first != self.hypernet_config.pad_id
         beyond = logits(states.student[row, place], merged)
         beyond = jnp.where(known, beyond, -jnp.inf)
         following = batch.ids[row, place + 1]
@@ -252,14 +261,6 @@ class Distillation:
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Parts of the loss on held-out text."""
         return self.held_out(self, trainables) if self.held_out else {}
-
-
-def init_hypernet(config: HypernetConfig, key: PRNGKeyArray) -> Any:
-    """Random parameters of a hypernetwork; with ``residual`` it gives FVT rows."""
-    form = jnp.zeros((1, config.surface_length), jnp.int32)
-    source = jnp.zeros((1, config.source_width))
-    init = jax.jit(Hypernet(config).init)
-    return nn.unbox(init(key, source, form, form == 0, 0))["params"]
 
 
 def source_table(rows: Any) -> Float[Array, "V E"]:

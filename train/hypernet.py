@@ -164,7 +164,7 @@ def hypernet_config(
         extra_tokens=0,
         pad_id=tokenizer.pad_id,
         separate_output=model.source.output is not None,
-        rescale=False,
+        rescale=own.rescale,
         predict_bias=False,
         residual=own.residual,
         native=True,

@@ -39,11 +39,13 @@ class DistillBatch(NamedTuple):
         base_ids: (B, T) ids of the model; padding is 0.
         base_mask: True at real base tokens.
         owner: (B, T) dynamic position of each base token; T' at padding.
-        ids: (B, T') rows: below O into ``own``, from O on into ``forms``.
+        ids: (B, T') rows: below O into ``own``, from O on into ``short``, then ``long``.
         mask: True at real dynamic tokens.
         last: (B, T') position of the last base token of each dynamic token.
         own: (O,) ids of the vocabulary tokens in use.
-        forms: (M, S) surface forms of the merged tokens in use; padding rows have no piece.
+        short: (M, S / 2) surface forms of the merged tokens in use that have few pieces; padding
+            rows have none.
+        long: (N, S) those of the others; their rows come after the short ones'.
     """
 
     base_ids: Int[np.ndarray, "B T"]
@@ -53,7 +55,8 @@ class DistillBatch(NamedTuple):
     mask: Bool[np.ndarray, "B t"]
     last: Int[np.ndarray, "B t"]
     own: Int[np.ndarray, " O"]
-    forms: Int[np.ndarray, "M S"]
+    short: Int[np.ndarray, "M s"]
+    long: Int[np.ndarray, "N S"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,12 @@ class Preparation:
         rows = {token: i for i, token in enumerate(own)}
         # Own rows cost next to nothing: one size for all batches.
         own_count = bucket(self.sequences * length, ROW_BUCKETS)
-        rows |= {token: own_count + i for i, token in enumerate(new)}
+        forms = surface_forms(new, self._tokenizer, self.surface_length, self.pad_id).ids
+        half = self.surface_length // 2
+        is_short = (forms != self.pad_id).sum(1) <= half
+        short = self._padded(forms[is_short, :half])
+        starts = np.where(is_short, np.cumsum(is_short), len(short) + np.cumsum(~is_short)) - 1
+        rows |= dict(zip(new, (own_count + starts).tolist(), strict=True))
         batch = DistillBatch(
             np.zeros((self.sequences, length), np.int32),
             np.zeros((self.sequences, length), bool),
@@ -137,7 +145,8 @@ class Preparation:
             np.zeros((self.sequences, width), bool),
             np.zeros((self.sequences, width), np.int32),
             np.zeros(own_count, np.int32),
-            np.full((bucket(len(new), ROW_BUCKETS), self.surface_length), self.pad_id, np.int32),
+            short,
+            self._padded(forms[~is_short]),
         )
         for i, (before, after) in enumerate(zip(base, merged, strict=True)):
             count, now = len(before.tokens), len(after.tokens)
@@ -147,9 +156,12 @@ class Preparation:
             batch.ids[i, :now] = [rows[token] for token in after.tokens]
             batch.mask[i, :now], batch.last[i, :now] = True, ends - 1
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
-        forms = surface_forms(new, self._tokenizer, self.surface_length, self.pad_id)
-        batch.forms[: len(new)] = forms.ids
         return batch
+
+    def _padded(self, forms: Int[np.ndarray, "n S"]) -> Int[np.ndarray, "M S"]:
+        padded = np.full((bucket(len(forms), ROW_BUCKETS), forms.shape[1]), self.pad_id, np.int32)
+        padded[: len(forms)] = forms
+        return padded
 
     def _unique(self, merged: Sequence[DynamicTokens]) -> tuple[list[Token], list[Token]]:
         """Tokens with rows of the model's own, and tokens without."""

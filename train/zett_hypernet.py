@@ -1,8 +1,9 @@
-"""The hypernetwork that ZeTT's training starts from: its shape and its first parameters."""
+"""The hypernetwork that a training starts from: its shape (ZeTT's) and its first parameters."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -92,9 +93,21 @@ def zett_shape(
 
 
 def first_parameters(
-    network: Hypernet, source: Float[Array, "V E"], mesh: Mesh, seed: int
+    network: Hypernet,
+    source: Float[Array, "V E"],
+    mesh: Mesh,
+    seed: int,
+    read_deviation: float = READ_DEVIATION,
 ) -> FirstParameters:
-    """Random parameters, and rescalers fitted to the model's rows and the first predictions."""
+    """Random parameters, and rescalers fitted to the model's rows and the first predictions.
+
+    Args:
+        network: what they are for.
+        source: the model's rows.
+        mesh: devices.
+        seed: of the random ones.
+        read_deviation: standard deviation that the rows of pieces are scaled to.
+    """
     config = network.config
     shardings = param_shardings(dict(abstract_hypernet(config)), mesh)
 
@@ -103,16 +116,22 @@ def first_parameters(
         forms = jnp.zeros((1, config.surface_length), jnp.int32)
         return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
 
-    params = dict(jax.jit(init, out_shardings=shardings)(jax.random.key(seed)))
-    rescalers = {name: params.pop(name) for name in RESCALERS if name in params}
+    found = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    params, rescalers = split_rescalers(found)
     if rescalers:
         where = {name: shardings[name] for name in rescalers}
 
         def fit(params: Any, rescalers: Any, source: Any) -> dict[str, Any]:
-            return _fitted(network, params, rescalers, source, mesh)
+            return _fitted(network, params, rescalers, source, mesh, read_deviation)
 
         rescalers = jax.jit(fit, out_shardings=where)(params, rescalers, source)
     return FirstParameters(params, rescalers)
+
+
+def split_rescalers(params: Mapping[str, Any]) -> FirstParameters:
+    """All parameters as what is trained and what never changes."""
+    trained = {name: part for name, part in params.items() if name not in RESCALERS}
+    return FirstParameters(trained, {name: params[name] for name in RESCALERS if name in params})
 
 
 def predict(
@@ -138,11 +157,16 @@ def examples(config: HypernetConfig, mesh: Mesh) -> Int[np.ndarray, " N"]:
 
 
 def _fitted(
-    network: Hypernet, params: Any, rescalers: Any, source: Any, mesh: Mesh
+    network: Hypernet,
+    params: Any,
+    rescalers: Any,
+    source: Any,
+    mesh: Mesh,
+    read_deviation: float,
 ) -> dict[str, Any]:
     """Rescalers that give read rows a small deviation, and predicted ones the model's own."""
     config = network.config
-    rescalers = rescalers | {"rescale_source": _scale_to(source, 0.0, READ_DEVIATION)}
+    rescalers = rescalers | {"rescale_source": _scale_to(source, 0.0, read_deviation)}
     ids, language = jnp.asarray(examples(config, mesh))[:, None], jnp.zeros((), jnp.int32)
     found = predict(network, params | rescalers, source, ids, language, mesh)
     wanted = {"rescale": source[:, : config.width], "rescale_output": source[:, config.width :]}

@@ -63,6 +63,21 @@ def task(request, text_file, tmp_path):
     return make_task(make_run(folder, text_file, tmp_path / "run", **on))
 
 
+def forms(task, batch):
+    """Pieces of every merged token, in the order of their rows."""
+    pad_id = task.hypernet_config.pad_id
+    return [form[form != pad_id] for form in (*batch.short, *batch.long)]
+
+
+def test_long_forms_stand_apart(task):
+    batch = next(task.batches(None)).batch
+    half = task.hypernet_config.surface_length // 2
+    counts = [len(form) for form in forms(task, batch)]
+    assert batch.short.shape[1] == half and max(counts[: len(batch.short)]) <= half
+    assert all(count > half for count in counts[len(batch.short) :] if count)
+    assert max(counts[len(batch.short) :]) > half
+
+
 def test_batch_says_what_was_merged(task):
     batch = next(task.batches(None)).batch
     length, width = batch.base_ids.shape[1], batch.ids.shape[1]
@@ -80,8 +95,7 @@ def test_batch_says_what_was_merged(task):
                 bytes_before = "".join(spelled[int(i)] for i in pieces)
                 assert spelled[int(batch.own[index])] == bytes_before
             else:
-                form = batch.forms[index - len(batch.own)]
-                form = form[form != task.hypernet_config.pad_id]
+                form = forms(task, batch)[index - len(batch.own)]
                 assert len(pieces) > 1
                 joined = "".join(spelled[int(i)] for i in form)
                 assert joined == "".join(spelled[int(i)] for i in pieces)
@@ -101,8 +115,7 @@ def test_step_0_gives_fvt_rows(task):
     params = task.init(jax.random.key(0))
     predicted = np.asarray(jax.jit(task.predicted)(params, task.frozen, batch).input)
     source = np.asarray(task.frozen["source"].input)
-    for form, row in zip(batch.forms, predicted, strict=True):
-        form = form[form != task.hypernet_config.pad_id]
+    for form, row in zip(forms(task, batch), predicted, strict=True):
         if len(form):
             np.testing.assert_allclose(row, source[form].mean(0), rtol=1e-5, atol=1e-6)
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core import meta
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dyntok_jax.classification import classify
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.lora import Adapter, base_hash
 from dyntok_jax.merging.batch import DynamicTokens
@@ -24,7 +25,7 @@ from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
-from dyntok_jax.sharding import apply, gathered, param_shardings, shard_params
+from dyntok_jax.sharding import apply, param_shardings, shard_params
 from dyntok_jax.types import DyntokError, Token
 from train.lora_config import LoraRun, TokenizationConfig
 from train.task import Loaded
@@ -159,25 +160,20 @@ class LoraTask:
         """The task's figure on held-out examples, at each reduction: ``f1_75``, ``f1_de_75``."""
         if not self.run.held_out:
             return {}
-        network, by_reduction = self._evaluated(trainables), {}
-        figures: dict[str, float] = {}
-        for reduction in self.run.held_out_reductions:
-            found = by_reduction.setdefault(reduction, [])
-            for source, (examples, sequences, tokens) in self._held_out[reduction].items():
-                predicted: list[Any] = [None] * len(tokens)
-                for place, part in network.outputs(tokens, predictions, self.run.sequences):
-                    for i, value in zip(place, part, strict=True):
-                        predicted[i] = value
-                value = examples.task.figure(examples.examples, sequences, predicted)
-                figures[f"{examples.task.metric}_{source}_{reduction:g}"] = value
-                found.append(value)
-            metric = next(iter(self._held_out[reduction].values()))[0].task.metric
-            figures[f"{metric}_{reduction:g}"] = float(np.mean(found))
+        network, figures = self._evaluated(trainables), {}
+        for reduction, held in self.held_out.items():
+            found: dict[str, float] = {}
+            for language, (examples, sequences, tokens) in held.items():
+                predicted = classify(network, tokens, self.run.sequences)
+                found[language] = examples.figure(sequences, predicted)
+            name = self.batcher.examples.task.metric.lower()
+            figures |= {f"{name}_{lang}_{reduction:g}": value for lang, value in found.items()}
+            figures[f"{name}_{reduction:g}"] = float(np.mean([*found.values()]))
         return figures
 
     @cached_property
-    def _held_out(self) -> dict[float, dict[str, Any]]:
-        """By reduction and language: examples, merged sequences, their tokens."""
+    def held_out(self) -> dict[float, dict[str, Any]]:
+        """By reduction and language: examples, merged sequences, and their tokens for the rows."""
         read = {s.language: self._read([s], self.run) for s in self.run.held_out}
         held: dict[float, dict[str, Any]] = {}
         for reduction in self.run.held_out_reductions:
@@ -244,10 +240,3 @@ def _in_order(
     if model.rows == "base":
         return found, [[*sequence.ids.tolist()] for sequence in examples.base]
     return found, [sequence.tokens for sequence in found]
-
-
-def predictions(
-    module: Any, rows: Float[Any, "U D"], ids: Int[Any, "B T"], mask: Bool[Any, "B T"]
-) -> Int[Any, "B ..."]:
-    """The class with the highest score, of every sequence or of every token."""
-    return jnp.argmax(gathered(module, rows, ids, mask), axis=-1)

@@ -173,7 +173,7 @@ class TaskBatches:
         shape = batch.ids.shape if task.kind == "token" else batch.ids.shape[:1]
         labels = np.full(shape, UNLABELLED, np.int32)
         for row, (i, sequence) in enumerate(zip(chosen, merged, strict=True)):
-            found = np.asarray(task.labels_of(self.examples.examples[i], sequence), np.int32)
+            found = self.examples.labels(int(i), sequence)
             labels[(row, slice(len(found))) if found.ndim else row] = found
         rows = self.model.table(batch, max(self._rows, batch.unique_bucket))
         return TaskBatch(np.asarray(rows), batch.ids, batch.mask, labels)

@@ -1,0 +1,229 @@
+"""Training steps of an adapter: against transformers and peft in torch, and static against merged.
+
+    UNER=FOLDER python -m eval.bench_lora --config configs/lora/uner_e5.yaml --steps 200 \
+        --out eval/results/lora_bench.json lora.dropout=0.0
+
+Both sides start from the same values and take the same batches of base tokens in one run, turn and
+turn about; a step in a shape that is new is not timed, on either side. Without dropout their losses
+are compared, and at the end their figures on held-out examples. With ``--reduction PCT`` steps on
+merged batches are timed against static ones, with everything that comes before them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from dyntok_jax.config import read_config
+from dyntok_jax.lora import write_adapter
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.hf_config import read_architecture
+from dyntok_jax.sharding import replicated
+from dyntok_jax.types import DyntokError
+from eval.record import Parser, percent, positive, print_table, run
+from train.feed import put
+from train.lora import make_task
+from train.lora_config import LoraRun, TokenizationConfig
+from train.lora_task import LoraTask
+from train.optim import make_optimizer
+from train.step import initial_state, make_step
+from train.task_batches import TaskBatch
+
+EARLY = 50
+"""Steps over which the losses have to agree more closely."""
+
+
+def main() -> None:
+    """The command."""
+    parser = Parser(
+        prog="eval.bench_lora",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", required=True, type=Path, metavar="FILE", help="of a run of train.lora")
+    add("--steps", type=positive, default=200, metavar="N", help="batches (200)")
+    add("--reduction", type=percent, metavar="PCT", help="also time merged batches")
+    add("--rows", default="fvt", help="rows of the merged batches (fvt)")
+    add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
+    run(parser, _measure, _show, names_model=False)
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    settings = read_config(LoraRun, options.config, options.overrides)
+    settings = replace(settings, rows="base", base_rows=None, language=None)
+    settings = replace(settings, tokenization=TokenizationConfig(), held_out_reductions=(0.0,))
+    task = make_task(settings)
+    figures: dict[str, Any] = {"model": settings.model, "task": settings.task}
+    figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}
+    if importlib.util.find_spec("torch"):
+        figures |= against_torch(task, options.steps)
+    else:
+        figures["torch_skipped"] = "torch is not installed"
+    if options.reduction is not None:
+        mode = TokenizationConfig("fixed", options.reduction)
+        merged = replace(settings, rows=options.rows, tokenization=mode, held_out=())
+        figures["merged"] = {"reduction": options.reduction, "rows": options.rows}
+        figures["merged"] |= against_merged(task, make_task(merged), options.steps)
+    return figures
+
+
+class JaxSide:
+    """A task's step, and the shapes it was compiled for.
+
+    Attributes:
+        seconds: of every step in a shape that was not new.
+    """
+
+    def __init__(self, task: LoraTask, steps: int):
+        self.task, self.seconds = task, {}
+        training = task.run.training
+        optimizer, schedule = make_optimizer(training.optimizer, steps)
+        self.state, where = initial_state(task, optimizer, training.seed)
+        self._step = make_step(task, optimizer, schedule, where)
+        self._sound = jax.device_put(np.True_, replicated(task.mesh))
+        self._shapes: set[Any] = set()
+
+    def step(self, number: int, prepared: Callable[[], TaskBatch]) -> tuple[float, bool]:
+        """A step on a batch, and whether it was timed; ``prepared`` is timed with it."""
+        start = time.perf_counter()
+        batch = prepared()
+        placed = put(batch, self.task.mesh)
+        self.state, report = self._step(self.state, self._sound, self.task.frozen, placed)
+        loss = float(report.loss)
+        shape = (batch.ids.shape, batch.rows.shape)
+        timed, self._shapes = shape in self._shapes, self._shapes | {shape}
+        if timed:
+            self.seconds[number] = time.perf_counter() - start
+        return loss, timed
+
+
+class Drawn(NamedTuple):
+    """A batch of base tokens for both sides.
+
+    Attributes:
+        batch: padded to a bucket.
+        ids: of every sequence.
+    """
+
+    batch: TaskBatch
+    ids: list[np.ndarray]
+
+
+def drawn(task: LoraTask, steps: int) -> Iterator[Drawn]:
+    """The first batches of a task with base rows."""
+    batcher, stream = task.batcher, task.batches(None)
+    for number in range(steps):
+        epoch, place = divmod(number, batcher.per_epoch)
+        ids = [batcher.examples.base[i].ids for i in batcher.order(epoch)[place]]
+        yield Drawn(next(stream).batch, ids)
+
+
+def against_torch(task: LoraTask, steps: int) -> dict[str, Any]:
+    """Seconds and losses of both sides on the same batches, and their figures at the end."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from eval.torch_lora import TorchLora
+
+    settings, side = task.run, JaxSide(task, steps)
+    folder, labels = resolve(settings.model), task.batcher.examples.task.labels
+    kind = task.batcher.examples.task.kind
+    with tempfile.TemporaryDirectory() as first:
+        start = task.adapter(side.state.trainables)
+        write_adapter(Path(first), start, read_architecture(folder), str(folder))
+        other = TorchLora(
+            folder, Path(first), kind, len(labels), settings.training.optimizer, steps
+        )
+    losses: list[tuple[float, float]] = []
+    seconds: list[tuple[float, float]] = []
+    for number, (batch, ids) in enumerate(drawn(task, steps)):
+        ours, timed = side.step(number, lambda batch=batch: batch)
+        count, longest = len(ids), max(map(len, ids))
+        wanted = batch.labels[(slice(count), slice(longest)) if kind == "token" else slice(count)]
+        begin = time.perf_counter()
+        losses.append((ours, other.step(ids, wanted)))
+        if timed:
+            seconds.append((side.seconds[number], time.perf_counter() - begin))
+    versions = {"torch": torch.__version__, "jax": jax.__version__}
+    found = {"steps": steps, "dropout": settings.lora.dropout, "versions": versions}
+    found |= _seconds(seconds, ("jax", "torch"))
+    if not settings.lora.dropout:
+        apart = np.abs(np.diff(np.array(losses), axis=1))[:, 0]
+        found |= {"losses": losses, f"apart_{EARLY}": float(apart[:EARLY].max())}
+        found |= {"apart": float(apart.max())} | _figures(task, side, other)
+    return found
+
+
+def _seconds(pairs: list[tuple[float, float]], names: tuple[str, str]) -> dict[str, Any]:
+    """Medians and sums of two sides' seconds, and how many times longer the second takes."""
+    if not pairs:
+        raise DyntokError("too few steps: no shape of a batch came twice")
+    table = np.array(pairs)
+    found = {f"{name}_s": float(np.median(table[:, i])) for i, name in enumerate(names)}
+    sums = table.sum(0)
+    return {"timed": len(pairs), **found, "ratio": float(sums[1] / sums[0])}
+
+
+def _figures(task: LoraTask, side: JaxSide, other: Any) -> dict[str, Any]:
+    """The task's figure of both on held-out examples, mean over their languages."""
+    if not task.run.held_out:
+        return {}
+    values = []
+    for examples, sequences, _ in task.held_out[0.0].values():
+        predicted: list[Any] = []
+        for start in range(0, len(examples.base), task.run.sequences):
+            part = examples.base[start : start + task.run.sequences]
+            predicted += other.predict([sequence.ids for sequence in part])
+        values.append(examples.figure(sequences, predicted))
+    name = task.batcher.examples.task.metric.lower()
+    ours = task.evaluate(side.state.trainables)[f"{name}_0"]
+    return {f"{name}_jax": ours, f"{name}_torch": float(np.mean(values))}
+
+
+def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, Any]:
+    """Seconds of steps on static and on merged batches of the same examples, merging counted."""
+    sides = [JaxSide(task, steps) for task in (static, merged)]
+    tokens = np.zeros(2, np.int64)
+    for number in range(steps):
+        for place, side in enumerate(sides):
+            batcher = side.task.batcher
+            epoch, rank = divmod(number, batcher.per_epoch)
+            chosen = batcher.order(epoch)[rank]
+
+            def prepared(batcher: Any = batcher, chosen: Any = chosen, n: int = number) -> Any:
+                return batcher.arrays(chosen, batcher.merged(chosen, n))
+
+            side.step(number, prepared)
+            tokens[place] += sum(len(s.tokens) for s in batcher.merged(chosen, number))
+    both = sides[0].seconds.keys() & sides[1].seconds.keys()
+    pairs = [(sides[1].seconds[n], sides[0].seconds[n]) for n in sorted(both)]
+    found = _seconds(pairs, ("merged", "static"))
+    found["share_of_time"] = 1 / found.pop("ratio")
+    return found | {"share_of_tokens": float(tokens[1] / tokens[0])}
+
+
+def _show(figures: dict[str, Any]) -> None:
+    table = Table("what", "measured")
+    if "ratio" in figures:
+        said = f"{figures['jax_s']:.3f} s, torch {figures['torch_s']:.3f} s"
+        table.add_row(f"step, rank {figures['rank']}", f"{said}: {figures['ratio']:.2f}×")
+    for name, value in figures.items():
+        if name.startswith("apart") or name.endswith(("_jax", "_torch")):
+            table.add_row(name, f"{value:.6g}")
+    for name, value in figures.get("merged", {}).items():
+        table.add_row(f"merged: {name}", str(value))
+    print_table(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The step of an adapter beside transformers' and peft's, and merged beside static."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.models.lora import LoraConfig
+from dyntok_jax.tasks.source import TaskSource
+from eval.bench_lora import against_merged, against_torch
+from train.loop import TrainingConfig
+from train.lora import make_task
+from train.lora_config import LoraRun, TokenizationConfig
+from train.optim import OptimizerConfig, Phase
+
+LINES = [
+    "1\tGroßvater\tB-PER",
+    "2\terzählte\tO",
+    "3\tGeschichten\tO",
+    "4\tüber\tO",
+    "5\tLänder\tB-LOC",
+]
+
+
+@pytest.fixture
+def make(encoder, tmp_path):
+    """Runs on a tiny encoder, three batches of one shape an epoch."""
+    path = tmp_path / "tiny.iob2"
+    path.write_text("\n\n".join(["\n".join(LINES)] * 12) + "\n", "utf-8")
+    source = TaskSource(files=str(path), language="xx")
+
+    def run(**changes: Any):
+        fields: dict[str, Any] = {
+            "rows": "base",
+            "lora": LoraConfig(rank=4, alpha=8),
+            "sequences": 4,
+            "compute": ComputeConfig(mesh=MeshConfig(data=1)),
+            "held_out": (source,),
+            "training": TrainingConfig(
+                tmp_path, steps=1, optimizer=OptimizerConfig(phases=(Phase(peak=1e-2),))
+            ),
+        }
+        return make_task(LoraRun(str(encoder), "uner", (source,), **fields | changes))
+
+    return run
+
+
+def test_losses_are_those_of_peft(make):
+    pytest.importorskip("peft", reason="needs torch and peft")
+    found = against_torch(make(), 12)
+    assert found["apart_50"] < 1e-4 and found["timed"] == 11 and found["ratio"] > 0
+    assert found["losses"][-1][0] < 0.8 * found["losses"][0][0]
+    assert abs(found["f1_jax"] - found["f1_torch"]) < 0.5
+
+
+def test_merged_batches_have_their_share_of_tokens(make):
+    mode = TokenizationConfig("fixed", 100.0)
+    found = against_merged(make(), make(rows="fvt", tokenization=mode, held_out=()), 4)
+    # Five words and two special tokens are left.
+    base = make().batcher.examples.base[0]
+    assert found["share_of_tokens"] == 7 / len(base.tokens)
+    assert found["timed"] == 3 and found["share_of_time"] > 0

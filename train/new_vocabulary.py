@@ -56,7 +56,7 @@ class TokenizerFolder:
         older = read_json(folder / "special_tokens_map.json")
         named = {key: older[key] for role in ROLES if (key := f"{role}_token") in older}
         config = named | read_json(folder / "tokenizer_config.json")
-        return cls(tokenizer, config, _roles(tokenizer, config))
+        return cls(tokenizer, config, roles_of(tokenizer, config))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _roles(tokenizer: BaseTokenizer, config: Mapping[str, Any]) -> dict[str, int]:
+def roles_of(tokenizer: BaseTokenizer, config: Mapping[str, Any]) -> dict[str, int]:
     """Roles as configured; where a tokenizer is silent, the ends and the unknown token it uses."""
     roles: dict[str, int] = {}
     for role in ROLES:

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ from train.zett_batches import (
 )
 from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
+from train.zett_targets import target_batches
 
 MASK_NAMES = ("<mask>", "[MASK]")
 
@@ -59,6 +61,8 @@ class ZettConfig:
         sampler: the tokenizers of later steps.
         language_table: give the hypernetwork a row for each of several languages.
         evaluation_batches: batches of held-out text.
+        targets: tokenizers by which held-out text is read as well, the same in every evaluation:
+            names or folders, and sizes of Unigram vocabularies, which are sampled once from it.
     """
 
     identity_steps: int = 10_000
@@ -71,6 +75,7 @@ class ZettConfig:
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     language_table: bool = True
     evaluation_batches: int = 4
+    targets: tuple[str, ...] = ()
 
 
 class ZettTask:
@@ -248,6 +253,13 @@ class ZettTask:
         ]
         for name in parts[0] if parts else ():
             figures[name] = float(np.mean([part[name] for part in parts]))
+        for target, batches in self._target_batches.items():
+            parts = [
+                self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
+                for batch in batches
+            ]
+            losses = [part["language_loss"] for part in parts]
+            figures[f"language_loss_{Path(target).name}"] = float(np.mean(losses))
         return figures
 
     @cached_property
@@ -269,6 +281,21 @@ class ZettTask:
             for loaded in itertools.islice(stream, self.config.evaluation_batches)
         ]
         return batches
+
+    @cached_property
+    def _target_batches(self) -> dict[str, list[LanguageBatch]]:
+        c = self.config
+        if self._held_out is None or not c.targets:
+            return {}
+        found = target_batches(
+            c.targets,
+            self._tokenizer,
+            self._preparation,
+            self._held_out,
+            c.evaluation_batches,
+            self._seed,
+        )
+        return {name: [self._part(batch) for batch in made] for name, made in found.items()}
 
     @cached_property
     def _preparation(self) -> LanguagePreparation:
@@ -308,6 +335,8 @@ class ZettTask:
             problems.append(f"identity_rows {c.identity_rows} for {parts} devices")
         if not c.identity_only:
             problems += self._language_problems(parts)
+        if c.targets and (self._held_out is None or c.identity_only):
+            problems.append("targets are for held-out texts, and with identity_only there are none")
         if problems:
             raise DyntokError(f"objective zett: {'; '.join(problems)}")
 

@@ -7,13 +7,14 @@ it was: the texts since the oldest one in it are read again.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.surface_forms import surface_forms
@@ -75,6 +76,30 @@ def identity_batch(vocab_size: int, count: int, seed: int, step: int) -> Identit
     return IdentityBatch(ids.astype(np.int32), np.zeros((), np.int32))
 
 
+class Target(NamedTuple):
+    """A tokenizer as the model is to read it.
+
+    Attributes:
+        tokens: of each row; ids of the model's special tokens first.
+        encode: texts to rows.
+    """
+
+    tokens: Sequence[Token]
+    encode: Callable[[Sequence[str]], list[list[int]]]
+
+    @classmethod
+    def sampled(cls, tokenizer: Tokenizer, specials: Mapping[str, int]) -> Target:
+        """One from ``unigram.sample_tokenizer``, whose special tokens come first, by id."""
+        count, size = len(specials), tokenizer.get_vocab_size()
+        others = [tokenizer.id_to_token(i) or "" for i in range(count, size)]
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+
+        return cls([*sorted(specials.values()), *others], encode)
+
+
 class QueuedTexts(NamedTuple):
     """Texts of a step, and those of the steps before it in the same language."""
 
@@ -121,23 +146,37 @@ class LanguagePreparation:
         batch = queued.batch
         scores = [self._counts(each) for each in (batch, *queued.earlier)]
         sampled = sample_tokenizer(scores, self.specials, self.sampler, batch.seed)
-        # Special tokens come first, by id, in the sampled vocabulary.
-        rank = {i: rank for rank, i in enumerate(sorted(self.specials.values()))}
-        encodings = sampled.encode_batch(batch.texts, add_special_tokens=False)
-        ids, mask = self._pack([encoding.ids for encoding in encodings], rank)
+        return self.batch(
+            batch, Target.sampled(sampled, self.specials), padded(self.sampler.maximum)
+        )
+
+    def batch(
+        self, batch: TextBatch, target: Target, room: int
+    ) -> tuple[LanguageBatch, int] | None:
+        """Texts by a tokenizer; None where they hold nothing to be guessed.
+
+        Args:
+            batch: texts, of one language where there is a table of languages.
+            target: the tokenizer.
+            room: U.
+        """
+        tokens = target.tokens
+        rank: dict[int, int] = {}
+        for row, token in enumerate(tokens):
+            if isinstance(token, int):
+                rank.setdefault(token, row)
+        ids, mask = self._pack(target.encode(batch.texts), rank)
         random = np.random.default_rng(batch.seed)
-        size = sampled.get_vocab_size()
         if self.mask_id is None:
             labels = next_tokens(ids, mask)
         else:
-            masking = rank[self.mask_id]
-            ids, labels = mask_tokens(ids, mask, len(rank), size, masking, random)
+            masking, specials = rank[self.mask_id], sum(isinstance(t, int) for t in tokens)
+            ids, labels = mask_tokens(ids, mask, specials, len(tokens), masking, random)
         if not (labels != NO_LABEL).any():
             return None
         known = self.languages and batch.languages[0]
         language = np.array(self.languages.index(known) if known else 0, np.int32)
-        vocabulary = [sampled.id_to_token(i) or "" for i in range(len(rank), size)]
-        forms, own, shared, real = self._vocabulary([*rank, *vocabulary])
+        forms, own, shared, real = self._vocabulary(tokens, room)
         prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
         return prepared, int(mask.sum())
 
@@ -161,10 +200,10 @@ class LanguagePreparation:
         self, texts: Sequence[Sequence[int]], rank: Mapping[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """All texts behind each other, cut into B sequences; what is left over is dropped."""
-        between = [] if self.separator is None else [rank[self.separator]]
+        between = [row for i, row in rank.items() if i == self.separator]
         stream = np.array([i for text in texts for i in [*text, *between]], np.int32)
-        prefix = np.array([rank[i] for i in self.prefix], np.int32)
-        suffix = np.array([rank[i] for i in self.suffix], np.int32)
+        prefix = np.array([rank[i] for i in self.prefix if i in rank], np.int32)
+        suffix = np.array([rank[i] for i in self.suffix if i in rank], np.int32)
         room = self.length - len(prefix) - len(suffix)
         ids = np.zeros((self.sequences, self.length), np.int32)
         mask = np.zeros((self.sequences, self.length), bool)
@@ -175,10 +214,9 @@ class LanguagePreparation:
         return ids, mask
 
     def _vocabulary(
-        self, tokens: Sequence[Token]
+        self, tokens: Sequence[Token], size: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Surface forms, own and shared ids of the tokens, and which rows are not padding."""
-        size = padded_size(self.sampler)
         forms = np.full((size, self.surface_length), self.pad_id, np.int32)
         count, tokenizer = len(tokens), self._tokenizer
         forms[:count] = surface_forms(tokens, tokenizer, self.surface_length, self.pad_id).ids
@@ -190,9 +228,9 @@ class LanguagePreparation:
         return forms, own, np.where(is_shared, forms[:, 0], NO_LABEL).astype(np.int32), real
 
 
-def padded_size(sampler: SamplerConfig) -> int:
-    """U: the sampler's largest vocabulary, up to a multiple of 128, so that one program does."""
-    return -(-sampler.maximum // 128) * 128
+def padded(size: int) -> int:
+    """U: a vocabulary's size, up to a multiple of 128; the largest, so that one program does."""
+    return -(-size // 128) * 128
 
 
 def next_tokens(ids: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]) -> np.ndarray:
@@ -270,7 +308,7 @@ def queued_texts(
     length = max(0, -(-texts // config.texts) - 1)
     start, again = (position["start"], position["again"]) if position else (None, 0)
     # Read here, where nothing is prepared: what is heavy goes to the workers as one step.
-    stream = batches(replace(config, workers=0), _as_they_are, position=start, **part)
+    stream = batches(replace(config, workers=0), as_they_are, position=start, **part)
     queues: dict[str, deque[tuple[int, Any, TextBatch]]] = {}
     before = start
     for number, loaded in enumerate(stream):
@@ -287,5 +325,6 @@ def queued_texts(
             yield QueuedTexts(batch, earlier, {"start": place, "again": number + 1 - first})
 
 
-def _as_they_are(batch: TextBatch) -> tuple[TextBatch, int]:
+def as_they_are(batch: TextBatch) -> tuple[TextBatch, int]:
+    """Texts without any preparation."""
     return batch, 0

@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -29,9 +30,17 @@ from train.loop import TrainingConfig, train
 from train.text_sources import TextSource
 from train.unigram import SamplerConfig
 from train.zett import ZettConfig, ZettTask
-from train.zett_batches import NO_LABEL, IdentityBatch, LanguageBatch, mask_tokens, next_tokens
-from train.zett_hypernet import zett_shape
+from train.zett_batches import (
+    NO_LABEL,
+    IdentityBatch,
+    LanguageBatch,
+    LanguagePreparation,
+    mask_tokens,
+    next_tokens,
+)
+from train.zett_hypernet import hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
+from train.zett_targets import target_batches
 
 WIDTH = 16
 SIZE = 512
@@ -261,6 +270,65 @@ def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path):
     assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
     names = {name for record in records for name in record}
     assert {"identity_loss", "language_loss", "overlap_loss", "identity_cosine"} <= names
+
+
+@pytest.fixture
+def other(folders, tmp_path) -> Path:
+    """The folder of another model's tokenizer, with a mask token."""
+    content = json.loads((folders["byte_bpe"] / "tokenizer.json").read_text("utf-8"))
+    count = len(content["model"]["vocab"])
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": count, "content": "<mask>"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("name", ["llama", "xlm_r"])
+def test_fixed_tokenizers_give_the_same_batches_each_time(name, tokenizers, data, other):
+    own, read = tokenizers[name], BaseTokenizer.from_folder(other)
+    prefix = [own.opening_id]
+    mask_id = own.special_ids.get("<mask>")
+    prepare = LanguagePreparation(
+        *(hypernet_tokenizer(own)[0], own.special_ids, prefix, [], own.closing_id, mask_id),
+        *(own.vocab_size, own.pad_id or 0, 4, 8, 24, ["de", "en"], SAMPLER),
+    )
+    names = ["500", str(other)]
+    found, again = (target_batches(names, own, prepare, data, 2, seed=3) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+    assert list(found) == names and all(len(batches) == 2 for batches in found.values())
+    sampled, named = (found[name][0] for name in names)
+    np.testing.assert_array_equal(sampled.forms, found["500"][1].forms)
+    assert sampled.real.sum() == 500 and named.real.sum() == read.vocab_size
+    for batch in (sampled, named):
+        specials = batch.own != NO_LABEL
+        assert set(batch.own[specials]) <= set(own.special_ids.values())
+        assert not specials[np.argmin(specials) :].any()  # they come first
+        assert own.closing_id in batch.own[batch.ids[batch.mask]]
+        assert (batch.labels != NO_LABEL).sum() > 10
+    shared = np.flatnonzero(named.shared != NO_LABEL)
+    spelled = own.spelled()
+    theirs = set(read.spelled().values())
+    assert len(shared) > 100 and all(spelled[int(named.shared[i])] in theirs for i in shared)
+    if mask_id is not None:
+        with pytest.raises(DyntokError, match=r"fallback_bpe.* has no mask token"):
+            bare = other.parent / "fallback_bpe"
+            write_json(bare / "tokenizer.json", tokenizers["llama"].tokenizer_json)
+            target_batches([str(bare)], own, prepare, data, 1, seed=3)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def test_evaluations_read_by_fixed_tokenizers(make_task, data, other):
+    config = replace(CONFIG, targets=("500", str(other)))
+    task = make_task("llama", config, held_out=data)
+    figures = task.evaluate(task.init(jax.random.key(0)))
+    for target in ("500", "other"):
+        assert abs(figures[f"language_loss_{target}"] - np.log(490)) < 1
+    with pytest.raises(DyntokError, match="targets are for held-out texts"):
+        make_task("llama", config)
 
 
 def test_preparation_goes_to_a_worker_and_back(task, loaded):

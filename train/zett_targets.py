@@ -1,0 +1,82 @@
+"""Tokenizers on which a run of ZeTT's training is evaluated, the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+from dyntok_jax.model_store import resolve
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+from train.data import DataConfig, TextBatch, batches
+from train.new_vocabulary import ROLES, TokenizerFolder, match, roles_of
+from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
+from train.zett_batches import LanguageBatch, LanguagePreparation, Target, as_they_are, padded
+
+
+def target_batches(
+    names: Sequence[str],
+    tokenizer: BaseTokenizer,
+    prepare: LanguagePreparation,
+    data: DataConfig,
+    count: int,
+    seed: int,
+) -> dict[str, list[LanguageBatch]]:
+    """Batches of the same held-out texts by each tokenizer.
+
+    Args:
+        names: sizes of Unigram vocabularies, which are sampled from the texts, and names or
+            folders of tokenizers.
+        tokenizer: the model's own.
+        prepare: how batches are made.
+        data: the texts.
+        count: batches of each.
+        seed: of the texts and of what is sampled.
+
+    Raises:
+        DyntokError: a tokenizer that cannot be had, or has no mask token where one is needed;
+            a size that does not go with the texts.
+    """
+    enough = max(count, -(-prepare.sampler.texts // data.texts))
+    stream = batches(replace(data, workers=0), as_they_are, seed=seed)
+    drawn: list[TextBatch] = [loaded.batch for loaded in islice(stream, enough)]
+    found = {}
+    for name in names:
+        if name.isdecimal():
+            target = _sampled(int(name), drawn, prepare, seed)
+        else:
+            target = _named(name, tokenizer)
+        if prepare.mask_id is not None and prepare.mask_id not in target.tokens:
+            raise DyntokError(f"zett.targets: {name} has no mask token")
+        room = padded(len(target.tokens))
+        made = (prepare.batch(batch, target, room) for batch in drawn[:count])
+        found[name] = [item[0] for item in made if item is not None]
+    return found
+
+
+def _sampled(
+    size: int, drawn: Sequence[TextBatch], prepare: LanguagePreparation, seed: int
+) -> Target:
+    sampler: SamplerConfig = replace(prepare.sampler, mean=size, std=0, minimum=size, maximum=size)
+    counts = [count_substrings(batch.texts, sampler) for batch in drawn]
+    sampled = sample_tokenizer(counts, prepare.specials, sampler, seed)
+    return Target.sampled(sampled, prepare.specials)
+
+
+def _named(name: str, tokenizer: BaseTokenizer) -> Target:
+    """A tokenizer with its special tokens first, those of a role before others of the same row."""
+    new = TokenizerFolder.read(resolve(name))
+    matched = match(new, TokenizerFolder(tokenizer, {}, roles_of(tokenizer, {})))
+    gaps = set(matched.gaps)
+    of_roles = [new.roles[role] for role in ROLES if role in new.roles]
+    specials = [i for i in dict.fromkeys([*of_roles, *matched.kept]) if i in matched.kept]
+    others = [i for i in range(len(matched.tokens)) if i not in matched.kept and i not in gaps]
+    order = [i for i in specials if i not in gaps] + others
+    rows = {i: row for row, i in enumerate(order)}
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        pieces = new.tokenizer.encode(list(texts))
+        return [[rows[i] for i in piece.ids if i in rows] for piece in pieces]
+
+    return Target([matched.tokens[i] for i in order], encode)

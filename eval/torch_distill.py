@@ -106,6 +106,8 @@ class TorchHypernet(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             pad_token_id=c.pad_id,
+            bos_token_id=None,
+            eos_token_id=None,
         )
         self.model = RobertaModel(body, add_pooling_layer=False)
         self.fallback_embeddings = nn.Embedding(max(c.extra_tokens, 1), c.source_width)

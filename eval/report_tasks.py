@@ -64,7 +64,8 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
     """What could not be read, in the words of the run."""
     names = {
         "truncated_tokens": "tokens cut off",
-        "unread_words": "words without a token (read as O)",
+        "unread_words": "words without a token, read as O",
+        "mapped_tags": "tags of other kinds, read as O",
     }
     first = rows[0]["languages"].values()
     said = [

@@ -58,6 +58,48 @@ CONTINUATION = {
     "commit": "abc1234",
 }
 
+AVERAGE = {"by_seed": [70.0, 72.0], "value": 71.0, "spread": 1.41, "interval": [69.0, 73.0]}
+TASK = {
+    "task": "uner",
+    "metric": "F1",
+    "model": "e5",
+    "average_of": ["de"],
+    "examples": {"de": 1000},
+    "settings": [
+        {
+            "name": name,
+            "languages": {"de": {"value": 71.0, "truncated_tokens": 3, "unread_words": 2}},
+            "average": AVERAGE
+            | {"delta": delta, "delta_interval": [-2.0, 0.5], "shorter_percent": 25.0}
+            | {"seconds": 12.0},
+        }
+        for name, delta in (("original", 0.0), ("word", -1.0))
+    ],
+    "sweep": [
+        {
+            "name": "word",
+            "points": [{"reduction": r, "average": {"value": 71 - r / 50}} for r in (0.0, 50.0)],
+        }
+    ],
+    "sweep_examples": 500,
+    "plot": "out/uner.svg",
+    "command": "python -m eval.uner",
+    "commit": "abc1234",
+    "machine": "x86_64, 2 cores",
+    "seconds": 60.0,
+}
+
+
+def test_settings_have_intervals_and_what_was_not_read():
+    table = report.TABLES["uner"]([TASK])
+    mean = "71.0 ± 1.4 (69.0 to 73.0)"
+    assert f"| original | 71.0 | {mean} |  | 25.0 % | 12 |" in table
+    assert f"| word | 71.0 | {mean} | -1.0 (-2.0 to +0.5) | 25.0 % | 12 |" in table
+    assert "3 tokens cut off, 2 words without a token, read as O" in table
+    assert "first seed, the first 500 examples of each" in table
+    assert "| word | 71.0 | 70.0 |" in table and "(out/uner.svg)" in table
+    assert report.kind(TASK, Path("x.json")) == "uner"
+
 
 def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.lora import adapted_params, base_hash, read_adapter, write_adapter
 from dyntok_jax.models.classifier import Classifier
-from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.layers import Dense, abstract_params
 from dyntok_jax.models.lora import LoraConfig, abstract_lora, additions, init_lora, targeted
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.sharding import make_mesh, param_shardings
@@ -92,7 +94,7 @@ def test_steps_are_peft_s(case):
     def loss(trained):
         params = {"model": case.model.params, "head": trained["head"]}
         lora = {"model": additions(trained["lora"], first.config)}
-        scores = module.apply({"params": params, "lora": lora}, rows, mask)
+        scores: Any = module.apply({"params": params, "lora": lora}, rows, mask)
         each = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(labels, 0))
         return jnp.where(labels >= 0, each, 0).sum() / (labels >= 0).sum()
 
@@ -240,13 +242,14 @@ def test_dropout_drops_its_share_of_the_inputs_only():
     added = additions(lora, config)
     assert added["stack"]["layers"]["attention"]["value"]["rate"].shape == (model.config.layers,)
 
-    from dyntok_jax.models.layers import Dense
-
     x = jnp.ones((50, 40, 24))
     query = jax.tree.map(lambda leaf: leaf[0], added["stack"]["layers"]["attention"]["query"])
     params = {"kernel": jnp.zeros((24, 24))}
     dense = Dense(24, ("D", "NH"), use_bias=False)
-    run = lambda rngs: dense.apply({"params": params, "lora": query}, x, rngs=rngs)  # noqa: E731
+
+    def run(rngs: Any) -> Any:
+        return dense.apply({"params": params, "lora": query}, x, rngs=rngs)
+
     whole, dropped = run(None), run({"dropout": jax.random.key(1)})
     scale = config.alpha / config.rank
     np.testing.assert_allclose(whole, 24 * 4 * scale)
@@ -260,6 +263,7 @@ def test_every_layer_and_map_drops_anew():
     model = load_model(FOLDER / "bert_token")
     config, abstract = make_lora(model, rank=4, dropout=0.5)
     lora = jax.tree.map(lambda x: jnp.ones_like(x) * 0.02, init_lora(abstract, jax.random.key(0)))
+    assert isinstance(model.config, EncoderConfig)
     module = Classifier(model.config, "token", 3)
     rows, mask = jnp.ones((1, 5, model.config.width)), jnp.ones((1, 5), bool)
     params = meta.unbox(jax.jit(module.init)(jax.random.key(0), rows, mask))["params"]

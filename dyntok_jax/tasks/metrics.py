@@ -1,4 +1,4 @@
-"""Figures of predictions: accuracy, and F1 of exact spans with seqeval's reading of tags."""
+"""F1 of exact spans with seqeval's reading of tags."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
-
-
-def accuracy(predicted: Sequence[int], gold: Sequence[int]) -> float:
-    """Percent of the predictions that are right."""
-    return 100 * float((np.asarray(predicted) == np.asarray(gold)).mean())
 
 
 def span_counts(

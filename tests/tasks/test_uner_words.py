@@ -155,7 +155,6 @@ def test_figures_of_known_predictions():
     assert counts.tolist() == [[0, 1, 1], [2, 2, 2]]
     assert metrics.f1(*counts.sum(axis=0)) == pytest.approx(200 / 3)
     assert metrics.f1(np.array(0), np.array(0), np.array(0)) == 0
-    assert metrics.accuracy([1, 2, 0, 1], [1, 2, 2, 1]) == 75
 
 
 def test_the_real_files(shared):

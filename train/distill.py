@@ -205,7 +205,7 @@ class Distillation:
             method = Hypernet.__call__
             return apply(self.hypernet, params, source, forms, mask, mesh=self.mesh, method=method)
 
-        # Nearly all are short: read apart, they take half of the time.
+        # Most are short, and padded to S pieces they would cost as much as long ones.
         return jax.tree.map(
             lambda *parts: jnp.concatenate(parts), rows(batch.short), rows(batch.long)
         )

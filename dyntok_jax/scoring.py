@@ -84,7 +84,7 @@ def score(
                 f"a choice of {longest - room} tokens leaves no room for a prompt in {longest}"
             )
         (base,) = prompt_layout(model.tokenizer, [prompt], boundary)
-        base = _cut(base, len(model.tokenizer.prompt_ids), room)
+        base = cut_left(base, len(model.tokenizer.prompt_ids), room)
         merged = model.merge([base], Budget(reduction=reduction), boundary, per_sample=True)
         before = merged.sequences[0].tokens or _opening(model)
         sequences += [[*before, *choice.tokens] for choice in pieces]
@@ -97,8 +97,14 @@ def score(
     return scored
 
 
-def _cut(base: BaseTokens, prefix: int, room: int) -> BaseTokens:
-    """Drops a prompt's first tokens: what follows it goes on from its end."""
+def cut_left(base: BaseTokens, prefix: int, room: int) -> BaseTokens:
+    """Drops a prompt's first tokens: what follows it goes on from its end.
+
+    Args:
+        base: the prompt.
+        prefix: tokens at its beginning that stay.
+        room: tokens that stay in all, at most.
+    """
     excess = len(base.tokens) - room
     if excess <= 0:
         return base
@@ -131,13 +137,13 @@ def target_scores(
     for place in by_length([len(tokens) for tokens in sequences], batch_size):
         batch = model.batch([sequences[i] for i in place])
         wanted = [targets[i] for i in place] + [[]] * (len(batch.ids) - len(place))
-        total = model.forward(batch, choice_scores, _right_aligned(wanted), model.output_rows)
+        total = model.forward(batch, choice_scores, right_aligned(wanted), model.output_rows)
         for i, value in zip(place, jax.device_get(total).tolist(), strict=False):
             sums[i] = value
     return sums
 
 
-def _right_aligned(targets: Sequence[Sequence[int]]) -> Int[np.ndarray, "B C"]:
+def right_aligned(targets: Sequence[Sequence[int]]) -> Int[np.ndarray, "B C"]:
     """Targets padded left with -1."""
     width = bucket(max(map(len, targets)), CHOICE_BUCKETS)
     table = np.full((len(targets), width), -1, np.int32)
@@ -162,7 +168,13 @@ def choice_scores(
         targets: ids of the last C tokens in the output vocabulary, -1 where a token is not scored.
         output_rows: rows of the output vocabulary.
     """
-    hidden = gathered(module, rows, ids, mask)
+    return target_log_probs(gathered(module, rows, ids, mask), targets, output_rows)
+
+
+def target_log_probs(
+    hidden: Float[Array, "B T D"], targets: Int[Array, "B C"], output_rows: Float[Array, "V D"]
+) -> Float[Array, " B"]:
+    """Sum of the log-probabilities (nats) of the last tokens, from the hidden states of all."""
     width = targets.shape[1]
     # The token before the first target may lie outside a batch that is all targets.
     hidden = jnp.pad(hidden, ((0, 0), (max(width + 1 - hidden.shape[1], 0), 0), (0, 0)))

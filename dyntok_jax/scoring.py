@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,18 @@ class Scored:
     tokens_static: int
     tokens_dynamic: int
     truncated: int
+
+
+class TargetScores(NamedTuple):
+    """How well the model continues each sequence by its last tokens.
+
+    Attributes:
+        log_probs: (B,) float32 sum of the tokens' log-probabilities (nats).
+        greedy: (B,) bool, whether each of the tokens is the most probable one.
+    """
+
+    log_probs: Float[Array | np.ndarray, " B"]
+    greedy: Bool[Array | np.ndarray, " B"]
 
 
 def score(
@@ -91,7 +104,7 @@ def score(
         targets += [choice.ids for choice in pieces]
         static, dynamic = len(base.tokens), len(merged.sequences[0].tokens)
         scored.append(Scored([0.0] * len(pieces), static, dynamic, base.truncated))
-    sums = iter(target_scores(model, sequences, targets, batch_size))
+    sums = iter(target_scores(model, sequences, targets, batch_size).log_probs.tolist())
     for item in scored:
         item.scores[:] = [next(sums) for _ in item.scores]
     return scored
@@ -124,8 +137,8 @@ def target_scores(
     sequences: Sequence[Sequence[Token]],
     targets: Sequence[Sequence[int]],
     batch_size: int,
-) -> list[float]:
-    """Sum of the log-probabilities (nats) of each sequence's last tokens.
+) -> TargetScores:
+    """Scores of each sequence's last tokens, on the host.
 
     Args:
         model: a decoder.
@@ -133,14 +146,14 @@ def target_scores(
         targets: ids of each sequence's last tokens in the base vocabulary.
         batch_size: sequences in a batch of the network.
     """
-    sums = [0.0] * len(sequences)
+    found = TargetScores(np.zeros(len(sequences), np.float32), np.zeros(len(sequences), bool))
     for place in by_length([len(tokens) for tokens in sequences], batch_size):
         batch = model.batch([sequences[i] for i in place])
         wanted = [targets[i] for i in place] + [[]] * (len(batch.ids) - len(place))
-        total = model.forward(batch, choice_scores, right_aligned(wanted), model.output_rows)
-        for i, value in zip(place, jax.device_get(total).tolist(), strict=False):
-            sums[i] = value
-    return sums
+        scores = model.forward(batch, choice_scores, right_aligned(wanted), model.output_rows)
+        for all_of_them, values in zip(found, jax.device_get(scores), strict=True):
+            all_of_them[place] = values[: len(place)]
+    return found
 
 
 def right_aligned(targets: Sequence[Sequence[int]]) -> Int[np.ndarray, "B C"]:
@@ -159,8 +172,8 @@ def choice_scores(
     mask: Bool[Array, "B T"],
     targets: Int[Array, "B C"],
     output_rows: Float[Array, "V D"],
-) -> Float[Array, " B"]:
-    """Sum of the log-probabilities of the sequence's last tokens.
+) -> TargetScores:
+    """Scores of the sequence's last tokens.
 
     Args:
         module: a decoder.
@@ -168,13 +181,20 @@ def choice_scores(
         targets: ids of the last C tokens in the output vocabulary, -1 where a token is not scored.
         output_rows: rows of the output vocabulary.
     """
-    return target_log_probs(gathered(module, rows, ids, mask), targets, output_rows)
+    return scores_of_hidden(gathered(module, rows, ids, mask), targets, output_rows)
 
 
 def target_log_probs(
     hidden: Float[Array, "B T D"], targets: Int[Array, "B C"], output_rows: Float[Array, "V D"]
 ) -> Float[Array, " B"]:
     """Sum of the log-probabilities (nats) of the last tokens, from the hidden states of all."""
+    return scores_of_hidden(hidden, targets, output_rows).log_probs
+
+
+def scores_of_hidden(
+    hidden: Float[Array, "B T D"], targets: Int[Array, "B C"], output_rows: Float[Array, "V D"]
+) -> TargetScores:
+    """Scores of the last tokens, from the hidden states of all."""
     width = targets.shape[1]
     # The token before the first target may lie outside a batch that is all targets.
     hidden = jnp.pad(hidden, ((0, 0), (max(width + 1 - hidden.shape[1], 0), 0), (0, 0)))
@@ -184,9 +204,12 @@ def target_log_probs(
         hidden, target = hidden_and_target
         scores = logits(hidden, output_rows)
         chosen = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=-1)[:, 0]
-        return jnp.where(target < 0, 0.0, chosen - jax.nn.logsumexp(scores, axis=-1))
+        log_probs = chosen - jax.nn.logsumexp(scores, axis=-1)
+        padding = target < 0
+        return jnp.where(padding, 0.0, log_probs), padding | (chosen >= scores.max(axis=-1))
 
     # A few positions at a time, the batch kept whole, so that it stays split over the mesh.
-    together = max(1, SCORED_ROWS // len(ids))
+    together = max(1, SCORED_ROWS // len(hidden))
     positions = (hidden.swapaxes(0, 1), targets.T)
-    return lax.map(at_position, positions, batch_size=together).sum(axis=0)
+    log_probs, greedy = lax.map(at_position, positions, batch_size=together)
+    return TargetScores(log_probs.sum(axis=0), greedy.all(axis=0))

@@ -197,7 +197,7 @@ def bits(
     """(W,) bits of the base tokens that follow each prefix."""
     following: list[list[int]] = targets.tolist()
     sequences = [[*prefix, *ids] for prefix, ids in zip(prefixes, following, strict=True)]
-    return -np.array(target_scores(model, sequences, following, BATCH_SIZE)) / math.log(2)
+    return -target_scores(model, sequences, following, BATCH_SIZE).log_probs / math.log(2)
 
 
 def figures(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from dyntok_jax.models.kv_cache import KeyValues, seen_slots
 from dyntok_jax.models.layers import (
     ACTIVATIONS,
     Attention,
@@ -92,19 +96,31 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "B T T"],
+        mask: Bool[Array, "B T S"],
         rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]],
-    ) -> Float[Array, "B T D"]:
-        """Attention, then feed-forward, each on the normalized input and added to it."""
+        past: KeyValues | None = None,
+        slots: Int[Array, " B"] | None = None,
+    ) -> Any:
+        """Attention, then feed-forward, each on the normalized input and added to it.
+
+        Arguments and result are those of ``layers.Attention``.
+        """
         c = self.config
         attention = Attention(
             c.heads, c.kv_heads, c.head_width, c.attention_bias, self.dtype, name="attention"
         )
         feed_forward = GatedFeedForward(c, self.dtype, name="feed_forward")
         normalized = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
-        x = constrain(x + attention(normalized, mask, rotary), "B", "T", None)
+        mixed = attention(normalized, mask, rotary, past, slots)
+        mixed, kept = (mixed, None) if past is None else mixed
+        x = constrain(x + mixed, "B", "T", None)
         normalized = RMSNorm(c.norm_eps, self.dtype, name="feed_forward_norm")(x)
-        return constrain(x + feed_forward(normalized), "B", "T", None)
+        x = constrain(x + feed_forward(normalized), "B", "T", None)
+        return x if kept is None else (x, _constrained(kept))
+
+
+def _constrained(kept: KeyValues) -> KeyValues:
+    return KeyValues(*(constrain(part, "B", "T", "KH", None) for part in kept))
 
 
 class Decoder(nn.Module):
@@ -122,23 +138,88 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, embeddings: Float[Array, "B T D"], mask: Bool[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
+        self, embeddings: Float[Array, "B T D"], mask: Bool[Array, "B T"], keep: bool = False
+    ) -> Any:
         """Hidden states after the final norm.
 
         Args:
             embeddings: rows of the tokens.
             mask: True at real tokens; padding may stand left or right and changes nothing.
+            keep: whether keys and values are wanted; padding must stand right then.
+
+        Returns:
+            (B, T, D); with ``keep``, that and the ``KeyValues`` of all layers, stacked on a
+            leading L, for :class:`UnrolledDecoder`.
         """
         c = self.config
         rotary = rotary_table(c.rotary, positions_from_mask(mask), c.head_width)
         x = constrain(embeddings.astype(self.dtype), "B", "T", None)
+        past = KeyValues.empty(len(x), c.kv_heads, c.head_width, self.dtype)
         x = scan_layers(
             DecoderLayer(c, self.dtype, name="layers"),
             x,
             causal_mask(mask, c.sliding_window),
             rotary,
+            *([past] if keep else []),
             length=c.layers,
             remat=self.remat,
         )
-        return RMSNorm(c.norm_eps, self.dtype, name="final_norm")(x)
+        x, kept = x if keep else (x, None)
+        x = RMSNorm(c.norm_eps, self.dtype, name="final_norm")(x)
+        return x if kept is None else (x, kept)
+
+
+class UnrolledDecoder(nn.Module):
+    """The same decoder one step further, over what it has read: tokens lie at their positions.
+
+    Its layers stand one after another, each with parameters and a cache of its own: a step over
+    stacked ones takes two or three times as long on CPUs. :func:`unrolled` makes its parameters.
+
+    Attributes:
+        config, dtype: as in :class:`Decoder`.
+    """
+
+    config: DecoderConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        cache: Sequence[KeyValues],
+        length: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
+        """Hidden states of the T tokens that follow, and each layer's cache with theirs.
+
+        Args:
+            embeddings: rows of the tokens.
+            cache: of each layer, with room for S tokens.
+            length: tokens each sequence has read; the new ones are written behind them, and what
+                is there is gone. S is at least length + T.
+        """
+        c = self.config
+        positions = length[:, None] + jnp.arange(embeddings.shape[1])
+        rotary = rotary_table(c.rotary, positions, c.head_width)
+        mask = seen_slots(positions, cache[0].key.shape[1], c.sliding_window)
+        x = constrain(embeddings.astype(self.dtype), "B", "T", None)
+        kept = []
+        for i, past in enumerate(cache):
+            layer = DecoderLayer(c, self.dtype, name=f"layer_{i}")
+            x, now = layer(x, mask, rotary, past, length)
+            kept.append(now)
+        return RMSNorm(c.norm_eps, self.dtype, name="final_norm")(x), tuple(kept)
+
+
+def unrolled(params: Any, dtype: DTypeLike) -> Any:
+    """A decoder's parameters as :class:`UnrolledDecoder` has them.
+
+    Matrices and biases are cast to the dtype they are multiplied in; norms stay float32.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf if path[-1].key == "scale" else leaf.astype(dtype)
+
+    stacked = jax.tree_util.tree_map_with_path(cast, params["layers"])
+    count = len(jax.tree.leaves(stacked)[0])
+    layers = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)}
+    return layers | {"final_norm": params["final_norm"]}

@@ -23,6 +23,7 @@ from flax.linen import spmd
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.rotary import rotate
 
 
@@ -264,10 +265,23 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T T"],
+        mask: Bool[Array, "#B #T S"],
         rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Attend from every position to the positions ``mask`` (query, key) allows."""
+        past: KeyValues | None = None,
+        slots: Int[Array, " B"] | None = None,
+    ) -> Any:
+        """Attend from every position to the positions ``mask`` (query, key) allows.
+
+        Args:
+            x: (B, T, D).
+            mask: S is T, or, with a past, the tokens it holds with these.
+            rotary: cosines and sines of x's positions.
+            past, slots: keys and values of earlier tokens, and where among them those of these
+                tokens are written, as in ``KeyValues.followed_by``.
+
+        Returns:
+            (B, T, D); with a past, that and the keys and values of all tokens.
+        """
 
         def project(count: int, axis: str, name: str) -> jax.Array:
             width = count * self.head_width
@@ -279,26 +293,30 @@ class Attention(nn.Module):
         value = project(self.kv_heads, "KH", "value")
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = attend(query, key, value, mask)
+        kept = None if past is None else past.followed_by(KeyValues(key, value), slots)
+        mixed = attend(query, *(kept or (key, value)), mask)
         mixed = mixed.reshape(*x.shape[:2], -1)
-        return Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
+        y = Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
+        return y if kept is None else (y, kept)
 
 
-def scan_layers(
-    layer: nn.Module, x: jax.Array, *inputs: object, length: int, remat: bool
-) -> jax.Array:
+def scan_layers(layer: nn.Module, x: jax.Array, *inputs: object, length: int, remat: bool) -> Any:
     """Apply ``length`` copies of ``layer`` one after another, parameters stacked on a leading L.
 
     Args:
-        layer: module mapping ``(x, *inputs)`` to the next x.
+        layer: module mapping ``(x, *inputs)`` to the next x, or to that and something to keep.
         x: activations that pass from layer to layer.
         inputs: what every layer gets alike (masks, rotary tables).
         length: number of layers, L.
         remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+        The last x; where layers keep something, that and what they keep, stacked on a leading L.
     """
 
-    def step(module: nn.Module, x: jax.Array, *inputs: object) -> tuple[jax.Array, None]:
-        return module(x, *inputs), None  # pyright: ignore[reportCallIssue]
+    def step(module: nn.Module, x: jax.Array, *inputs: object) -> tuple[Any, Any]:
+        result = module(x, *inputs)  # pyright: ignore[reportCallIssue]
+        return result if isinstance(result, tuple) else (result, None)
 
     scanned = nn.scan(
         # prevent_cse is needless inside a loop and would only hinder the compiler.
@@ -309,4 +327,5 @@ def scan_layers(
         length=length,
         metadata_params={meta.PARTITION_NAME: "L"},
     )
-    return scanned(layer, x, *inputs)[0]
+    x, kept = scanned(layer, x, *inputs)
+    return x if kept is None else (x, kept)

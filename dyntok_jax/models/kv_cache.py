@@ -1,0 +1,56 @@
+"""Keys and values of the tokens a decoder has read, kept for those that follow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+
+class KeyValues(NamedTuple):
+    """One layer's keys and values of the S tokens at positions 0 to S - 1.
+
+    Attributes:
+        key: (B, S, K, H), rotated by the tokens' positions.
+        value: (B, S, K, H).
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+
+    @classmethod
+    def empty(cls, batch: int, heads: int, width: int, dtype: DTypeLike) -> KeyValues:
+        """Those of no tokens."""
+        nothing = jnp.zeros((batch, 0, heads, width), dtype)
+        return cls(nothing, nothing)
+
+    def followed_by(self, new: KeyValues, slots: Int[Array, " B"] | None) -> KeyValues:
+        """With those of new tokens, in the place of what is there from ``slots`` on.
+
+        Args:
+            new: of the T tokens that follow.
+            slots: where the first of them goes in each sequence; None appends them all.
+        """
+
+        def written(old: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(old, new, (slot, 0, 0))
+
+        if slots is None:
+            return jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), self, new)
+        return jax.tree.map(lambda old, new: jax.vmap(written)(old, new, slots), self, new)
+
+    def grown(self, size: int) -> KeyValues:
+        """With room for ``size`` tokens."""
+        return jax.tree.map(
+            lambda old: jnp.pad(old, ((0, 0), (0, size - old.shape[1]), (0, 0), (0, 0))), self
+        )
+
+
+def seen_slots(positions: Int[Array, "B T"], size: int, window: int | None) -> Bool[Array, "B T S"]:
+    """(query, slot) pairs that may attend: tokens lie in a cache at their positions."""
+    ago = positions[..., None] - jnp.arange(size)
+    return ago >= 0 if window is None else (ago >= 0) & (ago < window)

@@ -1,0 +1,107 @@
+"""Steps through a cache are the whole decoder, token by token."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import load
+
+from dyntok_jax.models.decoder import Decoder, UnrolledDecoder, unrolled
+from dyntok_jax.models.kv_cache import KeyValues, seen_slots
+from dyntok_jax.models.weights import model_module
+
+ROOM = 16
+
+
+@functools.partial(jax.jit, static_argnames=("module", "keep"))
+def run(module: Any, params: Any, rows: Any, mask: Any, keep: bool = False) -> Any:
+    """The whole decoder."""
+    return module.apply({"params": params}, rows, mask, keep=keep)
+
+
+def prefilled(module: Any, params: Any, rows: Any, lengths: np.ndarray) -> tuple[Any, Any]:
+    """Hidden states of the first tokens of each row, and each layer's cache with room for more."""
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    hidden, kept = run(module, params, rows[:, : lengths.max()], mask, keep=True)
+    layers = range(kept.key.shape[0])
+    return hidden, tuple(jax.tree.map(lambda x, i=i: x[i], kept).grown(ROOM) for i in layers)
+
+
+def stepping(name: str, dtype: Any = jnp.float32) -> tuple[Any, ...]:
+    """The decoder, its parameters, the function of a step, and rows of 11 tokens each."""
+    tiny = load(name)
+    config: Any = tiny.model.config
+    step: Any = jax.jit(UnrolledDecoder(config, dtype).apply)
+    variables = {"params": unrolled(jax.tree.map(jnp.asarray, tiny.model.params), dtype)}
+    rows = np.asarray(tiny.model.source.input, np.float32)[tiny.record["ids"]]
+    module = model_module(tiny.model.architecture, dtype)
+    return module, tiny.model.params, lambda *inputs: step(variables, *inputs), rows
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama_tied", "llama_linear"])
+def test_every_step_is_the_whole_forward(name):
+    module, params, step, rows = stepping(name)
+    whole = np.asarray(run(module, params, rows, np.ones(rows.shape[:2], bool)))
+    length = np.array([3, 7, 1])
+    first, cache = prefilled(module, params, rows, length)
+    for row, count in enumerate(length):
+        np.testing.assert_allclose(first[row, :count], whole[row, :count], atol=1e-5)
+    for _ in range(4):
+        fed = rows[np.arange(3), length][:, None]
+        hidden, cache = step(fed, cache, length)
+        expected = whole[np.arange(3), length]
+        assert np.abs(expected).max() > 0.5
+        np.testing.assert_allclose(hidden[:, 0], expected, atol=1e-5)
+        length = length + 1
+
+
+def test_several_tokens_at_once_and_again():
+    module, params, step, rows = stepping("mistral")
+    whole = np.asarray(run(module, params, rows, np.ones(rows.shape[:2], bool)))
+    length = np.array([3, 6, 1])
+    _, cache = prefilled(module, params, rows, length)
+    # What was read and taken back leaves no trace.
+    _, cache = step(rows[::-1, :5], cache, length)
+    fed = np.stack([row[n : n + 4] for row, n in zip(rows, length, strict=True)])
+    hidden, _ = step(fed, cache, length)
+    for row, n in enumerate(length):
+        np.testing.assert_allclose(hidden[row], whole[row, n : n + 4], atol=1e-5)
+
+
+def test_bfloat16_is_the_whole_forward_in_bfloat16():
+    module, params, step, rows = stepping("llama_tied", jnp.bfloat16)
+    whole = run(module, params, rows, np.ones(rows.shape[:2], bool))
+    length = np.array([4, 4, 4])
+    _, cache = prefilled(module, params, rows, length)
+    assert cache[0].key.dtype == jnp.bfloat16
+    hidden, _ = step(rows[:, 4:5], cache, length)
+    assert hidden.dtype == jnp.bfloat16
+    expected = np.asarray(whole[:, 4], np.float32)
+    errors = np.abs(np.asarray(hidden[:, 0], np.float32) - expected)
+    assert errors.max() < 0.03 * np.abs(expected).max()
+
+
+def test_the_cache_is_kept_by_position():
+    old = KeyValues(*jnp.arange(2 * 2 * 4 * 1 * 2.0).reshape(2, 2, 4, 1, 2))
+    new = KeyValues(*-jnp.ones((2, 2, 1, 1, 2)))
+    kept = old.followed_by(new, jnp.array([1, 3]))
+    expected = np.asarray(old.key).copy()
+    expected[0, 1], expected[1, 3] = -1, -1
+    np.testing.assert_array_equal(kept.key, expected)
+    assert kept.grown(6).value.shape == (2, 6, 1, 2)
+    seen = seen_slots(jnp.array([[2], [0]]), 4, window=2)
+    assert seen[:, 0].tolist() == [[False, True, True, False], [True, False, False, False]]
+
+
+def test_layers_that_keep_nothing_are_as_before():
+    tiny = load("mistral")
+    module: Any = model_module(tiny.model.architecture)
+    assert isinstance(module, Decoder)
+    params, real = tiny.model.params, tiny.record["mask"][0]
+    hidden, _ = run(module, params, *tiny.inputs, keep=True)
+    np.testing.assert_allclose(hidden[0, real], tiny.hidden()[0, real], atol=1e-6)

@@ -37,7 +37,7 @@ _WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
     chr(point) for point in range(0x2000, 0x200B)
 }
 # The engine of the original's pre-tokenizer, so that its character classes are the same.
-_SPLIT = Split(Regex(SPLIT_PATTERN), behavior="removed", invert=True)
+SPLIT = Split(Regex(SPLIT_PATTERN), behavior="removed", invert=True)
 
 
 def unit_numbers(tokens: Sequence[str], boundary: Boundary) -> np.ndarray:
@@ -107,7 +107,7 @@ def _inside_one_pretoken(
     text: str, char_starts: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
     """(T,) bool: whether a unit begins at the token."""
-    spans = [span for _, span in _SPLIT.pre_tokenize_str(text)]
+    spans = [span for _, span in SPLIT.pre_tokenize_str(text)]
     first_bytes = char_starts[np.fromiter((start for start, _ in spans), np.int64, len(spans))]
     match = np.searchsorted(first_bytes, starts, side="right")
     straddles = np.searchsorted(first_bytes, ends - 1, side="right") != match

@@ -19,7 +19,6 @@ from dyntok_jax.batching import by_length
 from dyntok_jax.classification import best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.embed.providers import OF_PIECES
 from dyntok_jax.lora import Adapter, adapted_params, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
@@ -34,7 +33,7 @@ from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
-from eval.task_config import Setting, TaskRun
+from eval.task_config import Setting, TaskRun, hypernet_language
 from eval.task_figures import Outcome, figures
 
 
@@ -204,7 +203,7 @@ class Evaluation:
         models: dict[int | None, tuple[DynamicModel, DynamicModel]] = {}
         rows, base_rows = setting.rows, setting.base_rows
         for language in self._examples:
-            number = self._hypernet_language(rows, language)
+            number = hypernet_language(self.run.hypernet_languages, rows, language)
             if number not in models:
                 # An empty cache: a setting's time has the prediction of its rows in it.
                 fresh = [network.with_rows(rows, number, base_rows) for _ in range(2)]
@@ -212,18 +211,6 @@ class Evaluation:
             found[language] = self._outcome(*models[number], setting.reduction, language, limit)
         bar.update()
         return found
-
-    def _hypernet_language(self, rows: str, language: str) -> int | None:
-        known = self.run.hypernet_languages
-        if not known or rows == "base" or rows in OF_PIECES:
-            return None
-        code = language.partition("_")[0]
-        if code not in known:
-            raise DyntokError(
-                f"{language}: {code} is no language of the hypernetwork; valid are "
-                f"{', '.join(known)}"
-            )
-        return known.index(code)
 
     def _outcome(
         self,

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.providers import OF_PIECES
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, did_you_mean
+
+
+def hypernet_language(known: Sequence[str], rows: str, language: str) -> int | None:
+    """Row of a hypernetwork's language table for a source's language, None where there is none.
+
+    Args:
+        known: the table's languages, in its order; empty where there is no table.
+        rows: what embeds tokens.
+        language: its own up to ``_`` (``en_ewt``) is looked up.
+
+    Raises:
+        DyntokError: not in the table.
+    """
+    if not known or rows == "base" or rows in OF_PIECES:
+        return None
+    code = language.partition("_")[0]
+    if code not in known:
+        raise DyntokError(
+            f"{language}: {code} is no language of the hypernetwork; valid are {', '.join(known)}"
+        )
+    return known.index(code)
 
 
 @dataclass(frozen=True)

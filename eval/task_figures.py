@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 
 from eval.bootstrap import ends, resampled_sums
+from eval.mmlu_config import MmluSetting
 from eval.task_config import Setting
 
 Figure = Callable[[np.ndarray], np.ndarray]
-"""Summed counts (..., K) -> the metric in percent (...)."""
+"""Summed counts (..., K) -> the metric (...)."""
+
+AnySetting: TypeAlias = Setting | MmluSetting
+"""A line of a table: a dataclass with a name and a reduction."""
 
 
 class Outcome(NamedTuple):
@@ -26,7 +30,7 @@ class Outcome(NamedTuple):
         notes: what could not be read, counted by name.
     """
 
-    counts: Int[np.ndarray, "N K"]
+    counts: Num[np.ndarray, "N K"]
     tokens_static: int
     tokens_dynamic: int
     seconds: float
@@ -38,7 +42,7 @@ Outcomes = Mapping[str, Sequence[Mapping[str, Outcome]]]
 
 
 def figures(
-    outcomes: Outcomes, figure: Figure, average: Sequence[str], settings: Sequence[Setting]
+    outcomes: Outcomes, figure: Figure, average: Sequence[str], settings: Sequence[AnySetting]
 ) -> list[dict[str, Any]]:
     """Figures of every setting, as JSON values.
 

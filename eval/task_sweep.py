@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,24 @@ from rich.table import Table
 
 from dyntok_jax.files import atomic_path
 from eval import record
-from eval.task_config import Setting
-from eval.task_figures import Figure, Outcome, shorter, value
+from eval.task_figures import AnySetting, Figure, Outcome, shorter, value
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
 """Curve -> reduction -> seed -> language."""
 
 
 def curves(
-    points: Points, figure: Figure, average: Sequence[str], settings: Sequence[Setting]
+    points: Points, figure: Figure, average: Sequence[str], settings: Sequence[AnySetting]
 ) -> list[dict[str, Any]]:
-    """Every curve with its points, as JSON values."""
-    return [
-        {
-            "name": setting.name,
-            "adapter": setting.adapter,
-            "rows": setting.rows,
-            "points": [
-                _point(reduction, seeds, figure, average)
-                for reduction, seeds in points[setting.name].items()
-            ],
-        }
-        for setting in settings
-    ]
+    """Every curve with what its settings share and its points, as JSON values."""
+    found = []
+    for setting in settings:
+        shared = asdict(setting)
+        del shared["reduction"]
+        by_reduction = points[setting.name].items()
+        shared["points"] = [_point(value, seeds, figure, average) for value, seeds in by_reduction]
+        found.append(shared)
+    return found
 
 
 def _point(
@@ -61,14 +57,16 @@ def write(out: Path, run: dict[str, Any]) -> dict[str, str]:
     """
     with atomic_path(out.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        head = ["curve", "adapter", "rows", "reduction", "language"]
-        lines.writerow([*head, "shorter_percent", run["metric"], "seconds"])
+        head = [name for name in run["sweep"][0] if name != "points"]
+        columns = ["curve" if name == "name" else name for name in head]
+        columns += ["reduction", "language", "shorter_percent", run["metric"], "seconds"]
+        lines.writerow(columns)
         for curve in run["sweep"]:
             for point in curve["points"]:
                 for language, row in [("average", point["average"]), *point["languages"].items()]:
                     figures = (row["shorter_percent"], row["value"], row["seconds"])
-                    names = curve["name"], curve["adapter"], curve["rows"], point["reduction"]
-                    lines.writerow([*names, language, *(f"{figure:.3f}" for figure in figures)])
+                    names = [*(curve[name] for name in head), point["reduction"], language]
+                    lines.writerow([*names, *(f"{figure:.3f}" for figure in figures)])
     with atomic_path(out.with_suffix(".svg")) as partial:
         plot(run).savefig(partial, format="svg", metadata={"Date": None})
     return {"plot": str(out.with_suffix(".svg"))}

@@ -10,7 +10,9 @@ from dyntok_jax.config import read_config
 from eval.task_config import TaskRun
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
+FILES = sorted(
+    path for task in ("uner", "xnli") for path in (ROOT / "configs" / "eval").glob(f"{task}_*.yaml")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])

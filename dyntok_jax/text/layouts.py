@@ -3,6 +3,7 @@
     text      <s> t </s>                       pair      <s> p </s></s> h </s>
     words     <s> w w w </s>, with word ids    prompt    what the model's own tokenizer puts before
     messages  a chat template, its special tokens as ids, the users' content as text
+    ids       ids of the model, as another tokenizer of its vocabulary laid them out
 
 ``<s>`` and ``</s>`` stand for the tokenizer's own opening and closing tokens.
 """
@@ -10,8 +11,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -141,6 +143,33 @@ def messages_layout(
         )
         for messages in conversations
     ]
+
+
+def ids_layout(
+    tokenizer: BaseTokenizer,
+    sequences: Sequence[Sequence[int]],
+    boundary: Boundary = Boundary.PRETOKEN,
+) -> list[BaseTokens]:
+    """Sequences that are ids already; what stands between their special tokens is text.
+
+    Raises:
+        DyntokError: an id that is not in the vocabulary.
+    """
+    spelled = tokenizer.spelled()
+    for i in (i for ids in sequences for i in ids):
+        if not 0 <= i < tokenizer.vocab_size:
+            raise DyntokError(f"no token {i}; valid are 0 to {tokenizer.vocab_size - 1}")
+
+    def parts(ids: Sequence[int]) -> Iterator[int | _Segment]:
+        for is_text, run in groupby(ids, key=spelled.__contains__):
+            if is_text:
+                of_text = list(run)
+                pieces = Pieces(of_text, [spelled[i] for i in of_text])
+                yield _Segment(pieces, unit_numbers(pieces.tokens, boundary))
+            else:
+                yield from run
+
+    return [_assemble(list(parts(ids)), None, "ids") for ids in sequences]
 
 
 def _segments(

@@ -15,6 +15,7 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
 from dyntok_jax.text.layouts import (
     BaseTokens,
+    ids_layout,
     messages_layout,
     pair_layout,
     prompt_layout,
@@ -336,6 +337,24 @@ def test_messages_are_truncated(tiny_tokenizers):
     assert [token for token in sequence.tokens if isinstance(token, int)] == specials
     with pytest.raises(DyntokError, match="layout 'messages' needs at least 3 tokens"):
         messages_layout(tokenizer, [messages], max_length=2)
+
+
+def test_ids_are_laid_out_as_the_texts_they_came_from(tiny_tokenizers):
+    tokenizer = BaseTokenizer(*tiny_tokenizers["byte_bpe"])
+    for boundary in Boundary:
+        laid_out = messages_layout(tokenizer, [CONVERSATION, CONVERSATION[:1]], boundary)
+        for sequence, other in zip(
+            laid_out,
+            ids_layout(tokenizer, [s.ids.tolist() for s in laid_out], boundary),
+            strict=True,
+        ):
+            check(other)
+            assert other.tokens == sequence.tokens
+            np.testing.assert_array_equal(other.ids, sequence.ids)
+            np.testing.assert_array_equal(other.units, sequence.units)
+    assert ids_layout(tokenizer, [[]])[0].tokens == []
+    with pytest.raises(DyntokError, match="no token 100000; valid are 0 to"):
+        ids_layout(tokenizer, [[5, 100_000]])
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
-from dyntok_jax.scoring import cut_left, right_aligned
+from dyntok_jax.scoring import cut_left, right_aligned, scores_of_hidden
 from dyntok_jax.text.layouts import BaseTokens
 
 
@@ -27,3 +28,24 @@ def test_targets_stand_at_the_end():
         [-1, -1, -1, -1],
     ]
     assert right_aligned([[5], [6]]).tolist() == [[5], [6]]
+
+
+def test_log_probabilities_of_the_last_tokens_and_whether_they_are_the_best():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((4, 5, 8)).astype(np.float32)
+    rows = rng.standard_normal((30, 8)).astype(np.float32)
+    logits = np.asarray(hidden, np.float64) @ rows.T
+    best = logits.argmax(-1)
+    worse = (best[1, 2:4] + [0, 1]) % 30
+    # Of three targets, two behind the best and one worse token, padding alone, and one.
+    targets = [best[0, 1:4].tolist(), worse.tolist(), [], best[3, 3:4].tolist()]
+    table = right_aligned(targets)
+    assert table.shape == (4, 4)
+    found = scores_of_hidden(jnp.asarray(hidden), jnp.asarray(table), jnp.asarray(rows))
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = [
+        sum(log_probs[row, 4 - len(ids) + i, token] for i, token in enumerate(ids))
+        for row, ids in enumerate(targets)
+    ]
+    np.testing.assert_allclose(found.log_probs, wanted, atol=1e-5)
+    assert found.greedy.tolist() == [True, False, True, True]

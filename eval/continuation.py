@@ -99,16 +99,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def text_prefixes(
+    tokenizer: BaseTokenizer, path: Path, count: int, tokens: int
+) -> list[BaseTokens]:
+    """So many stretches of a text's base tokens, as prompts, without what follows them.
+
+    Raises:
+        DyntokError: the file cannot be read or is too short.
+    """
+    pieces = _encode(tokenizer, record.read_lines(path, None))
+    starts = _starts(path, pieces, count, tokens)
+    return [_prefix(tokenizer, pieces, start, start + tokens) for start in starts]
+
+
+def _starts(path: Path, pieces: Pieces, windows: int, size: int) -> Int[np.ndarray, " W"]:
+    room = len(pieces.ids) // size
+    if room < windows:
+        raise DyntokError(
+            f"{path}: {len(pieces.ids)} tokens hold {room} windows of {size}; "
+            f"{windows} are asked for"
+        )
+    return window_starts(len(pieces.ids), windows)
+
+
 def _windows(tokenizer: BaseTokenizer, path: Path, options: argparse.Namespace) -> Windows:
     pieces = _encode(tokenizer, record.read_lines(path, options.lines))
     size = options.prefix_tokens + options.continuation_tokens
-    room = len(pieces.ids) // size
-    if room < options.windows:
-        raise DyntokError(
-            f"{path}: {len(pieces.ids)} tokens hold {room} windows of {size}; "
-            f"{options.windows} are asked for"
-        )
-    starts = window_starts(len(pieces.ids), options.windows)
+    starts = _starts(path, pieces, options.windows, size)
     ends = starts + options.prefix_tokens
     following = [slice(end, end + options.continuation_tokens) for end in ends]
     return Windows(

@@ -1,0 +1,138 @@
+"""Tables and plots of a measurement of efficiency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from eval import record
+
+
+def hit_shares(curve: Mapping[str, Sequence[int]]) -> list[float]:
+    """Percent of the tokens looked up so far that were in the cache, batch by batch."""
+    hits, misses = np.cumsum(curve["hits"]), np.cumsum(curve["misses"])
+    return (100 * hits / (hits + misses)).tolist()
+
+
+def show(run: Mapping[str, Any]) -> None:
+    """Prints a line for each language and reduction."""
+    for table in (_operations(run), _caches(run), _latencies(run)):
+        if table.rows:
+            record.print_table(table)
+
+
+def _operations(run: Mapping[str, Any]) -> Table:
+    ratios = [*run["check"]["decoder"].values()]
+    if "hypernet" in run["check"]:
+        ratios.append(run["check"]["hypernet"])
+    title = (
+        f"{run['model']}: MMLU prompts; formula ÷ XLA {min(ratios):.3f} to {max(ratios):.3f}; "
+        f"keys and values in {run['kv_dtype']}"
+    )
+    columns = ("", "reduction", "tokens", "shorter", "model", "hypernetwork", "of all", "uncached")
+    table = Table(*columns, "in all", "saved", "KV cache", title=title)
+    for language, part in run["efficiency"].items():
+        for point in part["points"]:
+            table.add_row(
+                language,
+                f"{point['reduction']:g} %",
+                f"{point['tokens']:.0f}",
+                f"{point['tokens_saved_percent']:.1f} %",
+                operations(point["model_flops"]),
+                operations(point["hypernet_flops"]),
+                f"{point['hypernet_percent']:.1f} %",
+                operations(point["hypernet_flops_uncached"]),
+                operations(point["total_flops"]),
+                f"{point['total_flops_saved_percent']:.1f} %",
+                f"{point['kv_bytes'] / 2**20:.1f} MiB",
+            )
+        table.add_section()
+    return table
+
+
+def operations(count: float) -> str:
+    """A number of operations in T or G."""
+    return f"{count / 1e12:.2f}T" if count >= 1e12 else f"{count / 1e9:.1f}G"
+
+
+def _caches(run: Mapping[str, Any]) -> Table:
+    reduction = next(iter(run["efficiency"].values()))["points"][-1]["reduction"]
+    size = run["cache_batch_size"]
+    title = f"cache of rows, batches of {size} prompts merged to {reduction:g} %"
+    table = Table("", "rows", "grown to", "hits of the first batch", "of all", title=title)
+    for language, part in run["efficiency"].items():
+        for curve in part["cache"]:
+            shares = hit_shares(curve)
+            grown = "" if curve["grown_to"] == curve["capacity"] else str(curve["grown_to"])
+            cells = (f"{shares[0]:.1f} %", f"{shares[-1]:.1f} %")
+            table.add_row(language, str(curve["capacity"]), grown, *cells)
+    return table
+
+
+def _latencies(run: Mapping[str, Any]) -> Table:
+    title = (
+        f"milliseconds to the first token of {run.get('latency_prompts')} prompts of "
+        f"{run.get('latency_tokens')} base tokens"
+    )
+    columns = ("", "reduction", "tokens", "padded", "prefill", "÷ static", "tokens ÷ static")
+    table = Table(*columns, "first token", "with new rows", title=title)
+    for language, steps in run["latency"].items():
+        for step in steps:
+            table.add_row(
+                language,
+                f"{step['reduction']:g} %",
+                f"{step['tokens']:.0f}",
+                f"{step['padded']:.0f}",
+                f"{step['prefill_ms']:.0f}",
+                f"{step['prefill_ms'] / steps[0]['prefill_ms']:.2f}",
+                f"{step['tokens'] / steps[0]['tokens']:.2f}",
+                f"{step['first_token_ms']:.0f}",
+                f"{step['first_token_new_rows_ms']:.0f}",
+            )
+        table.add_section()
+    return table
+
+
+def plot(run: Mapping[str, Any]) -> Any:
+    """A matplotlib figure: operations and latency against reduction, and the cache's hits."""
+    from matplotlib.figure import Figure
+
+    panels = [_plot_operations, _plot_cache] + [_plot_latency] * bool(run["latency"])
+    canvas = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    for axes, draw in zip(np.atleast_1d(canvas.subplots(1, len(panels))), panels, strict=True):
+        draw(axes, run)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    canvas.suptitle(Path(run["model"]).name, fontsize="medium")
+    return canvas
+
+
+def _plot_operations(axes: Any, run: Mapping[str, Any]) -> None:
+    for language, part in run["efficiency"].items():
+        x = [point["reduction"] for point in part["points"]]
+        y = [point["total_flops"] / 1e12 for point in part["points"]]
+        axes.plot(x, y, marker="o", label=language)
+    axes.set_xlabel("reduction, % of the largest possible saving")
+    axes.set_ylabel("10¹² operations a prompt, hypernetwork cached")
+
+
+def _plot_cache(axes: Any, run: Mapping[str, Any]) -> None:
+    for language, part in run["efficiency"].items():
+        curve = part["cache"][-1]
+        label = f"{language}, {curve['grown_to']} rows"
+        axes.plot(np.arange(1, len(curve["hits"]) + 1), hit_shares(curve), label=label)
+    axes.set_xlabel(f"batches of {run['cache_batch_size']} prompts")
+    axes.set_ylabel("hits so far, % of the unique tokens of batches")
+
+
+def _plot_latency(axes: Any, run: Mapping[str, Any]) -> None:
+    for language, steps in run["latency"].items():
+        x, y = zip(*((step["reduction"], step["prefill_ms"]) for step in steps), strict=True)
+        axes.plot(x, y, marker="o", label=language)
+    axes.set_xlabel("reduction, % of the largest possible saving")
+    axes.set_ylabel("prefill, milliseconds")
+    axes.set_ylim(bottom=0)

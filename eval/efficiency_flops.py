@@ -1,0 +1,105 @@
+"""Floating-point operations of a forward pass, by formula and by XLA's own count.
+
+A multiplication and an addition are two operations. Attention counts all pairs of tokens, since
+that is what is computed; the output layer is left out: prefilling needs it at one token only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.encoder import EncoderStack
+from dyntok_jax.models.layers import QUERY_BLOCK, abstract_params
+
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
+    """Of the layers of a decoder, for one sequence.
+
+    Args:
+        config: shape of the decoder.
+        tokens: T, or many of them.
+    """
+    c = config
+    query, groups = c.heads * c.head_width, c.kv_heads * c.head_width
+    maps = 2 * query + 2 * groups + 3 * c.feed_forward
+    return c.layers * (2 * tokens * c.width * maps + 4 * tokens**2 * query)
+
+
+def hypernet_flops(config: HypernetConfig, tokens: Number) -> Number:
+    """Of a hypernetwork, for so many tokens."""
+    c = config
+    slots = c.surface_length + bool(c.languages)
+    projector = 2 * c.hidden * c.feed_forward
+    read = c.surface_length * (c.source_width * c.hidden + projector)
+    maps = 4 * c.hidden**2 + 2 * c.hidden * c.feed_forward
+    layers = c.layers * (slots * maps + 2 * slots**2 * c.hidden)
+    both = c.separate_output and not c.single_head
+    heads = (1 + both) * projector + c.hidden * (c.source_width + c.predict_bias)
+    return 2 * tokens * (read + layers + heads)
+
+
+def decoder_flops_xla(config: DecoderConfig, tokens: int) -> float:
+    """As :func:`decoder_flops`, counted by the compiler.
+
+    XLA counts a loop's body once: so the layers, which are one, are multiplied. What stands outside
+    of them (a norm, the mask, the angles) is far below a percent.
+    """
+    # At whole multiples attention goes block by block, in a loop of its own.
+    looped = tokens > QUERY_BLOCK and tokens % QUERY_BLOCK == 0
+    module, length = Decoder(config), tokens + looped
+    inputs = _floats(1, length, config.width), jax.ShapeDtypeStruct((1, length), jnp.bool_)
+    counted = _counted(module.apply, _variables(abstract_params(module)), *inputs)
+    return config.layers * counted * tokens / length
+
+
+def hypernet_flops_xla(config: HypernetConfig, tokens: int) -> float:
+    """As :func:`hypernet_flops`, counted by the compiler; see :func:`decoder_flops_xla`."""
+    c = config
+    form = (tokens, c.surface_length)
+    inputs = (
+        _floats(c.vocab_size, c.source_width),
+        jax.ShapeDtypeStruct(form, jnp.int32),
+        jax.ShapeDtypeStruct(form, jnp.bool_),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    whole = _counted(Hypernet(c).apply, _variables(abstract_hypernet(c)), *inputs)
+    slots = c.surface_length + bool(c.languages)
+    stack = EncoderStack(c.encoder)
+    inputs = _floats(tokens, slots, c.hidden), jax.ShapeDtypeStruct((tokens, slots), jnp.bool_)
+    params = abstract_params(stack, *inputs)
+    return whole + (c.layers - 1) * _counted(stack.apply, _variables(params), *inputs)
+
+
+def kv_bytes(config: DecoderConfig, tokens: Number, itemsize: int) -> Number:
+    """Bytes of keys and values of one sequence.
+
+    Args:
+        config: shape of the decoder.
+        tokens: T, or many of them.
+        itemsize: bytes of a number.
+    """
+    return 2 * config.layers * config.kv_heads * config.head_width * itemsize * tokens
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _variables(abstract: Any) -> Any:
+    return {"params": meta.unbox(abstract)}
+
+
+def _counted(function: Callable[..., Any], *inputs: Any) -> float:
+    """Operations of a compiled function; nothing is allocated or run."""
+    found: Any = jax.jit(function).lower(*inputs).compile().cost_analysis()
+    return float(found["flops"])

@@ -1,0 +1,173 @@
+"""Operations by formula and by XLA, cache curves and latencies, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dyntok_jax.config import read_config
+from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.tasks import mmlu as task
+from eval import efficiency, efficiency_figures
+from eval.efficiency_config import EfficiencyRun
+from eval.efficiency_flops import (
+    decoder_flops,
+    decoder_flops_xla,
+    hypernet_flops,
+    hypernet_flops_xla,
+    kv_bytes,
+)
+
+ROOT = Path(__file__).parents[2]
+SMALL = DecoderConfig(
+    width=192, layers=5, heads=6, kv_heads=2, head_width=32, feed_forward=512, vocab_size=64
+)
+MISTRAL = DecoderConfig()
+ZETT = HypernetConfig(
+    4096, 4096, 8192, 3, 32, 7, 32_000, 522, 2, separate_output=True, predict_bias=False
+)
+
+
+# At 1024 tokens attention runs in a loop, which XLA would count once.
+@pytest.mark.parametrize("tokens", [96, 700, 1024])
+def test_a_decoders_formula_is_what_xla_counts(tokens):
+    assert decoder_flops(SMALL, float(tokens)) == pytest.approx(
+        decoder_flops_xla(SMALL, tokens), rel=0.03
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HypernetConfig(96, 256, 512, 3, 4, 7, 64, 3, 0),
+        HypernetConfig(96, 256, 512, 2, 4, 7, 64, 3, 0, languages=5, separate_output=True),
+        HypernetConfig(96, 256, 512, 1, 4, 7, 64, 3, 0, separate_output=True, single_head=True),
+    ],
+)
+def test_a_hypernetworks_formula_is_what_xla_counts(config):
+    assert hypernet_flops(config, 48.0) == pytest.approx(hypernet_flops_xla(config, 48), rel=0.03)
+
+
+def test_sizes_of_mistral():
+    # 6.98 billion parameters are in the layers' maps, each of which counts twice a token.
+    assert decoder_flops(MISTRAL, 1.0) == pytest.approx(2 * 6.979e9, rel=1e-3)
+    assert decoder_flops_xla(MISTRAL, 64) == pytest.approx(decoder_flops(MISTRAL, 64.0), rel=0.01)
+    assert hypernet_flops_xla(ZETT, 8) == pytest.approx(hypernet_flops(ZETT, 8.0), rel=0.01)
+    assert kv_bytes(MISTRAL, 1.0, 2) == 131_072
+
+
+def record(i: int) -> dict[str, Any]:
+    names = task.CHOICE_NAMES[0]
+    choices = ["lighthouses", "Geschichten", "Straßenbahnen", "children"]
+    text = f"Which lighthouses number {i} are lit?"
+    return {"id": "coast/dev/1", "instruction": text, "answer": "A"} | dict(
+        zip(names, choices, strict=True)
+    )
+
+
+@pytest.fixture
+def content(decoder, tmp_path) -> dict[str, Any]:
+    for name, numbers in (("val", range(10, 15)), ("dev", range(5))):
+        path = tmp_path / f"xx_{name}.json"
+        path.write_text(json.dumps([record(i) for i in numbers]), "utf-8")
+    (tmp_path / "xx.txt").write_text("The quick brown foxes of the lighthouses.\n" * 20)
+    source = [{"files": str(tmp_path / f"xx_{name}.json")} for name in ("val", "dev")]
+    return {
+        "model": str(decoder),
+        "rows": "fvt",
+        "data": [{"language": "xx", "questions": source[0], "shots": source[1]}],
+        "reductions": [0, 50, 100],
+        "cache": {"capacities": [256, 8], "batch_size": 2},
+        "latency": {
+            "texts": {"xx": str(tmp_path / "xx.txt")},
+            "prompts": 2,
+            "tokens": 64,
+            "repeats": 1,
+        },
+    }
+
+
+def measured(content, tmp_path, command) -> dict[str, Any]:
+    (tmp_path / "run.yaml").write_text(json.dumps(content), "utf-8")
+    out = tmp_path / "found.json"
+    run = command(efficiency.main, "--config", tmp_path / "run.yaml", "--out", out)
+    assert run.code == 0, run.err
+    assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
+    return json.loads(out.read_text("utf-8"))
+
+
+def test_a_run(content, tmp_path, command):
+    found = measured(content, tmp_path, command)
+    language = found["efficiency"]["xx"]
+    static, half, full = language["points"]
+    assert static["tokens"] > half["tokens"] > full["tokens"] and language["prompts"] == 5
+    assert static["tokens_saved_percent"] == 0 < full["total_flops_saved_percent"]
+    # No token is predicted by base rows, and fewer than there are by merging.
+    assert static["predicted_tokens"] == 0 < full["predicted_tokens"] < full["tokens"]
+    assert full["predicted_tokens_cached"] < full["predicted_tokens"]
+    assert full["kv_bytes"] / static["kv_bytes"] == pytest.approx(full["tokens"] / static["tokens"])
+    small, large = language["cache"]
+    assert small["capacity"] == 8 and small["grown_to"] >= 64 > small["capacity"]
+    assert large["grown_to"] == 256 and len(large["hits"]) == 3
+    assert large["hits"][0] == 0
+    # The shots are the same in all prompts: later batches miss little but their questions.
+    assert large["misses"][1] < 0.2 * large["misses"][0]
+    shares = efficiency_figures.hit_shares(large)
+    assert shares == sorted(shares) and shares[0] == 0 < shares[-1] < 100
+    steps = found["latency"]["xx"]
+    assert steps[0]["tokens"] == 64 > steps[-1]["tokens"]
+    assert all(0 < step["prefill_ms"] <= 5 * step["first_token_ms"] for step in steps)
+    assert all(abs(ratio - 1) < 0.2 for ratio in found["check"]["decoder"].values())
+
+
+def test_a_shape_needs_no_weights(content, folders, tmp_path, command):
+    del content["latency"], content["rows"]
+    content["model"] = str(folders["byte_bpe"])
+    content["decoder"] = {"width": 192, "layers": 2, "heads": 6, "kv_heads": 2, "head_width": 32}
+    content["decoder"] |= {"feed_forward": 512}
+    content["hypernet"] = {"width": 192, "hidden": 64, "feed_forward": 128, "layers": 1, "heads": 2}
+    content["hypernet"] |= {"surface_length": 7, "vocab_size": 480, "extra_tokens": 0, "pad_id": 0}
+    content["base_rows"] = "predicted"
+    found = measured(content, tmp_path, command)
+    static = found["efficiency"]["xx"]["points"][0]
+    assert found["latency"] == {} and found["check"]["hypernet"] == pytest.approx(1, abs=0.1)
+    assert static["predicted_tokens"] > 20
+    each = static["hypernet_flops_uncached"] / static["predicted_tokens"]
+    assert static["hypernet_flops"] == pytest.approx(each * static["predicted_tokens_cached"])
+    assert static["total_flops"] == static["model_flops"] + static["hypernet_flops"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("reductions", [50, 100], "the first is 0"),
+        ("hypernet", ZETT.__dict__, "together with decoder"),
+        ("decoder", {}, "cannot be timed"),
+        ("cache", {"capacities": []}, "capacities"),
+        ("latency", {"texts": {}}, "a text at least"),
+        ("latency", {"texts": {"xx": "nowhere.txt"}}, "nowhere.txt"),
+        ("rows", "nothing", "no such folder"),
+    ],
+)
+def test_a_bad_config_is_one_line(content, tmp_path, command, key, value, words):
+    (tmp_path / "run.yaml").write_text(json.dumps(content | {key: value}), "utf-8")
+    arguments = "--config", tmp_path / "run.yaml", "--out", tmp_path / "found.json"
+    run = command(efficiency.main, *arguments)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["efficiency_smollm2.yaml", "efficiency_mistral.yaml"])
+def test_config_files_are_valid_and_say_their_command(name, monkeypatch):
+    for variable in ("MMLU", "M_MMLU", "TEXT"):
+        monkeypatch.setenv(variable, variable.lower())
+    path = ROOT / "configs" / "eval" / name
+    run = read_config(EfficiencyRun, path)
+    assert bool(run.latency) == (name == "efficiency_smollm2.yaml")
+    if run.decoder:
+        assert (run.decoder, run.hypernet) == (MISTRAL, ZETT)
+    head = path.read_text("utf-8").split("model:")[0]
+    assert f"--config configs/eval/{name}" in head

@@ -12,6 +12,7 @@ The pipeline, each stop a folder or a file:
     models/       XLM-R, RoBERTa, BERT; Mistral, Llama; their weights in and out
     sharding      one mesh, one table of rules, one forward for all of them
     dynamic_model a model with its tokenizer, rows and mesh, for ``encoding`` and ``scoring``
+    generate      prompts to texts, by the steps of generation/ and the rules of ``sampling``
     model_store   a model's name to a folder in Hugging Face layout
 """
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
@@ -24,8 +26,9 @@ from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.decoder import DecoderConfig, unrolled
 from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.hf_config import read_end_ids
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, shard_params
@@ -53,6 +56,7 @@ class DynamicModel:
         cache: rows of dynamic tokens, on the device.
         mesh: devices.
         max_length: longest sequence the model can read.
+        end_ids: of tokens that end what a decoder generates.
     """
 
     name: str
@@ -65,6 +69,7 @@ class DynamicModel:
     cache: RowCache
     mesh: Mesh
     max_length: int
+    end_ids: tuple[int, ...] = ()
 
     def with_rows(
         self, rows: str, language: int | None = None, base_rows: BaseRowsRule | None = None
@@ -108,10 +113,14 @@ class DynamicModel:
 
         The number of sequences is rounded up too, to a power of two that the mesh divides.
         """
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        rows = 1 << (len(sequences) - 1).bit_length()
         side = "left" if self.kind == "decoder" else "right"
-        return make_batch(sequences, side, -(-rows // parts) * parts, self.max_length)
+        return make_batch(sequences, side, self.batch_rows(len(sequences)), self.max_length)
+
+    def batch_rows(self, count: int) -> int:
+        """How many sequences a batch of so many has, with empty ones."""
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = 1 << (count - 1).bit_length()
+        return -(-rows // parts) * parts
 
     def table(self, batch: Batch, size: int | None = None) -> jax.Array:
         """(U, D) float32 rows of a batch's unique tokens; U is ``size`` or the batch's bucket."""
@@ -158,9 +167,19 @@ class DynamicModel:
     def output_rows(self) -> jax.Array:
         """(V, D) float32 the model's own output rows, split over the mesh by vocabulary."""
         own = self.source.input if self.source.output is None else self.source.output
-        splits = len(own) % self.mesh.shape["model"] == 0
-        sharding = NamedSharding(self.mesh, PartitionSpec("model" if splits else None))
-        return jax.device_put(np.asarray(own, np.float32), sharding)
+        return placed_rows(np.asarray(own, np.float32), self.mesh)
+
+    @cached_property
+    def input_rows(self) -> jax.Array:
+        """(V, D) float32 the model's own input rows, as the output rows."""
+        if self.source.output is None:
+            return self.output_rows
+        return placed_rows(np.asarray(self.source.input, np.float32), self.mesh)
+
+    @cached_property
+    def step_params(self) -> Any:
+        """A decoder's parameters once more, as ``models.decoder.UnrolledDecoder`` has them."""
+        return jax.jit(unrolled, static_argnums=1)(self.params, self.module.dtype)
 
     @cached_property
     def _punctuation_rule(self) -> PunctuationRule:
@@ -212,7 +231,15 @@ def load(
         RowCache(provider, CACHE_ROWS),
         mesh,
         loaded.architecture.max_length,
+        _end_ids(folder, tokenizer) if loaded.kind == "decoder" else (),
     )
+
+
+def placed_rows(rows: Float[np.ndarray, "V D"], mesh: Mesh) -> jax.Array:
+    """Rows of a whole vocabulary on the mesh, split by vocabulary where that goes."""
+    splits = len(rows) % mesh.shape["model"] == 0
+    sharding = NamedSharding(mesh, PartitionSpec("model" if splits else None))
+    return jax.device_put(rows, sharding)
 
 
 def _provider(
@@ -231,6 +258,11 @@ def _provider(
 
     name = default_rows(tables, tokenizer) if rows == "default" else rows
     return name, row_provider(name, tables, tokenizer, language, base_rows, mesh)
+
+
+def _end_ids(folder: Path, tokenizer: BaseTokenizer) -> tuple[int, ...]:
+    closing = () if tokenizer.closing_id is None else (tokenizer.closing_id,)
+    return read_end_ids(folder) or closing
 
 
 def _check_heads(config: EncoderConfig | DecoderConfig, mesh: Mesh) -> None:

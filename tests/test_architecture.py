@@ -17,9 +17,12 @@ ORDER = [
     {"models", "tasks"},
     {"sharding", "checkpoint", "lora"},
     {"embed"},
+    {"large_vocabulary"},
     {"dynamic_model"},
-    {"encoding", "scoring", "classification"},
-    {"demo"},
+    {"encoding", "scoring", "classification", "sampling"},
+    {"generation"},
+    {"generate"},
+    {"demo", "lm_eval_adapter"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

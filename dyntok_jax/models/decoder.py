@@ -223,3 +223,11 @@ def unrolled(params: Any, dtype: DTypeLike) -> Any:
     count = len(jax.tree.leaves(stacked)[0])
     layers = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)}
     return layers | {"final_norm": params["final_norm"]}
+
+
+def layer_caches(kept: KeyValues, size: int) -> tuple[KeyValues, ...]:
+    """Each layer's cache with room for ``size`` tokens, of what a whole forward kept."""
+    layers = range(kept.key.shape[0])
+    return tuple(
+        _constrained(jax.tree.map(lambda part, i=i: part[i], kept).grown(size)) for i in layers
+    )

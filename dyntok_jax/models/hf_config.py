@@ -78,6 +78,30 @@ def read_architecture(folder: Path) -> Architecture:
     return _architecture(path, model_type, names[name])
 
 
+def read_end_ids(folder: Path) -> tuple[int, ...]:
+    """Ids of the tokens that end what the model generates, as its files say; maybe none.
+
+    ``generation_config.json`` goes before ``config.json``.
+
+    Raises:
+        DyntokError: a file that is not a JSON object, or ids that are not numbers.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise DyntokError(f"{path}: not a JSON object") from error
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(isinstance(i, int) and i >= 0 for i in ids):
+            raise DyntokError(f"{path}: eos_token_id is {ids}; valid are ids from 0")
+        if ids:
+            return tuple(ids)
+    return ()
+
+
 def _architecture(path: Path, model_type: str, head: HeadKind | None) -> Architecture:
     from transformers import AutoConfig  # here because it takes a second
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_models import load
 
-from dyntok_jax.models.decoder import Decoder, UnrolledDecoder, unrolled
+from dyntok_jax.models.decoder import Decoder, UnrolledDecoder, layer_caches, unrolled
 from dyntok_jax.models.kv_cache import KeyValues, seen_slots
 from dyntok_jax.models.weights import model_module
 
@@ -28,8 +28,7 @@ def prefilled(module: Any, params: Any, rows: Any, lengths: np.ndarray) -> tuple
     """Hidden states of the first tokens of each row, and each layer's cache with room for more."""
     mask = np.arange(lengths.max()) < lengths[:, None]
     hidden, kept = run(module, params, rows[:, : lengths.max()], mask, keep=True)
-    layers = range(kept.key.shape[0])
-    return hidden, tuple(jax.tree.map(lambda x, i=i: x[i], kept).grown(ROOM) for i in layers)
+    return hidden, layer_caches(kept, ROOM)
 
 
 def stepping(name: str, dtype: Any = jnp.float32) -> tuple[Any, ...]:

@@ -1,0 +1,138 @@
+"""Text after dynamically tokenized prompts, by a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.generation.batch import run_batch
+from dyntok_jax.generation.settings import (
+    Generated,
+    GenerationConfig,
+    OnText,
+    OutputVocabulary,
+    Prompt,
+)
+from dyntok_jax.merging.budget import Budget
+from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import DyntokError, Token
+
+__all__ = ["Generated", "GenerationConfig", "OnText", "OutputVocabulary", "generate"]
+
+
+def generate(
+    model: DynamicModel,
+    prompts: Sequence[BaseTokens],
+    settings: GenerationConfig,
+    vocabulary: OutputVocabulary | None = None,
+    on_text: OnText | None = None,
+) -> list[Generated]:
+    """Texts that follow prompts.
+
+    What is generated is read by its vocabulary's own rows.
+
+    Args:
+        model: a decoder.
+        prompts: as ``prompt_layout`` or ``messages_layout`` lays them out.
+        settings: how to generate.
+        vocabulary: to generate in; by default the model's own, each token of which is a candidate.
+        on_text: gets the texts as they come.
+
+    Raises:
+        DyntokError: an encoder; a prompt that is too long, or empty without an opening token;
+            settings that do not go together; see ``DynamicModel.merge``.
+    """
+    if model.kind != "decoder":
+        raise DyntokError(f"{model.name} is an encoder: generate needs a decoder")
+    _check(model, settings, vocabulary)
+    ready = _prepared(model, prompts, settings, vocabulary)
+    found: dict[int, Generated] = {}
+    # The longest first, so that what does not fit into memory fails at once.
+    order = sorted(ready, key=lambda prompt: -len(prompt.tokens))
+    for start in range(0, len(order), settings.batch_size):
+        part = order[start : start + settings.batch_size]
+        texts = run_batch(model, part, settings, vocabulary, on_text)
+        found |= {prompt.place: text for prompt, text in zip(part, texts, strict=True)}
+    return [found[place] for place in range(len(prompts))]
+
+
+def _check(
+    model: DynamicModel, settings: GenerationConfig, vocabulary: OutputVocabulary | None
+) -> None:
+    if settings.max_new_tokens >= model.max_length:
+        raise DyntokError(
+            f"max_new_tokens {settings.max_new_tokens}: {model.name} reads {model.max_length} "
+            "tokens, prompt included"
+        )
+    if vocabulary is None:
+        if settings.reduction is None:
+            raise DyntokError("a reduction is needed without an output vocabulary")
+        return
+    for name in ("codebook", "rewrite_words"):
+        if getattr(settings, name):
+            raise DyntokError(f"{name}: it needs the model's own output vocabulary")
+    if settings.reduction is None and vocabulary.tokenize is None:
+        raise DyntokError("a reduction is needed: this vocabulary tokenizes no prompts")
+    wanted = max(settings.top_k, settings.candidates)
+    if wanted > vocabulary.index.size:
+        raise DyntokError(
+            f"{wanted} candidates (candidates, top_k): the vocabulary has {vocabulary.index.size}"
+        )
+
+
+def _prepared(
+    model: DynamicModel,
+    prompts: Sequence[BaseTokens],
+    settings: GenerationConfig,
+    vocabulary: OutputVocabulary | None,
+) -> list[Prompt]:
+    """Prompts as they are read, cut where they are too long."""
+    read = _read(model, prompts, settings, vocabulary)
+    room = model.max_length - settings.max_new_tokens
+    ready = []
+    for place, (base, tokens) in enumerate(zip(prompts, read, strict=True)):
+        kept = _within(model, tokens or _opening(model), room, settings.truncate, place)
+        cut = max(len(tokens) - len(kept), 0)
+        ready.append(Prompt(place, base, kept, settings.reduction is None, cut))
+    return ready
+
+
+def _read(
+    model: DynamicModel,
+    prompts: Sequence[BaseTokens],
+    settings: GenerationConfig,
+    vocabulary: OutputVocabulary | None,
+) -> list[list[Token]]:
+    """The tokens the network reads."""
+    if settings.reduction is None:
+        assert vocabulary is not None and vocabulary.tokenize is not None  # _check has seen to it
+        return [list(vocabulary.tokenize(base)) for base in prompts]
+    budget = Budget(reduction=settings.reduction)
+    together = settings.batch_size if settings.merge_together else max(len(prompts), 1)
+    alone = not settings.merge_together
+    groups = [prompts[i : i + together] for i in range(0, len(prompts), together)]
+    merged = [model.merge(part, budget, settings.boundary, per_sample=alone) for part in groups]
+    return [sequence.tokens for part in merged for sequence in part.sequences]
+
+
+def _within(
+    model: DynamicModel, tokens: list[Token], room: int, truncate: bool, place: int
+) -> list[Token]:
+    """A prompt's last tokens, behind what the tokenizer puts before every prompt."""
+    excess = len(tokens) - room
+    if excess <= 0:
+        return tokens
+    if not truncate:
+        raise DyntokError(
+            f"prompt {place + 1}: {len(tokens)} tokens, and there is room for {room} before the "
+            "new ones (truncate cuts its beginning)"
+        )
+    before = model.tokenizer.prompt_ids
+    prefix = len(before) if tokens[: len(before)] == before and len(before) < room else 0
+    return tokens[:prefix] + tokens[prefix + excess :]
+
+
+def _opening(model: DynamicModel) -> list[Token]:
+    if model.tokenizer.opening_id is None:
+        raise DyntokError("an empty prompt, and the tokenizer has no opening token to begin with")
+    return [model.tokenizer.opening_id]

@@ -139,6 +139,29 @@ def file_metadata(path: Path) -> dict[str, str]:
     return header.get("__metadata__", {})
 
 
+def encode_header(
+    tensors: Mapping[str, tuple[tuple[int, ...], str]],
+    metadata: Mapping[str, str] | None = None,
+    alignment: int = 8,
+) -> bytes:
+    """What a file begins with; the tensors follow in order, without gaps.
+
+    Args:
+        tensors: shape and dtype by name.
+        metadata: what the file says of itself beside them.
+        alignment: the first tensor's place in the file is a multiple of it.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name, (shape, dtype) in tensors.items():
+        begin, end = end, end + np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    # Readers map the tensors, which must lie on their own size at least.
+    raw += b" " * (-(8 + len(raw)) % alignment)
+    return len(raw).to_bytes(8, "little") + raw
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -153,15 +176,9 @@ def write_tensors(
         ValueError: a tensor's values do not have its declared shape.
         DyntokError: the file cannot be written there.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    end = 0
-    for name, (shape, _, dtype) in tensors.items():
-        begin, end = end, end + np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)  # readers map the tensors, which must lie on their own size
+    shapes = {name: (shape, dtype) for name, (shape, _, dtype) in tensors.items()}
     with atomic_path(path) as partial, partial.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.write(encode_header(shapes, metadata))
         for name, (shape, load, dtype) in tensors.items():
             array = np.asarray(load(), DTYPES[dtype], order="C")
             if array.shape != shape:

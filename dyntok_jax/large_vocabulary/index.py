@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -15,22 +16,26 @@ class Candidates(NamedTuple):
         logits: (B, K) float32 inner products; -inf where ``ids`` is -1.
     """
 
-    ids: Int[Array, "B K"]
-    logits: Float[Array, "B K"]
+    ids: Int[Array | np.ndarray, "B K"]
+    logits: Float[Array | np.ndarray, "B K"]
 
 
 class Index(Protocol):
-    """Finds the rows whose inner products with hidden states are largest.
+    """Finds the rows whose inner products with hidden states are largest."""
 
-    Attributes:
-        size: V, rows of the vocabulary.
-        on_device: whether ``search`` may be traced inside a compiled program; otherwise it takes
-            and gives arrays of the host.
-    """
+    @property
+    def size(self) -> int:
+        """V, rows of the vocabulary."""
+        ...
 
-    size: int
-    on_device: bool
+    @property
+    def on_device(self) -> bool:
+        """Whether ``search`` may be traced inside a compiled program.
 
-    def search(self, hidden: Float[Array, "B D"], k: int) -> Candidates:
+        Otherwise it takes and gives arrays of the host.
+        """
+        ...
+
+    def search(self, hidden: Float[Array | np.ndarray, "B D"], k: int) -> Candidates:
         """The ``k`` best rows of every hidden state."""
         ...

@@ -1,0 +1,201 @@
+"""Approximate search on the host by ScaNN (Guo et al. 2020), with the paper's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from dyntok_jax.files import new_folder
+from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.types import DyntokError, Rows
+
+MANIFEST = "index.json"
+SEARCHER = "scann"
+_TINY = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class ScannSettings:
+    """How an index is built; defaults are the paper's (Table 8).
+
+    Attributes:
+        leaves: parts the rows are clustered into.
+        leaves_searched: parts whose rows are looked at; a search may ask for others.
+        training_sample: rows that the clusters are found on.
+        block_dims: coordinates that are quantized together.
+        anisotropic_threshold: rows parallel to the query by more than that count more.
+        reorder: best rows by quantized products whose true products are computed; at most so many
+            are found.
+        cosine: choose by cosine, as the original does, whose rows are normalised; the logits stay
+            inner products.
+    """
+
+    leaves: int = 2000
+    leaves_searched: int = 250
+    training_sample: int = 1_000_000
+    block_dims: int = 3
+    anisotropic_threshold: float = 0.2
+    reorder: int = 200
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.leaves, self.training_sample, self.block_dims, self.reorder) < 1:
+            raise DyntokError("index: leaves, training_sample, block_dims and reorder are from 1")
+        if not 1 <= self.leaves_searched <= self.leaves:
+            raise DyntokError(
+                f"index: leaves_searched is {self.leaves_searched}; valid is 1 to {self.leaves}"
+            )
+
+
+@dataclass(frozen=True)
+class ScannIndex:
+    """Rows found by their quantized products; their logits are the true inner products.
+
+    ScaNN holds quantized rows only. The true products of the best ones are computed from the
+    model's rows, which stay where they are.
+
+    Attributes:
+        searcher: ScaNN's own object.
+        output: (V, D) rows.
+        bias: (V,) added to the logits of what is found, or None.
+        settings: what it was built by.
+        leaves_searched: as in the settings, or as asked for.
+    """
+
+    searcher: Any
+    output: Float[np.ndarray, "V D"]
+    bias: Float[np.ndarray, " V"] | None
+    settings: ScannSettings
+    leaves_searched: int
+
+    @property
+    def size(self) -> int:
+        """V."""
+        return len(self.output)
+
+    @property
+    def on_device(self) -> bool:
+        """Searches are calls on the host."""
+        return False
+
+    def search(self, hidden: Float[Array | np.ndarray, "B D"], k: int) -> Candidates:
+        """The ``k`` best rows of every hidden state; see ``index.Index``."""
+        hidden = np.asarray(hidden, np.float32)
+        count = min(max(k, self.settings.reorder), self.size)
+        found, near = self.searcher.search_batched(
+            hidden, final_num_neighbors=count, leaves_to_search=self.leaves_searched
+        )
+        found = np.asarray(found, np.int64)
+        rows = np.asarray(self.output[found], np.float32)
+        logits = np.einsum("bd,bkd->bk", hidden, rows)
+        if self.bias is not None:
+            logits += self.bias[found]
+        logits = np.where(np.isfinite(near), logits, -np.inf).astype(np.float32)
+        scores = logits
+        if self.settings.cosine:
+            norms = np.linalg.norm(rows, axis=2)
+            scores = np.where(np.isneginf(logits), logits, logits / np.maximum(norms, _TINY))
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        ids, logits = (np.take_along_axis(table, chosen, 1) for table in (found, logits))
+        if self.settings.cosine:
+            order = np.argsort(-logits, axis=1, kind="stable")
+            ids, logits = (np.take_along_axis(table, order, 1) for table in (ids, logits))
+        ids = np.where(np.isneginf(logits), -1, ids).astype(np.int32)
+        missing = ((0, 0), (0, k - ids.shape[1]))
+        return Candidates(
+            np.pad(ids, missing, constant_values=-1),
+            np.pad(logits, missing, constant_values=-np.inf),
+        )
+
+
+def build_index(
+    folder: Path, rows: Rows, settings: ScannSettings, made_for: Mapping[str, str]
+) -> None:
+    """Build an index of output rows and write it into a new folder.
+
+    Args:
+        folder: new or empty.
+        rows: of all tokens; float32 for the time of building.
+        settings: how.
+        made_for: what :func:`load_index` compares, such as hashes.
+
+    Raises:
+        DyntokError: no ScaNN here, fewer rows than leaves, a folder that cannot be written.
+    """
+    scann = _scann()
+    output = np.asarray(_output(rows), np.float32)
+    if settings.leaves > len(output):
+        raise DyntokError(f"index: {settings.leaves} leaves for {len(output)} rows; give fewer")
+    if settings.cosine:
+        norms = np.linalg.norm(output, axis=1, keepdims=True)
+        output = output / np.maximum(norms, _TINY)
+    with new_folder(folder) as partial:
+        searcher = (
+            scann.builder(output, settings.reorder, "dot_product")
+            .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
+            .score_ah(settings.block_dims, settings.anisotropic_threshold)
+            .build()
+        )
+        (partial / SEARCHER).mkdir()
+        searcher.serialize(str(partial / SEARCHER), relative_path=True)
+        manifest = {"settings": asdict(settings), "size": len(output), **made_for}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+
+
+def load_index(
+    folder: Path, rows: Rows, made_for: Mapping[str, str], leaves_searched: int | None = None
+) -> ScannIndex:
+    """Load an index that :func:`build_index` wrote.
+
+    Args:
+        folder: of the index.
+        rows: those it was built of.
+        made_for: as it was built for.
+        leaves_searched: parts to look at instead of the settings' number.
+
+    Raises:
+        DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        settings = ScannSettings(**manifest["settings"])
+    except OSError as error:
+        raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
+    output = _output(rows)
+    here = {**made_for, "size": len(output)}
+    differing = [name for name, value in here.items() if manifest.get(name) != value]
+    if differing:
+        raise DyntokError(f"{folder}: built for other rows (another {', '.join(differing)})")
+    searched = leaves_searched or settings.leaves_searched
+    if not 1 <= searched <= settings.leaves:
+        raise DyntokError(f"{folder}: leaves searched are 1 to {settings.leaves}, not {searched}")
+    files = folder / SEARCHER
+    if list(files.glob("*.pkl")):
+        raise DyntokError(f"{files}: holds a pickle, which no index written here does")
+    try:
+        searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
+    return ScannIndex(searcher, output, rows.bias, settings, searched)
+
+
+def _output(rows: Rows) -> np.ndarray:
+    return rows.input if rows.output is None else rows.output
+
+
+def _scann() -> Any:
+    try:
+        from scann.scann_ops.py import scann_ops_pybind
+    except ImportError as error:
+        raise DyntokError(
+            f"no ScaNN here ({error}): pip install scann (Linux), or search with index exact"
+        ) from error
+    return scann_ops_pybind

@@ -1,0 +1,134 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scann", reason="ScaNN is for Linux only")
+
+from dyntok_jax.large_vocabulary.scann_index import (
+    MANIFEST,
+    SEARCHER,
+    ScannSettings,
+    build_index,
+    load_index,
+)
+from dyntok_jax.types import DyntokError, Rows
+
+V, D = 3000, 24
+MADE_FOR = {"vocabulary": "aa", "rows": "bb"}
+SETTINGS = ScannSettings(leaves=20, leaves_searched=20, training_sample=V, reorder=300)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, D))
+    table = centres[rng.integers(40, size=V)] + 0.3 * rng.standard_normal((V, D))
+    return Rows((table * rng.uniform(0.5, 2, (V, 1))).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    return np.random.default_rng(1).standard_normal((30, D)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("indexes") / "scann"
+    build_index(folder, rows, SETTINGS, MADE_FOR)
+    return folder
+
+
+def recall(found, scores, k):
+    best = np.argsort(-scores, axis=1)[:, :k]
+    return np.mean([len(set(a) & set(b)) / k for a, b in zip(found, best, strict=True)])
+
+
+def test_it_finds_the_best_and_gives_true_inner_products(folder, rows, hidden):
+    index = load_index(folder, rows, MADE_FOR)
+    assert (index.size, index.on_device) == (V, False)
+    found = index.search(hidden, 10)
+    logits = hidden @ rows.input.T
+    assert found.ids.shape == (30, 10) and found.ids.dtype == np.int32
+    assert recall(found.ids, logits, 10) >= 0.95
+    np.testing.assert_allclose(
+        found.logits, np.take_along_axis(logits, np.asarray(found.ids), 1), rtol=1e-4
+    )
+    assert (np.diff(found.logits) <= 0).all()
+    alone = index.search(hidden[:1], 10)
+    np.testing.assert_array_equal(alone.ids, found.ids[:1])
+
+
+def test_fewer_leaves_find_less(folder, rows, hidden):
+    logits = hidden @ rows.input.T
+    few = load_index(folder, rows, MADE_FOR, leaves_searched=1).search(hidden, 10)
+    assert recall(few.ids, logits, 10) < 0.8
+    with pytest.raises(DyntokError, match="leaves searched are 1 to 20, not 21"):
+        load_index(folder, rows, MADE_FOR, leaves_searched=21)
+
+
+def test_what_is_not_found_is_absent(folder, rows, hidden):
+    found = load_index(folder, rows, MADE_FOR, leaves_searched=1).search(hidden, V + 3)
+    assert found.ids.shape == found.logits.shape == (30, V + 3)
+    for ids, logits in zip(found.ids, found.logits, strict=True):
+        count = (ids >= 0).sum()
+        assert 0 < count < V and len(set(ids[:count])) == count
+        assert (ids[count:] == -1).all() and np.isneginf(logits[count:]).all()
+        assert np.isfinite(logits[:count]).all()
+
+
+def test_cosine(rows, hidden, tmp_path):
+    settings = replace(SETTINGS, cosine=True)
+    build_index(tmp_path / "cosine", rows, settings, MADE_FOR)
+    found = load_index(tmp_path / "cosine", rows, MADE_FOR).search(hidden, 10)
+    logits = hidden @ rows.input.T
+    assert recall(found.ids, logits / np.linalg.norm(rows.input, axis=1), 10) >= 0.95
+    np.testing.assert_allclose(
+        found.logits, np.take_along_axis(logits, np.asarray(found.ids), 1), rtol=1e-4
+    )
+
+
+def test_output_rows_are_searched_and_a_bias_is_added(rows, hidden, tmp_path):
+    bias = np.linspace(0, 1e-3, V).astype(np.float32)
+    both = Rows(np.zeros((V, D), np.float32), rows.input, bias)
+    build_index(tmp_path / "index", both, SETTINGS, MADE_FOR)
+    found = load_index(tmp_path / "index", both, MADE_FOR).search(hidden, 5)
+    logits = hidden @ rows.input.T + bias
+    assert recall(found.ids, logits, 5) >= 0.95
+    np.testing.assert_allclose(
+        found.logits, np.take_along_axis(logits, np.asarray(found.ids), 1), rtol=1e-4
+    )
+
+
+def test_it_holds_no_second_copy_of_the_rows(folder, rows):
+    size = sum(path.stat().st_size for path in (folder / SEARCHER).iterdir())
+    assert size < rows.input.nbytes / 2
+
+
+def test_other_rows_are_refused(folder, rows):
+    with pytest.raises(DyntokError, match=r"other rows \(another rows\)"):
+        load_index(folder, rows, MADE_FOR | {"rows": "cc"})
+    with pytest.raises(DyntokError, match=r"other rows \(another vocabulary, size\)"):
+        load_index(folder, Rows(rows.input[:-1]), MADE_FOR | {"vocabulary": "cc"})
+
+
+def test_damage_and_bad_settings_are_refused(folder, rows, tmp_path):
+    with pytest.raises(DyntokError, match="no index there"):
+        load_index(tmp_path, rows, MADE_FOR)
+    (tmp_path / MANIFEST).write_text((folder / MANIFEST).read_text()[:30])
+    with pytest.raises(DyntokError, match="damaged"):
+        load_index(tmp_path, rows, MADE_FOR)
+    (tmp_path / MANIFEST).write_text((folder / MANIFEST).read_text())
+    with pytest.raises(DyntokError, match="damaged"):
+        load_index(tmp_path, rows, MADE_FOR)
+    (tmp_path / SEARCHER).mkdir()
+    (tmp_path / SEARCHER / "scann_docids.pkl").write_bytes(b"")
+    with pytest.raises(DyntokError, match="pickle"):
+        load_index(tmp_path, rows, MADE_FOR)
+    with pytest.raises(DyntokError, match="5000 leaves for 3000 rows"):
+        build_index(tmp_path / "new", rows, ScannSettings(5000), MADE_FOR)
+    with pytest.raises(DyntokError, match="leaves_searched is 21"):
+        ScannSettings(20, 21)
+    assert not (tmp_path / "new").exists()
+    assert json.loads((folder / MANIFEST).read_text())["size"] == V

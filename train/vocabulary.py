@@ -1,0 +1,167 @@
+"""Build a large vocabulary for a decoder, its rows and its index.
+
+    python -m train.vocabulary --config configs/vocabulary/smollm2.yaml
+    python -m train.vocabulary --config configs/vocabulary/smollm2.yaml size=200000 out=out/small
+
+The model's own tokens come first, with their ids; then those of a byte-pair encoding trained on the
+texts, in the order of its merges. What is done is not done again: stopped or killed, the same
+command goes on with the rows that are missing. A folder with only ``vocabulary.json`` and
+``manifest.json`` of another gets other rows for the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dyntok_jax.config import read_config
+from dyntok_jax.embed.providers import default_rows, row_provider
+from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.large_vocabulary.expand import new_tokens
+from dyntok_jax.large_vocabulary.scann_index import build_index, load_index
+from dyntok_jax.large_vocabulary.vocabulary import MANIFEST, LargeVocabulary, write_vocabulary
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.weights import load_source
+from dyntok_jax.sharding import make_mesh
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+from train.text_sources import TextSource, open_stream, open_texts
+from train.vocabulary_config import RowsConfig, VocabularyRun
+
+INDEX = "scann"
+MAX_CHARS = 100_000
+"""Longer texts are cut at white space into several."""
+
+_READ_TOGETHER = 1024
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.vocabulary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        build(read_config(VocabularyRun, options.config, options.overrides))
+    except DyntokError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or options.config}: {error.strerror}")
+
+
+def build(run: VocabularyRun) -> LargeVocabulary:
+    """Build what a run asks for and is not there yet.
+
+    Raises:
+        DyntokError: a folder that holds something of other settings; texts, model or rows that
+            cannot be had; see ``new_tokens``, ``RowsFile.predict`` and ``build_index``.
+    """
+    tokenizer = BaseTokenizer.from_folder(resolve(run.model))
+    made_by = _made_by(run)
+    if not (run.out / MANIFEST).is_file():
+        texts = (text for source in run.sources for text in _texts(source))
+        new = new_tokens(texts, tokenizer, run.size, run.min_frequency, run.max_token_bytes)
+        write_vocabulary(run.out, tokenizer, new, run.model, made_by)
+    vocabulary = LargeVocabulary.load(run.out, tokenizer)
+    wanted = {**made_by, "size": run.size}
+    differing = [name for name, value in wanted.items() if vocabulary.manifest.get(name) != value]
+    if differing:
+        raise DyntokError(f"{run.out}: built with another {', '.join(differing)}; give another out")
+    logger.info("%s: %d tokens, %s", run.out, len(vocabulary.tokens), vocabulary.hash[:12])
+    if run.rows:
+        _make_rows(run, run.rows, vocabulary)
+    if run.index:
+        _make_index(run, vocabulary)
+    return vocabulary
+
+
+def _made_by(run: VocabularyRun) -> dict[str, Any]:
+    """What the manifest says of the texts and the training."""
+    return {
+        "min_frequency": run.min_frequency,
+        "max_token_bytes": run.max_token_bytes,
+        "corpus": [part for source in run.sources for part in _named(source)],
+    }
+
+
+def _named(source: TextSource) -> list[dict[str, Any]]:
+    """A source's files with their sizes, or the name of its dataset."""
+    lines = {"lines": source.lines, "exclude_lines": source.exclude_lines}
+    chosen = {name: value for name, value in lines.items() if value}
+    if not source.files:
+        return [{"dataset": source.dataset or source.tfds, "split": source.split or "train"}]
+    files = sorted(map(Path, glob.glob(source.files, recursive=True)))
+    # The folder above the files is the machine's own.
+    return [{"file": "/".join(f.parts[-2:]), "bytes": f.stat().st_size, **chosen} for f in files]
+
+
+def _texts(source: TextSource) -> Iterator[str]:
+    if not source.streaming:
+        yield from open_texts(source, MAX_CHARS)
+        return
+    stream = open_stream(source)
+    while texts := stream.read(_READ_TOGETHER):
+        yield from filter(str.strip, texts)
+
+
+def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabulary) -> None:
+    own = SourceEmbeddings(*load_source(resolve(run.model)))
+
+    def source(separate: bool) -> SourceEmbeddings:
+        return own  # output rows too, where the model has them
+
+    name = config.provider
+    if name == "default":
+        name = default_rows(source, vocabulary.tokenizer)
+    made_by = {"model": run.model, "rows": _identity(name)}
+    file = vocabulary.rows_file
+    if file.path.is_file():
+        found = file.metadata()
+        differing = [
+            f"{key} {found.get(key)} (now {value})"
+            for key, value in {**made_by, "dtype": config.dtype}.items()
+            if found.get(key) != value
+        ]
+        if differing:
+            raise DyntokError(f"{file.path}: made with {', '.join(differing)}; give another out")
+        logger.info("%s: there already", file.path)
+        return
+    mesh = make_mesh(run.compute.mesh)
+    provider = row_provider(name, source, vocabulary.tokenizer, config.language, None, mesh)
+    file.predict(vocabulary.row_tokens, provider, made_by, config.dtype)
+
+
+def _identity(rows: str) -> str:
+    """A provider's name; a hypernetwork's folder by its name and its content."""
+    weights = Path(rows) / "model.safetensors"
+    if not weights.is_file():
+        return rows
+    with weights.open("rb") as file:
+        return f"{Path(rows).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
+    folder, rows = run.out / INDEX, vocabulary.rows()
+    assert run.index is not None
+    if not folder.exists():
+        build_index(folder, rows, run.index, vocabulary.made_for)
+    if load_index(folder, rows, vocabulary.made_for).settings != run.index:
+        raise DyntokError(f"{folder}: built with other settings; remove it, or give these")
+    logger.info("%s: the index", folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -130,9 +130,19 @@ class HypernetRows:
             raise DyntokError(
                 f"the tokenizer gave id {forms.max()}: this hypernetwork knows ids below {limit}"
             )
+        return self._chunk(forms) if len(forms) <= CHUNK_SIZES[-1] else self._chunks(forms)
+
+    def _chunks(self, forms: Int[np.ndarray, "U S"]) -> Rows:
+        """Predict many rows: those of short forms together, whose padding is left out."""
         size = CHUNK_SIZES[-1]
-        chunks = [self._chunk(forms[i : i + size]) for i in range(0, len(forms), size)]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+        lengths = ((forms != self.config.pad_id) * np.arange(1, forms.shape[1] + 1)).max(axis=1)
+        order = np.argsort(lengths, kind="stable")
+        chunks = []
+        for begin in range(0, len(forms), size):
+            place = order[begin : begin + size]
+            chunks.append(self._chunk(forms[place, : max(1, lengths[place[-1]])]))
+        back = np.argsort(order)
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *chunks)
 
     def _chunk(self, forms: Int[np.ndarray, "U S"]) -> Rows:
         """Predict up to a chunk's worth of rows, reading each source row once."""

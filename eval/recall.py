@@ -1,0 +1,169 @@
+"""How often a ScaNN index of a large vocabulary finds what an exact search finds, and how fast.
+
+    python -m eval.recall --vocabulary out/vocabulary_smollm2 --index out/vocabulary_smollm2/scann \
+      --model smollm2-135m-instruct --text en.txt de.txt --leaves 250,500,1000 --out out/recall.json
+
+The texts are read in the tokens of the vocabulary, by longest prefixes, as prompts are; the
+queries are the hidden states after tokens that are spread evenly over them. Recall@10 is the share
+of the ten best tokens, by the model's own logits, that are among the ten that are found. Times are
+medians of searches for one hidden state; beside them stands the exact search among the rows of the
+model's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from rich.table import Table
+
+from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.large_vocabulary.exact import ExactIndex
+from dyntok_jax.large_vocabulary.index import Index
+from dyntok_jax.large_vocabulary.scann_index import load_index
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
+from dyntok_jax.sharding import gathered
+from dyntok_jax.text.layouts import prompt_layout
+from dyntok_jax.types import DyntokError, Rows, Token
+from eval import record
+
+BATCH_SIZE = 8
+LONGEST = 256
+"""Tokens of a line that are read, at most."""
+
+_TOGETHER = 16  # queries of one exact search, whose scores fill 4 MB each
+
+
+def main() -> None:
+    """Measures, prints a table and writes the figures as JSON."""
+    parser = record.Parser(
+        "eval.recall", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--vocabulary", type=Path, required=True, metavar="DIR", help="with its rows")
+    add("--index", type=Path, required=True, metavar="DIR", help="a ScaNN index of its rows")
+    add("--leaves", type=record.numbers, metavar="N,N", help="leaves searched (the index's own)")
+    add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
+    add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
+    add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
+    add("--queries", type=record.positive, default=500, metavar="N", help="of each file (500)")
+    add("--timed", type=record.positive, default=50, metavar="N", help="searches timed (50)")
+    add("--k", type=record.positive, default=10, metavar="K", help="of recall@K (10)")
+    record.run(parser, measure, show)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Recall and times of every index."""
+    model = load(options.model, options.rows)
+    if model.kind != "decoder":
+        raise DyntokError(f"{model.name} is an encoder: it has no logits to search by")
+    vocabulary = LargeVocabulary.load(options.vocabulary, model.tokenizer)
+    rows = vocabulary.rows()
+    exact = ExactIndex.of(rows, model.mesh)
+    indexes = [
+        load_index(options.index, rows, vocabulary.made_for, leaves)
+        for leaves in options.leaves or [None]
+    ]
+    files = {}
+    for path in options.text:
+        hidden = _hidden_states(model, vocabulary, path, options)
+        best = _found(exact, hidden, options.k)
+        files[str(path)] = [_recall(_found(index, hidden, options.k), best) for index in indexes]
+    timed = hidden[: options.timed]
+    own = model.source
+    original = ExactIndex.of(Rows(own.input, own.output), model.mesh)
+    return {
+        "model": options.model,
+        "size": exact.size,
+        "k": options.k,
+        "queries": options.queries,
+        "leaves": [index.leaves_searched for index in indexes],
+        "recall": files,
+        "milliseconds": [_milliseconds(index, timed, options.k) for index in indexes],
+        "milliseconds_exact": _milliseconds(exact, timed, options.k),
+        "milliseconds_original": _milliseconds(original, timed, options.k),
+        "original_size": original.size,
+    }
+
+
+def _hidden_states(
+    model: DynamicModel, vocabulary: LargeVocabulary, path: Path, options: argparse.Namespace
+) -> Float[np.ndarray, "Q D"]:
+    """Hidden states after tokens spread evenly over a file."""
+    lines = [line for line in record.read_lines(path, options.lines) if line.strip()]
+    # Each gives some tokens at least, so that more lines than queries are not needed.
+    lines = [lines[i] for i in _spread(len(lines), options.queries)]
+    longest = min(LONGEST, model.max_length)
+    sequences: list[list[Token]] = [
+        [vocabulary.tokens[i] for i in vocabulary.tokenize(base)[:longest]]
+        for base in prompt_layout(model.tokenizer, lines)
+    ]
+    ends = np.cumsum([len(tokens) for tokens in sequences])
+    wanted = _spread(int(ends[-1]), options.queries)
+    hidden = np.zeros((len(wanted), model.source.input.shape[1]), np.float32)
+    for place, states in model.outputs(sequences, gathered, BATCH_SIZE):
+        for i, table in zip(place, states, strict=True):
+            begin = int(ends[i]) - len(sequences[i])
+            here = np.flatnonzero((wanted >= begin) & (wanted < ends[i]))
+            # Padding is on the left.
+            hidden[here] = table[len(table) - int(ends[i]) + wanted[here]]
+    return hidden
+
+
+def _spread(size: int, count: int) -> Int[np.ndarray, " Q"]:
+    """So many places, or all there are, evenly spread over ``size``."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
+
+
+def _found(index: Index, hidden: np.ndarray, k: int) -> Int[np.ndarray, "Q K"]:
+    search = _search(index, k)
+    parts = [
+        np.asarray(search(hidden[i : i + _TOGETHER]).ids) for i in range(0, len(hidden), _TOGETHER)
+    ]
+    return np.concatenate(parts)
+
+
+def _search(index: Index, k: int) -> Any:
+    if not index.on_device:
+        return lambda hidden: index.search(hidden, k)
+    compiled = jax.jit(lambda index, hidden: index.search(hidden, k))
+    return lambda hidden: jax.block_until_ready(compiled(index, hidden))
+
+
+def _recall(found: Int[np.ndarray, "Q K"], best: Int[np.ndarray, "Q K"]) -> float:
+    """The share of the best that is found, of all queries."""
+    return float((found[:, :, None] == best[:, None, :]).any(axis=1).mean())
+
+
+def _milliseconds(index: Index, hidden: np.ndarray, k: int) -> float:
+    search, times = _search(index, k), []
+    search(hidden[:1])
+    for i in range(len(hidden)):
+        start = time.perf_counter()
+        search(hidden[i : i + 1])
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints recall and times of every number of leaves."""
+    table = Table(title=f"{figures['model']}, {figures['size']} rows, recall@{figures['k']}")
+    names = list(figures["recall"])
+    for name in ("leaves", *(Path(name).name for name in names), "ms a search"):
+        table.add_column(name, justify="right")
+    for i, leaves in enumerate(figures["leaves"]):
+        recalls = [f"{figures['recall'][name][i]:.3f}" for name in names]
+        table.add_row(str(leaves), *recalls, f"{figures['milliseconds'][i]:.2f}")
+    for label, key in (("exact", "milliseconds_exact"), ("original", "milliseconds_original")):
+        table.add_row(label, *("" for _ in names), f"{figures[key]:.2f}")
+    record.print_table(table)
+
+
+if __name__ == "__main__":
+    main()

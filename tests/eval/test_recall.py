@@ -1,0 +1,76 @@
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scann", reason="ScaNN is for Linux only")
+
+import json
+
+from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
+from dyntok_jax.large_vocabulary.scann_index import ScannSettings, build_index
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, write_vocabulary
+from dyntok_jax.models.weights import load_source
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from eval import recall
+
+NEW = ["Ġquick", "ĠGroÃŁ", "Ġalle", "Ġund"]
+
+
+@pytest.fixture
+def built(decoder, tmp_path):
+    """A tiny vocabulary with rows and an index, and a text."""
+    tokenizer = BaseTokenizer.from_folder(decoder)
+    write_vocabulary(tmp_path / "large", tokenizer, NEW, "tiny", {})
+    large = LargeVocabulary.load(tmp_path / "large", tokenizer)
+    provider = FvtRows(SourceEmbeddings(*load_source(decoder)), tokenizer)
+    large.rows_file.predict(large.row_tokens, provider, {})
+    settings = ScannSettings(12, 12, 1000, 2, reorder=200)
+    build_index(tmp_path / "index", large.rows(), settings, large.made_for)
+    lines = ["The quick fox und alle", "", "Großvater und die 24 Kinder", "quick quick"]
+    (tmp_path / "de.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return tmp_path
+
+
+def command(built, decoder, monkeypatch, *more):
+    names = {"vocabulary": built / "large", "index": built / "index", "text": built / "de.txt"}
+    options = [f"--{name}={value}" for name, value in names.items()]
+    options += [f"--model={decoder}", "--rows=fvt", f"--out={built}/out.json", "--timed=2", *more]
+    monkeypatch.setattr(sys, "argv", ["eval.recall", *options])
+    recall.main()
+    return json.loads((built / "out.json").read_text())
+
+
+def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
+    found = command(built, decoder, monkeypatch, "--leaves=1,12", "--queries=30")
+    few, every = found["recall"][str(built / "de.txt")]
+    assert few < 0.9 < every == pytest.approx(1, abs=0.02)
+    assert found["leaves"] == [1, 12] and "recall@10" in capsys.readouterr().out
+    times = [found["milliseconds_exact"], found["milliseconds_original"], *found["milliseconds"]]
+    assert len(times) == 4 and min(times) > 0
+
+
+def test_recall_is_the_share_of_the_best():
+    best = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    found = np.array([[4, 9, 1, -1], [8, 7, 6, 5]])
+    assert recall._recall(found, best) == 6 / 8
+
+
+def test_queries_are_the_states_after_the_tokens(built, decoder):
+    import argparse
+
+    from dyntok_jax.dynamic_model import load
+    from dyntok_jax.sharding import gathered
+    from dyntok_jax.text.layouts import prompt_layout
+
+    model = load(str(decoder), "fvt")
+    large = LargeVocabulary.load(built / "large", model.tokenizer)
+    options = argparse.Namespace(lines=None, queries=1000)
+    hidden = recall._hidden_states(model, large, built / "de.txt", options)
+    texts = [t for t in (built / "de.txt").read_text("utf-8").splitlines() if t]
+    expected = []
+    for text in texts:
+        ids = large.tokenize(prompt_layout(model.tokenizer, [text])[0])
+        ((_, (states,)),) = model.outputs([[large.tokens[i] for i in ids]], gathered, 1)
+        expected.append(states[len(states) - len(ids) :])
+    np.testing.assert_allclose(hidden, np.concatenate(expected), atol=1e-5)

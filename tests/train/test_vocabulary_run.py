@@ -1,0 +1,124 @@
+"""``python -m train.vocabulary`` on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyntok_jax.config import read_config
+from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
+from dyntok_jax.models.weights import load_source
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from train.vocabulary import main
+from train.vocabulary_config import VocabularyRun
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "vocabulary").glob("*.yaml"))
+WORDS = ("haus", "baum", "strasse", "garten", "kind", "schule", "wasser", "brot", "licht")
+
+
+@pytest.fixture
+def config(decoder, tmp_path):
+    """A file of a run that adds 40 tokens to the tiny decoder's."""
+    lines = [f"{a}{b} {b}{a}s 1999, {a} {b}" for a in WORDS for b in WORDS]
+    (tmp_path / "a.txt").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "b.txt").write_text("\n".join(lines[::2]), "utf-8")
+    size = BaseTokenizer.from_folder(decoder).vocab_size + 40
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"model: {decoder}\nout: {tmp_path}/out\nsize: {size}\n"
+        f"sources: [{{language: de, files: '{tmp_path}/*.txt'}}]\n"
+        "rows: {provider: fvt}\n",
+        "utf-8",
+    )
+    return path
+
+
+def run(config, *overrides):
+    main(["--config", str(config), *overrides])
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_two_runs_give_the_same_files(config, decoder, tmp_path):
+    run(config)
+    run(config, f"out={tmp_path}/again")
+    first = contents(tmp_path / "out")
+    assert sorted(first) == ["manifest.json", "rows.safetensors", "vocabulary.json"]
+    assert first == contents(tmp_path / "again")
+    manifest = json.loads(first["manifest.json"])
+    corpus = [entry["file"] for entry in manifest["corpus"]]
+    assert corpus == [f"{tmp_path.name}/a.txt", f"{tmp_path.name}/b.txt"]
+
+
+def test_rows_are_the_models_own_and_the_providers(config, decoder, tmp_path):
+    run(config)
+    tokenizer = BaseTokenizer.from_folder(decoder)
+    large = LargeVocabulary.load(tmp_path / "out", tokenizer)
+    rows, source = large.rows(), SourceEmbeddings(*load_source(decoder))
+    size = large.base_size
+    assert len(large.tokens) == size + 40 and rows.output is None
+    np.testing.assert_array_equal(rows.input[:size], source.input[:size])
+    expected = FvtRows(source, tokenizer).rows(large.tokens[size:]).input
+    np.testing.assert_array_equal(rows.input[size:], expected)
+    assert "ĠkinderĠ" not in large.tokens and "Ġstrasse" in large.tokens
+
+
+def test_what_is_there_is_not_made_again(config, tmp_path, capsys):
+    run(config)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    run(config)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
+    for override, message in (
+        ("min_frequency=3", "another min_frequency"),
+        ("rows.provider=ridge", r"rows fvt \(now ridge\)"),
+        ("rows.dtype=bfloat16", "dtype float32"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            run(config, override)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ScaNN is for Linux only")
+def test_an_index_is_built_and_belongs_to_its_rows(config, tmp_path):
+    pytest.importorskip("scann")
+    index = "index={leaves: 4, leaves_searched: 4, training_sample: 500, reorder: 20}"
+    run(config, index)
+    assert (tmp_path / "out" / "scann" / "index.json").is_file()
+    run(config, index)
+    with pytest.raises(SystemExit, match="built with other settings"):
+        run(config, index.replace("reorder: 20", "reorder: 30"))
+    other = tmp_path / "other"
+    run(config, f"out={other}", "rows.provider=weighted")
+    (tmp_path / "out" / "scann").rename(other / "scann")
+    with pytest.raises(SystemExit, match="built for other rows"):
+        run(config, index, f"out={other}", "rows.provider=weighted")
+
+
+def test_mistakes_are_one_line(config, tmp_path):
+    for overrides, message in (
+        (["size=90000"], "are needed: give more texts"),
+        (["sources=[]"], "sources is empty"),
+        (["rows=null", "index={}"], "built of rows"),
+        (["rows.provider=nowhere"], "no such folder"),
+        (["min_frequency=0"], "from 1"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run(config, f"out={tmp_path}/bad", *overrides)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_config_files_are_valid_and_say_their_command(path, monkeypatch):
+    for name in ("TEXT", "MODEL", "HYPERNET"):
+        monkeypatch.setenv(name, name.lower())
+    found = read_config(VocabularyRun, path)
+    assert found.size == 1_000_000 and found.index is not None
+    head = path.read_text("utf-8").split("model:")[0]
+    assert f"python -m train.vocabulary --config configs/vocabulary/{path.name}" in head

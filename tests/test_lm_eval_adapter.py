@@ -1,0 +1,203 @@
+"""The model for lm-evaluation-harness, against the harness's own for transformers.
+
+What the adapter takes from the package is tested without the harness: ``ids_layout`` in
+text/test_layouts.py, ``target_scores`` in test_scoring.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_folders import decoder, folders  # noqa: F401
+
+from dyntok_jax.model_store import list_models, resolve
+from dyntok_jax.types import DyntokError
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed ([lm-eval])")
+# The harness's libraries warn of one another.
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "tests" / "fixtures" / "harness_tasks"
+REAL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    decoder: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny decoder, whose tokenizer transformers takes as it is, and can decode with."""
+    folder = tmp_path_factory.mktemp("tiny") / "decoder"
+    shutil.copytree(decoder, folder)
+    byte_level = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    for name, fields in (
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("tokenizer.json", {"decoder": {"type": "ByteLevel", **byte_level}}),
+    ):
+        content = json.loads((folder / name).read_text("utf-8"))
+        (folder / name).write_text(json.dumps(content | fields), "utf-8")
+    weights = load_file(folder / "model.safetensors")
+    # With large tied rows each token would follow itself.
+    weights["model.embed_tokens.weight"] *= 0.1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Samples of a task, by document: what the model answered to each request."""
+    monkeypatch.chdir(ROOT)
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from datasets import config
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    from dyntok_jax import lm_eval_adapter  # noqa: F401
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path)
+    tasks = TaskManager(include_path=str(TASKS), include_defaults=False)
+
+    def run(model: str, task: str, arguments: dict[str, Any], **options: Any) -> list[Any]:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            model_args=arguments,
+            tasks=[task],
+            task_manager=tasks,
+            bootstrap_iters=0,
+            **options,
+        )
+        samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+        return [response[0] for sample in samples for response in sample["resps"]]
+
+    return run
+
+
+def of_transformers(folder: Path, **arguments: Any) -> dict[str, Any]:
+    pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    return {"pretrained": str(folder), "dtype": "float32", "device": "cpu", **arguments}
+
+
+def check_scores(ours: list[Any], theirs: list[Any]) -> None:
+    assert len(ours) == len(theirs) > 30
+    np.testing.assert_allclose([s for s, _ in ours], [s for s, _ in theirs], atol=1e-3)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
+@pytest.mark.parametrize(("max_length", "chat"), [(None, False), (40, False), (None, True)])
+def test_scores_at_0_are_those_of_transformers(harness, tiny, max_length, chat):
+    length = {} if max_length is None else {"max_length": max_length}
+    options = {"apply_chat_template": chat, "batch_size": 4}
+    theirs = harness("hf", "tiny_choices", of_transformers(tiny, **length), **options)
+    given = {"model": str(tiny), "rows": "base", "reduction": 0, **length}
+    check_scores(harness("dyntok", "tiny_choices", given, **options), theirs)
+
+
+@pytest.mark.parametrize("max_length", [1024, 7])
+def test_whole_texts_are_scored_in_the_same_windows(harness, tiny, max_length):
+    theirs = harness("hf", "tiny_texts", of_transformers(tiny, max_length=max_length))
+    given = {"model": str(tiny), "rows": "base", "reduction": 0, "max_length": max_length}
+    ours = harness("dyntok", "tiny_texts", given)
+    assert len(ours) == 12
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_greedy_texts_at_0_are_those_of_transformers(harness, tiny, chat):
+    options = {"apply_chat_template": chat, "batch_size": 4}
+    theirs = harness("hf", "tiny_answers", of_transformers(tiny), **options)
+    given = {"model": str(tiny), "rows": "base", "reduction": 0}
+    ours = harness("dyntok", "tiny_answers", given, **options)
+    assert ours == theirs
+    assert len(set(ours)) > 3
+
+
+@pytest.mark.slow
+def test_real_scores_at_0_are_those_of_transformers(harness):
+    if not any(entry.name == REAL and entry.cached for entry in list_models()):
+        pytest.skip(f"{REAL} is not there (dyntok models pull {REAL})")
+    theirs = harness("hf", "tiny_choices", of_transformers(resolve(REAL)), batch_size=8)
+    given = {"model": REAL, "reduction": 0, "batch_size": 8}
+    ours = harness("dyntok", "tiny_choices", given, batch_size=1)
+    check_scores(ours, theirs)
+    assert any(greedy for _, greedy in ours)
+    theirs = harness("hf", "tiny_answers", of_transformers(resolve(REAL)), batch_size=8)
+    ours = harness("dyntok", "tiny_answers", given)
+    assert ours == theirs
+    assert any(ours)
+
+
+def test_contexts_are_merged_and_what_is_scored_is_not(tiny):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    half, whole = (DyntokLM(str(tiny), "fvt", reduction) for reduction in (50, 100))
+    encode = whole.tok_encode
+    text = "The lighthouse keeper", " climbed the stairs"
+    requests = [(text, *whole._encode_pair(*text)), (None, [1], encode("Geschichten"))]
+    seen = []
+    for model in (half, whole):
+        scores = model._loglikelihood_tokens(requests, disable_tqdm=True)
+        assert all(score < 0 and greedy is False for score, greedy in scores)
+        seen.append([score for score, _ in scores])
+    assert seen[0][0] != seen[1][0]
+    # Behind the opening token alone there is nothing to merge.
+    assert seen[0][1] == pytest.approx(seen[1][1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reduction": 120}, "120"),
+        ({"boundary": "pretokens"}, "did you mean 'pretoken'"),
+        ({"batch_size": "auto"}, "batch_size 'auto'"),
+        ({"max_length": 0}, "max_length 0"),
+        ({"device": "cuda:0"}, "JAX chooses devices"),
+    ],
+)
+def test_values_that_are_not_valid(tiny, arguments, message):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    with pytest.raises(DyntokError, match=message):
+        DyntokLM(str(tiny), "fvt", **arguments)
+
+
+def test_a_continuation_that_does_not_fit(tiny):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    model = DyntokLM(str(tiny), "fvt", max_length=4)
+    with pytest.raises(DyntokError, match="a continuation of 5 tokens; valid are 4"):
+        model._loglikelihood_tokens([(None, [1], [5, 6, 7, 8, 9])], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"until": "\n"}, {"stop": ("\n",), "max_new_tokens": 256, "temperature": 0.0}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0, "stop": ()}),
+        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9}),
+        ({"max_tokens": 5, "until": ["a", ""]}, {"max_new_tokens": 5, "stop": ("a",)}),
+    ],
+)
+def test_what_a_task_says_of_generation(tiny, given, wanted):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    settings = DyntokLM(str(tiny), "fvt", 30, "word", 4)._settings(given)
+    assert settings.reduction == 30 and settings.boundary == "word" and settings.batch_size == 4
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"num_beams": 4}, "num_beams: valid are until"), ({"max_gen_toks": 1024}, "max_gen_toks")],
+)
+def test_generation_that_is_not_possible(tiny, given, message):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    with pytest.raises(DyntokError, match=message):
+        DyntokLM(str(tiny), "fvt")._settings(given)

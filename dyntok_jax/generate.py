@@ -47,8 +47,9 @@ def generate(
     _check(model, settings, vocabulary)
     ready = _prepared(model, prompts, settings, vocabulary)
     found: dict[int, Generated] = {}
-    # The longest first, so that what does not fit into memory fails at once.
-    order = sorted(ready, key=lambda prompt: -len(prompt.tokens))
+    # The longest first, so that what does not fit into memory fails at once; one by one, in order.
+    alone = settings.batch_size == 1
+    order = ready if alone else sorted(ready, key=lambda prompt: -len(prompt.tokens))
     for start in range(0, len(order), settings.batch_size):
         part = order[start : start + settings.batch_size]
         texts = run_batch(model, part, settings, vocabulary, on_text)

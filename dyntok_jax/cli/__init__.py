@@ -18,6 +18,8 @@ _COMMANDS = {
     "rows": "Embedding rows of tokens.",
     "encode": "Text to vectors, with an encoder.",
     "score": "Log-probabilities of choices after a prompt, with a decoder.",
+    "generate": "Text after prompts, with a decoder.",
+    "lm-eval": "lm-evaluation-harness, which knows the model dyntok here.",
     "demo": "Two real models on 14 languages: a table and an HTML page.",
 }
 
@@ -31,7 +33,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        return importlib.import_module(f"dyntok_jax.cli.{cmd_name}").command
+        return importlib.import_module(f"dyntok_jax.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args[0] not in _COMMANDS:

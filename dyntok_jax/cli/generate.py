@@ -1,0 +1,171 @@
+"""``dyntok generate``: text after prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dyntok_jax.cli import jsonl, options
+from dyntok_jax.cli.summary import summarize
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import BaseTokens, messages_layout, prompt_layout
+from dyntok_jax.types import DyntokError
+
+if TYPE_CHECKING:
+    from dyntok_jax.dynamic_model import DynamicModel
+    from dyntok_jax.generate import OnText, OutputVocabulary
+
+
+def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], Any]:
+    return click.option(name, type=kind, default=default, show_default=True, help=help)
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@options.required_model
+@options.rows
+@options.language
+@options.base_rows
+@click.option(
+    "--reduction",
+    type=options.Percent(),
+    metavar="PCT",
+    help="Percent of the largest possible saving of the prompts' tokens.  [default: 100; with "
+    "--vocabulary prompts are tokenized by longest prefix under it]",
+)
+@options.boundary
+@click.option("--merge-together", is_flag=True, help="Merge the prompts of a batch together.")
+@click.option(
+    "--vocabulary", metavar="DIR", help="Generate in a large vocabulary (train.vocabulary)."
+)
+@click.option(
+    "--index",
+    metavar="DIR|exact",
+    default="exact",
+    show_default=True,
+    help="How its tokens are searched.",
+)
+@_number("--max-new-tokens", int, 128, "Tokens at most.")
+@_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")
+@_number("--top-k", int, 0, "Draw from so many; 0 for all.")
+@_number("--top-p", float, 1.0, "Draw from the most likely ones, up to this probability.")
+@_number("--min-p", float, 0.0, "Draw from those at least this share as likely as the best.")
+@_number("--repetition-penalty", float, 1.0, "Above 1, tokens seen before become less likely.")
+@_number("--eos-bias", float, 0.0, "Added to the logits of tokens that end a text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Ends a text; may be given again.")
+@_number("--seed", int, 0, "Of the draws.")
+@_number("--candidates", int, 64, "Tokens of a large vocabulary that are drawn from.")
+@_number("--codebook", int, 0, "Merged tokens of the prompt that can be generated too.")
+@_number("--rewrite-words", int, 0, "Merge the cache after so many finished words; 0: never.")
+@click.option(
+    "--truncate", type=options.Names("left"), help="Cut the beginnings of prompts too long."
+)
+@_number("--batch-size", int, 8, "Prompts in a batch.")
+@click.option("--stream", is_flag=True, help="Show texts on standard error as they come.")
+@options.config
+def command(
+    input: str,
+    model: str,
+    rows: str,
+    language: int | None,
+    base_rows: Any,
+    vocabulary: str | None,
+    index: str,
+    stream: bool,
+    config: str | None,
+    **settings: Any,
+) -> None:
+    """Texts that follow the prompts in INPUT, by a decoder.
+
+    A line is {"prompt": ...} or {"messages": [{"role": ..., "content": ...}, ...]}. Writes {"text",
+    "ids", "finish", "tokens": {"prompt_static", "prompt_dynamic", "new"}, "seconds": {"prefill",
+    "decode"}, "kv_cache": {"static", "dynamic"} bytes, "truncated"} for each: seconds are of the
+    batch; finish is end, stop or length. Prompts are merged, each alone.
+
+    \b
+    Example:
+      echo '{"messages": [{"role": "user", "content": "Name three rivers."}]}' |
+        dyntok generate --model smollm2-135m-instruct --max-new-tokens 40 --stream -
+    """
+    records = [_checked(record, input) for record in jsonl.read_records(input, {})]
+    if settings["reduction"] is None and vocabulary is None:
+        settings["reduction"] = 100.0
+    options.refuse_base_rows(rows, settings["reduction"] or 0)
+
+    from dyntok_jax.config import load_config
+    from dyntok_jax.dynamic_model import load
+    from dyntok_jax.generate import GenerationConfig, generate
+
+    settings["boundary"] = Boundary(settings["boundary"])
+    settings["truncate"] = settings["truncate"] is not None
+    how = GenerationConfig(**settings)
+    if stream:
+        how = dataclasses.replace(how, batch_size=1, steps_together=1)
+    loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
+    output = _vocabulary(vocabulary, index, loaded) if vocabulary else None
+    prompts = [_layout(loaded, fields, how.boundary) for fields in records]
+    start = time.perf_counter()
+    found = generate(loaded, prompts, how, output, _shown() if stream else None)
+    if stream:
+        click.echo(err=True)
+    for text in found:
+        record = dataclasses.asdict(text)
+        jsonl.write_line({k: v for k, v in record.items() if k != "codebook" or v})
+    summarize(
+        sum(text.tokens["prompt_static"] for text in found),
+        sum(text.tokens["prompt_dynamic"] for text in found),
+        len(found),
+        sum(text.truncated for text in found),
+        time.perf_counter() - start,
+        loaded.cache,
+    )
+
+
+def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
+    """The fields of a line that has either a prompt or messages."""
+    where = f"{'standard input' if path == '-' else path}, line {record.line}"
+    if ("prompt" in record.fields) == ("messages" in record.fields):
+        raise DyntokError(f"{where}: needed is one of the fields 'prompt' and 'messages'")
+    name = "prompt" if "prompt" in record.fields else "messages"
+    check = jsonl.is_string if name == "prompt" else jsonl.is_messages
+    problem = check(record.fields[name])
+    if problem:
+        raise DyntokError(f"{where}: field {name!r} {problem}")
+    return record.fields
+
+
+def _layout(model: DynamicModel, fields: dict[str, Any], boundary: Boundary) -> BaseTokens:
+    if "prompt" in fields:
+        return prompt_layout(model.tokenizer, [fields["prompt"]], boundary)[0]
+    return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
+
+
+def _vocabulary(folder: str, index: str, model: DynamicModel) -> OutputVocabulary:
+    from dyntok_jax.generate import OutputVocabulary
+    from dyntok_jax.large_vocabulary.opening import open_index
+    from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
+
+    vocabulary = LargeVocabulary.load(folder, model.tokenizer)
+    return OutputVocabulary(
+        vocabulary.tokens,
+        vocabulary.rows().input,
+        open_index(index, vocabulary, model.mesh),
+        vocabulary.tokenize,
+    )
+
+
+def _shown() -> OnText:
+    """Shows texts on standard error, an empty line between two prompts'."""
+    last = 0
+
+    def show(place: int, text: str) -> None:
+        nonlocal last
+        click.echo("\n\n" * (place - last) + text, nl=False, err=True)
+        last = place
+
+    return show

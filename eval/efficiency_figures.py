@@ -79,7 +79,7 @@ def _latencies(run: Mapping[str, Any]) -> Table:
         f"{run.get('latency_tokens')} base tokens"
     )
     columns = ("", "reduction", "tokens", "padded", "prefill", "÷ static", "tokens ÷ static")
-    table = Table(*columns, "first token", "with new rows", title=title)
+    table = Table(*columns, "with merging", "and new rows", title=title)
     for language, steps in run["latency"].items():
         for step in steps:
             table.add_row(

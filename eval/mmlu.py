@@ -131,6 +131,7 @@ class Evaluation:
             "sweep": lines[0],
             "likelihood_sweep": lines[1],
             "sweep_examples": run.sweep_first,
+            "sweep_choice": "evenly spread",
         }
 
     def _curves(self) -> list[MmluSetting]:

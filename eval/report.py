@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dyntok_jax.files import atomic_path
-from eval import report_bench, report_rows, report_tasks
+from eval import report_bench, report_decoder, report_rows, report_tasks
 
 Run = dict[str, Any]
 
@@ -32,6 +32,9 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "continuation": report_rows.continuation,
     "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
     "uner": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
+    "mmlu": lambda runs: "\n\n".join(map(report_decoder.mmlu, runs)),
+    "mt_bench": lambda runs: "\n\n".join(map(report_decoder.mt_bench, runs)),
+    "efficiency": lambda runs: "\n\n".join(map(report_decoder.efficiency, runs)),
     "fairness": lambda runs: "\n\n".join(map(report_tasks.fairness, runs)),
 }
 """Mark of a table -> what makes it of its runs."""
@@ -74,13 +77,15 @@ def kind(run: Run, path: Path) -> str:
     Raises:
         ValueError: to none.
     """
-    if isinstance(run, dict) and run.get("task") in ("xnli", "uner"):
+    if isinstance(run, dict) and run.get("task") in ("xnli", "uner", "mmlu"):
         return run["task"]
     marks = {
         "merging": "bench",
         "idle_share": "distill",
         "max_pieces": "retrieval",
         "continuation_tokens": "continuation",
+        "mt_bench": "mt_bench",
+        "efficiency": "efficiency",
         "fairness": "fairness",
     }
     for key, name in marks.items():

@@ -79,13 +79,14 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
 def _sweep(run: dict[str, Any]) -> str:
     """The means of all curves, by reduction."""
     limit = run["sweep_examples"]
-    over = f", the first {limit} examples of each" if limit else ""
+    over = f", {run.get('sweep_choice', 'the first')} {limit} examples of each" if limit else ""
     reductions = [point["reduction"] for point in run["sweep"][0]["points"]]
     lines = [
         [curve["name"], *(f"{point['average']['value']:.1f}" for point in curve["points"])]
         for curve in run["sweep"]
     ]
-    head = f"Mean {run['metric']} by reduction, first seed{over}:"
+    several = len(run["settings"][0]["average"]["by_seed"]) > 1
+    head = f"Mean {run['metric']} by reduction{', first seed' * several}{over}:"
     columns = ["", *(f"{value:g} %" for value in reductions)]
     return f"{head}\n\n{table(columns, lines)}\n\n![{run['task']} by reduction]({run['plot']})"
 

@@ -1,0 +1,137 @@
+"""The README's tables of decoders: MMLU, MT-Bench and efficiency, from their run files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import report_tasks
+from eval.efficiency_figures import hit_shares, operations
+from eval.report_rows import table
+
+
+def mmlu(run: dict[str, Any]) -> str:
+    """Accuracies, then bits per byte of the right answers' texts."""
+    names = list(run["likelihood"][0]["languages"])
+    lines = []
+    for row in run["likelihood"]:
+        average = row["average"]
+        cells = [f"{row['languages'][name]['value']:.3f}" for name in names]
+        delta = f"{average['delta']:+.3f}{_ends(average['delta_interval'])}"
+        first = row is run["likelihood"][0]
+        lines.append([row["name"], *cells, f"{average['value']:.3f}", "" if first else delta])
+    parts = [
+        report_tasks.settings(run),
+        "Bits per byte of the right answer's text behind the same prompts:",
+        table(["", *names, "mean", "Δ"], lines),
+    ]
+    if run["likelihood_sweep"]:
+        parts.append(f"![bits per byte by reduction]({run['likelihood_plot']})")
+    return "\n\n".join(parts)
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:+.3f} to {interval[1]:+.3f})"
+
+
+def mt_bench(run: dict[str, Any]) -> str:
+    """A line a setting, and the points of the sweeps."""
+    head = (
+        f"{run['model']}, {run['questions']} questions of MT-Bench, up to {run['max_new_tokens']} "
+        f"new tokens a turn; without a judge's scores (commit {run['commit']}, {run['machine']}, "
+        f"{run['seconds'] / 60:.0f} min):\n\n`{run['command']}`"
+    )
+    columns = ["", "prompt tokens", "saved", "new tokens", "characters", "ended", "distinct-4"]
+    columns += ["prefill, s", "decode, s"]
+    lines = [
+        [
+            row["name"],
+            str(row["tokens_dynamic"]),
+            f"{row['shorter_percent']:.1f} %",
+            str(row["new_tokens"]),
+            str(row["characters"]),
+            f"{row['ended']} of {row['answers']}",
+            "" if row["distinct_4"] is None else f"{row['distinct_4']:.3f}",
+            f"{row['prefill_seconds']:.1f}",
+            f"{row['decode_seconds']:.1f}",
+        ]
+        for row in [*run["mt_bench"], *run["sweep"]]
+    ]
+    return f"{head}\n\n{table(columns, lines)}"
+
+
+def efficiency(run: dict[str, Any]) -> str:
+    """Operations by language and reduction, the cache's hits, and times to the first token."""
+    ratios = [*run["check"]["decoder"].values()]
+    ratios += [run["check"]["hypernet"]] if "hypernet" in run["check"] else []
+    head = (
+        f"{Path(run['model']).name}, MMLU prompts with five solved questions; operations of a "
+        f"prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times XLA's count; "
+        f"keys and values in {run['kv_dtype']} (commit {run['commit']}, {run['machine']}):\n\n"
+        f"`{run['command']}`"
+    )
+    parts = [head, _operations(run), _caches(run)]
+    if run["latency"]:
+        parts.append(_latencies(run))
+    parts.append(f"![efficiency]({run['plot']})")
+    return "\n\n".join(parts)
+
+
+def _operations(run: dict[str, Any]) -> str:
+    columns = ["", "reduction", "tokens", "saved", "model", "hypernetwork", "of all", "uncached"]
+    lines = [
+        [
+            language,
+            f"{point['reduction']:g} %",
+            f"{point['tokens']:.0f}",
+            f"{point['tokens_saved_percent']:.1f} %",
+            operations(point["model_flops"]),
+            operations(point["hypernet_flops"]),
+            f"{point['hypernet_percent']:.1f} %",
+            operations(point["hypernet_flops_uncached"]),
+            operations(point["total_flops"]),
+            f"{point['total_flops_saved_percent']:.1f} %",
+            f"{point['kv_bytes'] / 2**20:.1f} MiB",
+        ]
+        for language, part in run["efficiency"].items()
+        for point in part["points"]
+    ]
+    return table([*columns, "in all", "saved", "KV cache"], lines)
+
+
+def _caches(run: dict[str, Any]) -> str:
+    said = [
+        f"{language} {curve['grown_to']} rows {hit_shares(curve)[-1]:.0f} %"
+        for language, part in run["efficiency"].items()
+        for curve in part["cache"]
+    ]
+    size = run["cache_batch_size"]
+    return (
+        f"Unique tokens of batches of {size} prompts that were in the cache of rows, from an empty "
+        f"one: {', '.join(said)}."
+    )
+
+
+def _latencies(run: dict[str, Any]) -> str:
+    head = (
+        f"Milliseconds to the first token, {run['latency_prompts']} prompts of "
+        f"{run['latency_tokens']} base tokens a language, one at a time:"
+    )
+    columns = ["", "reduction", "tokens", "padded", "prefill", "÷ static", "tokens ÷ static"]
+    lines = [
+        [
+            language,
+            f"{step['reduction']:g} %",
+            f"{step['tokens']:.0f}",
+            f"{step['padded']:.0f}",
+            f"{step['prefill_ms']:.0f}",
+            f"{step['prefill_ms'] / steps[0]['prefill_ms']:.2f}",
+            f"{step['tokens'] / steps[0]['tokens']:.2f}",
+            f"{step['first_token_ms']:.0f}",
+            f"{step['first_token_new_rows_ms']:.0f}",
+        ]
+        for language, steps in run["latency"].items()
+        for step in steps
+    ]
+    return f"{head}\n\n{table([*columns, 'with merging', 'and new rows'], lines)}"

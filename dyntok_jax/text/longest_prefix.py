@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -32,27 +33,33 @@ class LongestPrefix:
         Raises:
             DyntokError: a character that stands for no byte.
         """
+        # An empty token would stand everywhere.
+        ids = {token: i for token, i in ids.items() if token}
         tokens = [to_bytes(token) for token in ids]
         self._longest = max(map(len, tokens), default=0)
         self._trie = marisa_trie.BinaryTrie(tokens)
-        self._ids = np.zeros(len(self._trie), np.int32)
-        places = np.fromiter(map(self._trie.__getitem__, tokens), np.int64, len(tokens))
-        self._ids[places] = np.fromiter(ids.values(), np.int32, len(tokens))
+        self._ids = array("i", bytes(4 * len(self._trie)))
+        for token, i in zip(tokens, ids.values(), strict=True):
+            self._ids[self._trie[token]] = i
         self.split = lru_cache(UNITS_KEPT)(self._split)
 
     def _split(self, unit: str) -> tuple[int, ...] | None:
         """Ids of a unit's tokens; None where no token goes on from some place."""
         raw = to_bytes(unit)
-        whole = self._trie.get(raw)
-        if whole is not None:
-            return (int(self._ids[whole]),)
-        ids, start = [], 0
-        while start < len(raw):
-            found = self._trie.prefixes(raw[start : start + self._longest])
+        prefixes, place, of, longest = (
+            self._trie.prefixes,
+            self._trie.key_id,
+            self._ids,
+            self._longest,
+        )
+        ids, start, end = [], 0, len(raw)
+        while start < end:
+            found = prefixes(raw[start : start + longest])
             if not found:
                 return None
-            ids.append(int(self._ids[self._trie[found[-1]]]))
-            start += len(found[-1])
+            token = found[-1]
+            ids.append(of[place(token)])
+            start += len(token)
         return tuple(ids)
 
     def tokenize(self, base: BaseTokens) -> list[int]:
@@ -64,13 +71,13 @@ class LongestPrefix:
             base: the sequence in base tokens, whose ids this vocabulary begins with.
         """
         ids: list[int] = []
+        tokens, split = base.tokens, self.split
         begins = np.flatnonzero(np.diff(base.units, prepend=-1)).tolist()
-        for begin, end in pairwise([*begins, len(base.tokens)]):
-            first = base.tokens[begin]
+        for begin, end in pairwise([*begins, len(tokens)]):
+            first = tokens[begin]
             if isinstance(first, int):
-                ids += base.ids[begin:end].tolist()
+                ids.append(first)
                 continue
-            unit = first if end - begin == 1 else "".join(map(str, base.tokens[begin:end]))
-            found = self.split(unit)
-            ids += base.ids[begin:end].tolist() if found is None else found
+            unit = first if end - begin == 1 else "".join(tokens[begin:end])  # pyright: ignore
+            ids += split(unit) or base.ids[begin:end].tolist()
         return ids

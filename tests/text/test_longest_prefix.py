@@ -29,7 +29,7 @@ def naive(ids, unit):
 
 
 @given(
-    st.sets(st.text("abÃ", min_size=1, max_size=5), max_size=12),
+    st.sets(st.text("abÃ", max_size=5), max_size=12),
     st.lists(st.text("abcÃ", max_size=12), max_size=5),
 )
 def test_it_is_greedy_at_every_place(tokens, units):
@@ -77,7 +77,7 @@ def test_the_time_grows_with_the_length_of_a_unit():
             start = time.process_time()
             ids = tokenizer.split(unit)
             times.append(time.process_time() - start)
-            assert sum(ids) == length + trial + 99
+            assert ids is not None and sum(ids) == length + trial + 99
         return min(times)
 
     # Quadratic time would be 64 times as long.
@@ -122,7 +122,7 @@ def test_recorded_tokens(name, recorded, shared):
                 assert next(expected) == specials[unit]
                 continue
             found = tokenizer.split(unit)
-            assert found == naive_by_lengths(vocabulary, unit)
+            assert found is not None and found == naive_by_lengths(vocabulary, unit)
             if len(unit) > LONGEST_THERE:
                 longer += 1
                 assert next(expected) in range(4)

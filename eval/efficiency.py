@@ -46,6 +46,7 @@ from eval.efficiency_flops import (
     kv_bytes,
 )
 from eval.efficiency_latency import latencies
+from eval.mmlu_config import MmluData
 from eval.mmlu_data import asked
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -161,7 +162,7 @@ class Counting:
         self._rule = PunctuationRule(tokenizer.vocabulary()) if hyphen else None
         self._own: dict[Token, bool] = {}
 
-    def language(self, data: Any) -> dict[str, Any]:
+    def language(self, data: MmluData) -> dict[str, Any]:
         """Figures of a language by reduction, and how its cache fills."""
         found = asked(self._tokenizer, data, self.run.boundary, self.run.max_length)
         points, sequences = [], []

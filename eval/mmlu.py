@@ -34,7 +34,7 @@ from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
 from eval.mmlu_config import MmluRun, MmluSetting
 from eval.mmlu_data import Asked, asked
-from eval.mmlu_scoring import Letters, answer_scores, letter_ids, vocabulary
+from eval.mmlu_scoring import Letters, answer_scores, letter_ids, rehearse, vocabulary
 from eval.task_config import hypernet_language
 from eval.task_figures import Outcome, figures
 
@@ -149,16 +149,22 @@ class Evaluation:
         for language, part in self._asked.items():
             number = hypernet_language(self.run.hypernet_languages, setting.rows, language)
             if number not in models:
-                # An empty cache: a setting's time has the prediction of its rows in it.
-                network = self.model.with_rows(setting.rows, number, setting.base_rows)
-                predicted = self.model.with_rows(setting.rows, number, "predicted")
-                letters = Letters.own(self.model, self._letters)
-                if setting.output == "predicted":
-                    letters = Letters.predicted(predicted, self._letters)
-                models[number] = network, letters
+                models[number] = self._network(setting, number)
             found[language] = self._outcome(*models[number], setting, part.spread(first))
         bar.update()
         return found
+
+    def _network(self, setting: MmluSetting, language: int | None) -> tuple[DynamicModel, Letters]:
+        """The model with a setting's rows and an empty cache, and the letters' output rows.
+
+        A setting's time has the prediction of its rows in it, but no compiling.
+        """
+        chosen = setting.rows, language, setting.base_rows
+        rehearse(self.model.with_rows(*chosen), next(iter(self._asked.values())).prompts)
+        if setting.output == "own":
+            return self.model.with_rows(*chosen), Letters.own(self.model, self._letters)
+        predicted = self.model.with_rows(setting.rows, language, "predicted")
+        return self.model.with_rows(*chosen), Letters.predicted(predicted, self._letters)
 
     def _outcome(
         self, network: DynamicModel, letters: Letters, setting: MmluSetting, part: Asked

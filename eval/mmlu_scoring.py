@@ -15,12 +15,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dyntok_jax.batching import by_length
 from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, base_tokens, hash_of
+from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.heads import logits
 from dyntok_jax.scoring import right_aligned, scores_of_hidden
 from dyntok_jax.sharding import gathered
 from dyntok_jax.tasks.mmlu import LETTERS
 from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval.mmlu_config import OWN
 
@@ -80,6 +83,16 @@ def vocabulary(name: str, tokenizer: BaseTokenizer) -> LargeVocabulary:
         return LargeVocabulary.load(name, tokenizer)
     own = base_tokens(tokenizer)
     return LargeVocabulary(Path(), own, len(own), hash_of(own), {}, tokenizer)
+
+
+def rehearse(model: DynamicModel, prompts: Sequence[BaseTokens]) -> None:
+    """Has rows of merged tokens predicted in groups of every size, which compiles what does it."""
+    if model.rows == "base":
+        return
+    merged = model.merge(prompts[: CHUNK_SIZES[0]], Budget(), per_sample=True).sequences
+    tokens = list(dict.fromkeys(token for part in merged for token in part.tokens))
+    for size in CHUNK_SIZES:
+        model.cache.lookup(tokens[:size])
 
 
 def answer_scores(

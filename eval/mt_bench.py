@@ -5,9 +5,9 @@
 
 Answers are written as FastChat's ``model_answer`` (a file a setting, a line a question); the
 judging is FastChat's, outside of this package. What can be told without a judge is in the JSON:
-tokens, seconds and how much answers repeat themselves. A run that was stopped goes on: questions
-that have been answered with the same settings are left out. ``--sweep`` adds the first turn's
-answers at every reduction, for all settings that differ in more than that.
+tokens, seconds (compiling included) and how much answers repeat themselves. A run that was stopped
+goes on: questions that have been answered with the same settings are left out. ``--sweep`` adds the
+first turn's answers at every reduction, for all settings that differ in more than that.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ class Answering:
             for talk, question in zip(talks, questions, strict=True):
                 talk.append({"role": "user", "content": question.turns[turn]})
             prompts = messages_layout(model.tokenizer, talks, self.run.boundary)
-            answers = generate(model, prompts, how, vocabulary)
+            # With the first turn's draws a second answer may follow the first one word for word.
+            drawn = replace(how, seed=how.seed + turn)
+            answers = generate(model, prompts, drawn, vocabulary)
             for talk, turns_of, answer in zip(talks, found, answers, strict=True):
                 talk.append({"role": "assistant", "content": answer.text.strip()})
                 turns_of.append(answer)

@@ -28,6 +28,7 @@ Run = dict[str, Any]
 TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
     "distill": lambda runs: "\n\n".join(map(report_bench.distill, runs)),
+    "generation": lambda runs: "\n\n".join(map(report_bench.generation, runs)),
     "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
     "continuation": report_rows.continuation,
     "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
@@ -82,6 +83,7 @@ def kind(run: Run, path: Path) -> str:
     marks = {
         "merging": "bench",
         "idle_share": "distill",
+        "generation": "generation",
         "max_pieces": "retrieval",
         "continuation_tokens": "continuation",
         "mt_bench": "mt_bench",

@@ -1,4 +1,4 @@
-"""The README's tables of benchmarks, from run files of ``eval.bench`` and ``bench_distill``."""
+"""The README's tables of benchmarks, from run files of ``eval.bench`` and ``eval.bench_…``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,65 @@ def distill(run: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in rows]
     head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}:"
     return "\n".join([head, "", *lines])
+
+
+def generation(run: dict[str, Any]) -> str:
+    """The table of a run of ``eval.bench_generation``."""
+    lines = ["| what | measured | bound |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in generation_rows(run)]
+    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}:"
+    return "\n".join([head, "", *lines])
+
+
+def generation_rows(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured of generation, the figure, and what it should be."""
+    rows = []
+    made = {"decode": _decode, "prefill": _prefill, "recompute": _recompute, "index": _index}
+    for part in run["generation"]:
+        if isinstance(run[part], str):
+            rows.append((part, run[part], ""))
+        else:
+            rows += made[part](run)
+    return rows
+
+
+def _decode(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"tokens/s of decoding, batch {row['batch']}, {row['new']} tokens, {run['dtype']}",
+            f"{row['jax_tokens_per_s']:.1f}, transformers {row['torch_tokens_per_s']:.1f}: "
+            f"{row['ratio']:.2f}× ({100 * row['same_tokens']:.1f} % same tokens)",
+            "≥ 1.5×",
+        )
+        for row in run["decode"]
+    ]
+
+
+def _prefill(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"time to the first token at 100 % ÷ static, {row['text']}, "
+            f"{row['tokens_before']:.0f} tokens become {row['tokens_after']:.0f}",
+            f"{row['dynamic_s'] / row['static_s']:.2f} "
+            f"({row['dynamic_new_rows_s'] / row['static_s']:.2f} with all rows new)",
+            f"≤ {row['bound_s'] / row['static_s']:.2f}",
+        )
+        for row in run["prefill"]
+    ]
+
+
+def _recompute(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    row = run["recompute"]
+    what = f"{row['new']} tokens of {row['vocabulary']}, against reading the whole prefix for each"
+    measured = f"{row['jax_s']:.1f} s, {row['torch_s']:.1f} s: {row['ratio']:.1f}×"
+    return [(what, measured, "≥ 20×")]
+
+
+def _index(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    row = run["index"]
+    what = f"a decode step among {row['size']} tokens ÷ one among the model's own"
+    steps = f"{1000 * row['large_step_s']:.1f} ms, {1000 * row['own_step_s']:.1f} ms"
+    return [(what, f"{steps}: {row['ratio']:.2f}×", "≤ 1.3×")]
 
 
 def _merging(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -1,0 +1,122 @@
+"""Generation beside transformers and beside itself, on a tiny decoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.generate import OutputVocabulary
+from dyntok_jax.large_vocabulary.exact import ExactIndex
+from dyntok_jax.text.layouts import prompt_layout
+from eval import bench_generation, report_bench
+from eval.bench_generation import against_own, against_recomputing, against_transformers
+
+TEXTS = ("The quick brown fox jumps over", "Geschichten über ferne Länder")
+
+
+@pytest.fixture
+def model(decoder: Path) -> DynamicModel:
+    loaded = load(str(decoder), "fvt", ComputeConfig(mesh=MeshConfig(data=1)))
+    return replace(loaded, end_ids=())
+
+
+def prompts(model: DynamicModel):
+    """Two prompts of one length."""
+    ids = [prompt.tokens[:8] for prompt in prompt_layout(model.tokenizer, TEXTS)]
+    assert [len(part) for part in ids] == [8, 8]
+    return [
+        replace(prompt, ids=prompt.ids[:8], tokens=prompt.tokens[:8], units=prompt.units[:8])
+        for prompt in prompt_layout(model.tokenizer, TEXTS)
+    ]
+
+
+def other(decoder: Path):
+    pytest.importorskip("torch")
+    from eval.torch_generation import TorchGeneration
+
+    return TorchGeneration(decoder, "float32")
+
+
+def test_texts_are_those_of_transformers(model, decoder):
+    found = against_transformers(model, other(decoder), prompts(model), new=6, repeats=1)
+    assert found["batch"] == 2 and found["prompt"] == 8 and found["same_tokens"] == 1
+    assert found["jax_tokens_per_s"] > 0 and found["torch_tokens_per_s"] > 0
+    speeds = found["jax_tokens_per_s"] / found["torch_tokens_per_s"]
+    assert found["ratio"] == pytest.approx(speeds)
+
+
+def test_the_originals_scheme_gives_the_same_text(model, decoder):
+    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, None)
+    assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input)
+    assert found["ratio"] == pytest.approx(found["torch_s"] / found["jax_s"])
+
+
+def test_a_step_in_another_vocabulary(model):
+    spelled = model.tokenizer.spelled()
+    tokens = [spelled.get(i, i) for i in range(len(model.source.input))]
+    rows = np.asarray(model.source.input, np.float32)
+    index = ExactIndex.of(model.source, model.mesh)
+    large = OutputVocabulary(tokens, rows, index)
+    found = against_own(model, prompts(model)[0], large, new=4, repeats=1)
+    assert found["size"] == len(tokens)
+    assert found["ratio"] == pytest.approx(found["large_step_s"] / found["own_step_s"])
+
+
+def test_the_command(command, decoder, tmp_path):
+    text = tmp_path / "xx.txt"
+    text.write_text("The quick brown foxes of the lighthouses.\n" * 300, "utf-8")
+    out = tmp_path / "run.json"
+    common = ("--model", decoder, "--rows", "fvt", "--texts", text, "--out", out)
+    done = command(bench_generation.main, *common, "--parts", "prefill", "--repeats", "1")
+    assert done.code == 0, done.err
+    figures = json.loads(out.read_text("utf-8"))
+    (row,) = figures["prefill"]
+    assert row["tokens_before"] == 512 and row["tokens_after"] < 400
+    left = row["tokens_after"] / row["tokens_before"]
+    assert row["bound_s"] == pytest.approx(row["static_s"] * left / 0.85)
+    assert row["within_bound"] == (row["dynamic_s"] <= row["bound_s"])
+    assert f"{row['dynamic_s'] / row['static_s']:.2f}" in report_bench.generation(figures)
+
+    done = command(bench_generation.main, *common, "--parts", "index")
+    assert done.code == 2 and "it needs --vocabulary and --index" in done.err
+    done = command(bench_generation.main, *common, "--parts", "decoding")
+    assert done.code == 2 and "valid are decode, prefill" in done.err
+
+
+def test_the_table():
+    run = {
+        "generation": ["decode", "recompute", "index"],
+        "dtype": "float32",
+        "decode": [
+            {
+                "batch": 8,
+                "new": 128,
+                "jax_tokens_per_s": 150.0,
+                "torch_tokens_per_s": 100.0,
+                "ratio": 1.5,
+                "same_tokens": 0.995,
+            }
+        ],
+        "recompute": "torch is not installed",
+        "index": {"size": 1000000, "large_step_s": 0.024, "own_step_s": 0.02, "ratio": 1.2},
+        "command": "python -m eval.bench_generation",
+        "commit": "abc1234",
+        "machine": "x86_64, 2 cores",
+    }
+    assert report_bench.generation(run).splitlines() == [
+        "`python -m eval.bench_generation` at commit abc1234, x86_64, 2 cores:",
+        "",
+        "| what | measured | bound |",
+        "|---|---|---|",
+        "| tokens/s of decoding, batch 8, 128 tokens, float32 "
+        "| 150.0, transformers 100.0: 1.50× (99.5 % same tokens) | ≥ 1.5× |",
+        "| recompute | torch is not installed |  |",
+        "| a decode step among 1000000 tokens ÷ one among the model's own "
+        "| 24.0 ms, 20.0 ms: 1.20× | ≤ 1.3× |",
+    ]

@@ -25,7 +25,10 @@ from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_params
 
 SCRIPT = Path(__file__).with_name("tpu_compilation.py")
-CASES = ("xlm_r_base", "mistral_7b", "merge_samples", "merge_batch")
+CASES = (
+    *("xlm_r_base", "mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
+    *("merge_samples", "merge_batch"),
+)
 HBM = 32e9
 """Bytes a v4 chip has."""
 
@@ -57,6 +60,15 @@ def test_parameters_of_mistral_7b_are_cut_into_sixteen(compiled):
     arguments = compiled["mistral_7b"]["arguments"]
     # Norms are cut into four parts only; the rows, 4096 x 4096 float32, are on every chip.
     assert 0 <= arguments - parameters / 16 - 4 * 4096 * 4096 < 4e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mistral_7b_prefill", "mistral_7b_decode"])
+def test_the_cache_of_mistral_7b_is_cut_into_sixteen(compiled, name):
+    config, tokens, sequences = DecoderConfig(), 4096, 8
+    values = 2 * config.layers * sequences * tokens * config.kv_heads * config.head_width
+    # Beside it there is what a step says of each sequence, and bfloat16 has two bytes.
+    assert 0 <= compiled[name]["outputs"] - 2 * values / 16 < 1e6
 
 
 @pytest.mark.parametrize(

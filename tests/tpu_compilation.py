@@ -38,13 +38,17 @@ if not Path(os.environ["TPU_LIBRARY_PATH"]).is_file():
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import load_config
+from dyntok_jax.generation import programs
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
-from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.decoder import Decoder, DecoderConfig, UnrolledDecoder, unrolled
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
+from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.sampling import Plan, Sampling
 from dyntok_jax.sharding import (
     batch_sharding,
     compiled_forward,
@@ -57,15 +61,20 @@ from dyntok_jax.sharding import (
 CONFIG = load_config(Path(__file__).parents[1] / "configs" / "tpu.yaml")
 
 
-def lower_forward(module: Any, mesh: Any, batch: int, length: int, unique: int) -> Any:
-    """The sharded forward of a module at these sizes, from shapes alone."""
+def shapes_of_params(module: Any, mesh: Any) -> Any:
+    """Shapes and shardings of a module's parameters."""
     abstract = abstract_params(module)
-    params = jax.tree.map(
+    return jax.tree.map(
         lambda box, sharding: jax.ShapeDtypeStruct(box.value.shape, jnp.float32, sharding=sharding),
         abstract,
         param_shardings(abstract, mesh),
         is_leaf=lambda leaf: hasattr(leaf, "names"),
     )
+
+
+def lower_forward(module: Any, mesh: Any, batch: int, length: int, unique: int) -> Any:
+    """The sharded forward of a module at these sizes, from shapes alone."""
+    params = shapes_of_params(module, mesh)
     width, whole, split = module.config.width, replicated(mesh), batch_sharding(mesh)
     return compiled_forward(module, mesh, gathered).lower(
         params,
@@ -86,6 +95,76 @@ def mistral_7b(mesh: Any) -> Any:
     """The decoder forward at full size."""
     module = Decoder(DecoderConfig(), jnp.dtype(CONFIG.dtype), CONFIG.remat)
     return lower_forward(module, mesh, batch=8, length=2048, unique=4096)
+
+
+def mistral_7b_prefill(mesh: Any) -> Any:
+    """Reading 8 prompts of 2048 tokens, with room for as many more."""
+    module = Decoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
+    split, width = batch_sharding(mesh), module.config.width
+    return programs.prefill.lower(
+        shapes_of_params(module, mesh),
+        jax.ShapeDtypeStruct((8192, width), jnp.float32, sharding=replicated(mesh)),
+        jax.ShapeDtypeStruct((8, 2048), jnp.int32, sharding=split),
+        jax.ShapeDtypeStruct((8, 2048), jnp.bool_, sharding=split),
+        module=module,
+        mesh=mesh,
+        room=4096,
+    )
+
+
+def mistral_7b_decode(mesh: Any) -> Any:
+    """The loop of steps of 8 sequences over 4096 tokens each, drawing from the whole vocabulary."""
+    module = UnrolledDecoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
+    config, split = module.config, batch_sharding(mesh)
+
+    def batched(shape: tuple[int, ...], dtype: Any, sharding: Any = split) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    cut = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "model"))
+    part = batched((8, 4096, config.kv_heads, config.head_width), module.dtype, cut)
+    vocabulary = NamedSharding(mesh, PartitionSpec("model"))
+    rows = batched((config.vocab_size, config.width), jnp.float32, vocabulary)
+    state = programs.State(
+        tuple(KeyValues(part, part) for _ in range(config.layers)),
+        batched((8,), jnp.int32),
+        batched((8,), jnp.int32),
+        batched((8,), jnp.bool_),
+        batched((8, config.vocab_size), jnp.bool_),
+        batched((8,), jax.eval_shape(jax.random.key, 0).dtype),
+        batched((), jnp.int32, replicated(mesh)),
+    )
+    ends = batched((1,), jnp.int32, replicated(mesh))
+    return programs.several.lower(
+        _unrolled_shapes(module, mesh),
+        rows,
+        programs.WholeVocabulary(rows),
+        programs.Rules(Sampling(0.7, 0.9, 0.1, 1.1, 0.0), ends),
+        state,
+        batched((), jnp.int32, replicated(mesh)),
+        module=module,
+        mesh=mesh,
+        plan=Plan(greedy=False, top_k=50, nucleus=True, penalized=True),
+        k=1,
+        chunk=16,
+    )
+
+
+def _unrolled_shapes(module: UnrolledDecoder, mesh: Any) -> Any:
+    """Shapes and shardings of the steps' parameters: those of the stack, without its layers."""
+    stacked = shapes_of_params(Decoder(module.config), mesh)
+
+    def cut(leaf: Any) -> Any:
+        sharding = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        dtype = jnp.float32 if len(leaf.shape) == 2 else module.dtype
+        return jax.ShapeDtypeStruct(leaf.shape[1:], dtype, sharding=sharding)
+
+    layer = jax.tree.map(cut, stacked["layers"])
+    layers = {f"layer_{i}": layer for i in range(module.config.layers)}
+    params = layers | {"final_norm": stacked["final_norm"]}
+    made = jax.eval_shape(lambda params: unrolled(params, module.dtype), stacked)
+    same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, params, made)
+    assert all(jax.tree.leaves(same))
+    return params
 
 
 def merge_samples(mesh: Any) -> Any:
@@ -110,6 +189,8 @@ def _lower_merge(rows: int, length: int, sharding: Any) -> Any:
 CASES: dict[str, Callable[[Any], Any]] = {
     "xlm_r_base": xlm_r_base,
     "mistral_7b": mistral_7b,
+    "mistral_7b_prefill": mistral_7b_prefill,
+    "mistral_7b_decode": mistral_7b_decode,
     "merge_samples": merge_samples,
     "merge_batch": merge_batch,
 }

@@ -1,0 +1,78 @@
+"""``dyntok generate`` on a tiny random decoder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+PROMPTS = [
+    {"prompt": "The old dog doesn't mind"},
+    {"messages": [{"role": "user", "content": "<|im_end|> lighthouses on this coast"}]},
+    {"prompt": "Großvater"},
+]
+SHORT = ("--max-new-tokens", 6)
+
+
+def test_texts_counts_and_seconds(dyntok, decoder):
+    run = dyntok("generate", "--model", decoder, "--rows", "fvt", *SHORT, "-", stdin=PROMPTS)
+    assert run.code == 0, run.err
+    assert len(run.records) == 3 and "tokens before" in run.err
+    for record in run.records:
+        assert record["tokens"]["new"] == len(record["ids"]) <= 6
+        assert record["tokens"]["prompt_dynamic"] < record["tokens"]["prompt_static"]
+        assert record["kv_cache"]["dynamic"] < record["kv_cache"]["static"]
+        assert set(record["seconds"]) == {"prefill", "decode"}
+        assert record["finish"] in ("end", "length") and record["truncated"] == 0
+    # The content's special token is text: it takes several tokens.
+    static = dyntok("tokenize", "--model", decoder, "--layout", "messages", "--reduction", 0, "-",
+                    stdin=PROMPTS[1:2])  # fmt: skip
+    assert run.records[1]["tokens"]["prompt_static"] == len(static.records[0]["tokens"])
+
+
+def test_streaming_shows_the_same_text(dyntok, decoder):
+    draws = ("--temperature", 1.5, "--top-k", 50, "--seed", 3)
+    arguments = ("generate", "--model", decoder, "--rows", "fvt", *SHORT, *draws, "-")
+    plain = dyntok(*arguments, stdin=PROMPTS[::2]).records
+    run = dyntok(*arguments, "--stream", stdin=PROMPTS[::2])
+    assert [r["ids"] for r in run.records] == [r["ids"] for r in plain]
+    shown = run.err.split("\n3 lines")[0].split("\n2 lines")[0]
+    assert plain[0]["text"] + "\n\n" + plain[1]["text"] in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines", "said"),
+    [
+        (("--top-p", 0), PROMPTS, "top_p 0.0: valid is above 0 and up to 1"),
+        (("--temperature", -1), PROMPTS, "temperature -1.0: valid is a number from 0"),
+        (("--max-new-tokens", 0), PROMPTS, "max_new_tokens 0: valid is a number from 1"),
+        (("--max-new-tokens", 4000), PROMPTS, "reads 1024 tokens, prompt included"),
+        (("--stop", ""), PROMPTS, "stop ''"),
+        (("--codebook", -1), PROMPTS, "codebook -1"),
+        ((), [{"text": "a"}], "line 1: needed is one of the fields 'prompt' and 'messages'"),
+        ((), [{"prompt": "a"}, {"prompt": 3}], "line 2: field 'prompt' is a number"),
+        ((), [{"messages": []}], "field 'messages' is not a list"),
+        (
+            ("--max-new-tokens", 1020, "--reduction", 0),
+            [{"prompt": "old dog mind"}],
+            "prompt 1: 6 tokens, and there is room for 4 before the new",
+        ),
+        (("--vocabulary", "/nowhere"), PROMPTS, "no large vocabulary there"),
+    ],
+)
+def test_mistakes_are_one_line(dyntok, decoder, arguments, lines, said):
+    run = dyntok("generate", "--model", decoder, "--rows", "fvt", *arguments, "-", stdin=lines)
+    assert run.code != 0 and said in run.err and run.err.count("\n") == 1, run.err
+    assert run.out == ""
+
+
+def test_a_prompt_too_long_is_cut_and_counted(dyntok, decoder):
+    long = {"prompt": "The old dog doesn't mind the lighthouses on this coast at all"}
+    options = ("--max-new-tokens", 1016, "--truncate", "left", "--reduction", 0, "--stop", "a")
+    run = dyntok("generate", "--model", decoder, *options, "-", stdin=[long])
+    assert run.code == 0, run.err
+    (record,) = run.records
+    assert record["tokens"]["prompt_dynamic"] == 8
+    assert record["truncated"] == record["tokens"]["prompt_static"] - 8 > 0
+    assert f"{record['truncated']} tokens truncated" in run.err
+    assert json.dumps(record["text"]).find("a") < 0

@@ -28,9 +28,9 @@ from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.generate import Generated, GenerationConfig, OutputVocabulary, generate
+from dyntok_jax.generation.opening import open_vocabulary
 from dyntok_jax.large_vocabulary.exact import ExactIndex
-from dyntok_jax.large_vocabulary.opening import open_index
-from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, base_tokens
+from dyntok_jax.large_vocabulary.vocabulary import base_tokens
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
 from eval import record
@@ -188,7 +188,11 @@ class Answering:
         predicted = setting.vocabulary == PREDICTED
         key = (PREDICTED, setting.rows) if predicted else (setting.vocabulary, setting.index)
         if key not in self._opened:
-            self._opened[key] = self._predicted(setting) if predicted else self._of_folder(setting)
+            self._opened[key] = (
+                self._predicted(setting)
+                if predicted
+                else open_vocabulary(setting.vocabulary, self.model, setting.index)
+            )
         return self._opened[key]
 
     def _predicted(self, setting: MtBenchSetting) -> OutputVocabulary:
@@ -208,11 +212,6 @@ class Answering:
                 f"{model.name} has apart from its input rows"
             )
         return OutputVocabulary(tokens, rows.input, ExactIndex.of(rows, model.mesh))
-
-    def _of_folder(self, setting: MtBenchSetting) -> OutputVocabulary:
-        found = LargeVocabulary.load(setting.vocabulary, self.model.tokenizer)
-        index = open_index(setting.index, found, self.model.mesh)
-        return OutputVocabulary(found.tokens, found.rows().input, index, found.tokenize)
 
 
 def _temperature(setting: MtBenchSetting, question: Question) -> float:

@@ -18,7 +18,7 @@ from dyntok_jax.types import DyntokError
 
 if TYPE_CHECKING:
     from dyntok_jax.dynamic_model import DynamicModel
-    from dyntok_jax.generate import OnText, OutputVocabulary
+    from dyntok_jax.generate import OnText
 
 
 def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], Any]:
@@ -100,6 +100,7 @@ def command(
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
     from dyntok_jax.generate import GenerationConfig, generate
+    from dyntok_jax.generation.opening import open_vocabulary
 
     settings["boundary"] = Boundary(settings["boundary"])
     settings["truncate"] = settings["truncate"] is not None
@@ -107,7 +108,7 @@ def command(
     if stream:
         how = dataclasses.replace(how, batch_size=1, steps_together=1)
     loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
-    output = _vocabulary(vocabulary, index, loaded) if vocabulary else None
+    output = open_vocabulary(vocabulary, loaded, index) if vocabulary else None
     prompts = [_layout(loaded, fields, how.boundary) for fields in records]
     start = time.perf_counter()
     found = generate(loaded, prompts, how, output, _shown() if stream else None)
@@ -143,20 +144,6 @@ def _layout(model: DynamicModel, fields: dict[str, Any], boundary: Boundary) -> 
     if "prompt" in fields:
         return prompt_layout(model.tokenizer, [fields["prompt"]], boundary)[0]
     return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
-
-
-def _vocabulary(folder: str, index: str, model: DynamicModel) -> OutputVocabulary:
-    from dyntok_jax.generate import OutputVocabulary
-    from dyntok_jax.large_vocabulary.opening import open_index
-    from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
-
-    vocabulary = LargeVocabulary.load(folder, model.tokenizer)
-    return OutputVocabulary(
-        vocabulary.tokens,
-        vocabulary.rows().input,
-        open_index(index, vocabulary, model.mesh),
-        vocabulary.tokenize,
-    )
 
 
 def _shown() -> OnText:

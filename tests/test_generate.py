@@ -17,6 +17,8 @@ from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import BaseRows, SourceEmbeddings
 from dyntok_jax.generate import GenerationConfig, OutputVocabulary, generate
+from dyntok_jax.generation.answers import Answer
+from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Candidates
 from dyntok_jax.models.layers import abstract_params
@@ -74,6 +76,16 @@ def test_sequences_end_on_their_own(tokenizer):
         texts = generate(model, [by_id(case["prompt"]), *others], settings)
         assert texts[0].ids == case["until_end"] and texts[0].finish == "end"
         assert any(len(text.ids) != len(texts[0].ids) for text in texts)
+
+
+def test_a_stop_string_can_be_a_special_token(tokenizer):
+    model = tiny("llama_tied", tokenizer)
+    special, letter = tokenizer.special_ids["<|endoftext|>"], 10
+    for stop, ids, finish in (((), 4, None), (("<|endoftext|>",), 2, "end")):
+        settings = dataclasses.replace(STATIC, stop=stop)
+        answer = Answer.to(Prompt(0, by_id([5]), [5], False, 0), model, settings, None)
+        answer.take([letter, special, letter, letter])
+        assert len(answer.ids) == ids and answer.finish == finish
 
 
 class HostIndex:

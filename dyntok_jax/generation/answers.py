@@ -58,7 +58,10 @@ class Answer:
         )
         codebook = [token for token, _ in merged.most_common(settings.codebook)]
         text = GeneratedText(settings.stop)
-        return cls(prompt, text, names, model.end_ids, settings.max_new_tokens, codebook)
+        specials = model.tokenizer.special_ids
+        stops = (specials[name] for name in settings.stop if name in specials)
+        ends = (*model.end_ids, *stops)
+        return cls(prompt, text, names, ends, settings.max_new_tokens, codebook)
 
     def take(self, ids: list[int]) -> str:
         """Adds tokens up to its end, and gives the text that is new."""

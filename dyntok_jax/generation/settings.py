@@ -35,7 +35,8 @@ class GenerationConfig:
         temperature: divides the logits; 0 takes the best token.
         top_k: candidates to draw from; 0 for all.
         top_p, min_p, repetition_penalty, eos_bias: as in ``sampling.Sampling``.
-        stop: strings that end a text, which ends before them.
+        stop: strings that end a text, which ends before them; the name of a special token is that
+            token too.
         seed: of the draws; with it a prompt's place decides them, not its batch.
         truncate: cuts the beginnings of prompts that are too long, which is an error otherwise.
         candidates: tokens that an index is asked for, among which one is drawn.

@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     size = options.prefix_tokens + options.continuation_tokens
     if size + len(model.tokenizer.prompt_ids) > model.max_length:
         raise DyntokError(f"windows of {size} tokens: {model.name} reads {model.max_length}")
-    windows = {str(path): _windows(model.tokenizer, path, options) for path in options.text}
+    windows = {str(path): cut_windows(model.tokenizer, path, options) for path in options.text}
     models = {name: model.with_rows(name) for name in options.rows if name != STATIC}
     parts = len(windows) * (1 + len(models) * len(options.reduction))
     with tqdm(total=parts, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -122,7 +122,12 @@ def _starts(path: Path, pieces: Pieces, windows: int, size: int) -> Int[np.ndarr
     return window_starts(len(pieces.ids), windows)
 
 
-def _windows(tokenizer: BaseTokenizer, path: Path, options: argparse.Namespace) -> Windows:
+def cut_windows(tokenizer: BaseTokenizer, path: Path, options: argparse.Namespace) -> Windows:
+    """The windows of one file, by the options of the command.
+
+    Raises:
+        DyntokError: a file that cannot be read, or that holds too few windows.
+    """
     pieces = _encode(tokenizer, record.read_lines(path, options.lines))
     size = options.prefix_tokens + options.continuation_tokens
     starts = _starts(path, pieces, options.windows, size)

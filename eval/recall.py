@@ -1,7 +1,7 @@
 """How often a ScaNN index of a large vocabulary finds what an exact search finds, and how fast.
 
     python -m eval.recall --vocabulary out/vocabulary_smollm2 --index out/vocabulary_smollm2/scann \
-      --model smollm2-135m-instruct --text en.txt de.txt --leaves 250,500,1000 --out out/recall.json
+      --model smollm2-135m-instruct --text en.txt de.txt --leaves 250,500 --out out/recall.json
 
 The texts are read in the tokens of the vocabulary, by longest prefixes, as prompts are; the
 queries are the hidden states after tokens that are spread evenly over them. Recall@10 is the share
@@ -49,6 +49,7 @@ def main() -> None:
     add("--vocabulary", type=Path, required=True, metavar="DIR", help="with its rows")
     add("--index", type=Path, required=True, metavar="DIR", help="a ScaNN index of its rows")
     add("--leaves", type=record.numbers, metavar="N,N", help="leaves searched (the index's own)")
+    add("--reorder", type=record.numbers, metavar="N,N", help="rows compared truly (its own)")
     add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
     add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
@@ -67,7 +68,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = vocabulary.rows()
     exact = ExactIndex.of(rows, model.mesh)
     indexes = [
-        load_index(options.index, rows, vocabulary.made_for, leaves)
+        load_index(options.index, rows, vocabulary.made_for, leaves, reorder)
+        for reorder in options.reorder or [None]
         for leaves in options.leaves or [None]
     ]
     files = {}
@@ -83,7 +85,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "size": exact.size,
         "k": options.k,
         "queries": options.queries,
-        "leaves": [index.leaves_searched for index in indexes],
+        "leaves": [index.settings.leaves_searched for index in indexes],
+        "reorder": [index.settings.reorder for index in indexes],
         "recall": files,
         "milliseconds": [_milliseconds(index, timed, options.k) for index in indexes],
         "milliseconds_exact": _milliseconds(exact, timed, options.k),
@@ -155,13 +158,13 @@ def show(figures: dict[str, Any]) -> None:
     """Prints recall and times of every number of leaves."""
     table = Table(title=f"{figures['model']}, {figures['size']} rows, recall@{figures['k']}")
     names = list(figures["recall"])
-    for name in ("leaves", *(Path(name).name for name in names), "ms a search"):
+    for name in ("leaves", "reorder", *(Path(name).name for name in names), "ms a search"):
         table.add_column(name, justify="right")
-    for i, leaves in enumerate(figures["leaves"]):
+    for i, asked in enumerate(zip(figures["leaves"], figures["reorder"], strict=True)):
         recalls = [f"{figures['recall'][name][i]:.3f}" for name in names]
-        table.add_row(str(leaves), *recalls, f"{figures['milliseconds'][i]:.2f}")
+        table.add_row(*map(str, asked), *recalls, f"{figures['milliseconds'][i]:.2f}")
     for label, key in (("exact", "milliseconds_exact"), ("original", "milliseconds_original")):
-        table.add_row(label, *("" for _ in names), f"{figures[key]:.2f}")
+        table.add_row(label, "", *("" for _ in names), f"{figures[key]:.2f}")
     record.print_table(table)
 
 

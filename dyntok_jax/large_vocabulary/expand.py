@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -57,7 +59,8 @@ def new_tokens(
         show_progress=False,
         **longest,
     )
-    trained.train_from_iterator(_checked(texts, tokenizer, trained), trainer)
+    with _one_thread():
+        trained.train_from_iterator(_checked(texts, tokenizer, trained), trainer)
     vocabulary = trained.get_vocab(with_added_tokens=False)
     known = {token for token in own if isinstance(token, str)}
     found = sorted(vocabulary.keys() - known, key=vocabulary.__getitem__)
@@ -112,6 +115,18 @@ def _checked(texts: Iterable[str], tokenizer: BaseTokenizer, trained: Tokenizer)
                 "cannot follow; valid: byte-level, and sentencepiece without changes to white space"
             )
     return chain(first, rest)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tokenizers library in one thread; several wait for one another at every merge."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _text_stages(own: dict[str, Any]) -> str:

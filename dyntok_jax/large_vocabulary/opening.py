@@ -21,6 +21,7 @@ def open_index(
     mesh: Mesh,
     cosine: bool = False,
     leaves_searched: int | None = None,
+    reorder: int | None = None,
 ) -> Index:
     """The index of a vocabulary's output rows.
 
@@ -29,18 +30,19 @@ def open_index(
         vocabulary: whose rows are searched.
         mesh: devices of the exact search.
         cosine: of the exact search: choose by cosine.
-        leaves_searched: of a ScaNN index: how many parts are looked at.
+        leaves_searched, reorder: of a ScaNN index: see ``ScannSettings``.
 
     Raises:
         DyntokError: no rows or no such index, an index of other rows, an option that is not its.
     """
     if name == EXACT:
-        if leaves_searched is not None:
-            raise DyntokError("index exact: it has no leaves to search")
+        if leaves_searched is not None or reorder is not None:
+            raise DyntokError("index exact: it looks at all rows; leaves and reorder are ScaNN's")
         return ExactIndex.of(vocabulary.rows(), mesh, cosine)
     folder = Path(name)
     if not folder.is_dir():
         raise DyntokError(f"index {name!r}: no such folder; valid: exact, a ScaNN index's folder")
     if cosine:
         raise DyntokError(f"index {name}: whether it ranks by cosine was chosen when it was built")
-    return load_index(folder, vocabulary.rows(), vocabulary.made_for, leaves_searched)
+    rows, made_for = vocabulary.rows(), vocabulary.made_for
+    return load_index(folder, rows, made_for, leaves_searched, reorder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class ScannSettings:
         training_sample: rows that the clusters are found on.
         block_dims: coordinates that are quantized together.
         anisotropic_threshold: rows parallel to the query by more than that count more.
-        reorder: best rows by quantized products whose true products are computed; at most so many
-            are found.
+        reorder: best rows by quantized products whose true products are computed; a search may ask
+            for others.
         cosine: choose by cosine, as the original does, whose rows are normalised; the logits stay
             inner products.
     """
@@ -64,15 +64,13 @@ class ScannIndex:
         searcher: ScaNN's own object.
         output: (V, D) rows.
         bias: (V,) added to the logits of what is found, or None.
-        settings: what it was built by.
-        leaves_searched: as in the settings, or as asked for.
+        settings: what it was built by, with the leaves and rows to look at that were asked for.
     """
 
     searcher: Any
     output: Float[np.ndarray, "V D"]
     bias: Float[np.ndarray, " V"] | None
     settings: ScannSettings
-    leaves_searched: int
 
     @property
     def size(self) -> int:
@@ -89,7 +87,7 @@ class ScannIndex:
         hidden = np.asarray(hidden, np.float32)
         count = min(max(k, self.settings.reorder), self.size)
         found, near = self.searcher.search_batched(
-            hidden, final_num_neighbors=count, leaves_to_search=self.leaves_searched
+            hidden, final_num_neighbors=count, leaves_to_search=self.settings.leaves_searched
         )
         found = np.asarray(found, np.int64)
         rows = np.asarray(self.output[found], np.float32)
@@ -149,7 +147,11 @@ def build_index(
 
 
 def load_index(
-    folder: Path, rows: Rows, made_for: Mapping[str, str], leaves_searched: int | None = None
+    folder: Path,
+    rows: Rows,
+    made_for: Mapping[str, str],
+    leaves_searched: int | None = None,
+    reorder: int | None = None,
 ) -> ScannIndex:
     """Load an index that :func:`build_index` wrote.
 
@@ -157,26 +159,28 @@ def load_index(
         folder: of the index.
         rows: those it was built of.
         made_for: as it was built for.
-        leaves_searched: parts to look at instead of the settings' number.
+        leaves_searched, reorder: instead of the settings' numbers.
 
     Raises:
         DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        settings = ScannSettings(**manifest["settings"])
+        built = ScannSettings(**manifest["settings"])
     except OSError as error:
         raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
+    settings = replace(
+        built,
+        leaves_searched=built.leaves_searched if leaves_searched is None else leaves_searched,
+        reorder=built.reorder if reorder is None else reorder,
+    )
     output = _output(rows)
     here = {**made_for, "size": len(output)}
     differing = [name for name, value in here.items() if manifest.get(name) != value]
     if differing:
         raise DyntokError(f"{folder}: built for other rows (another {', '.join(differing)})")
-    searched = leaves_searched or settings.leaves_searched
-    if not 1 <= searched <= settings.leaves:
-        raise DyntokError(f"{folder}: leaves searched are 1 to {settings.leaves}, not {searched}")
     files = folder / SEARCHER
     if list(files.glob("*.pkl")):
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
@@ -184,7 +188,7 @@ def load_index(
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError) as error:
         raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
-    return ScannIndex(searcher, output, rows.bias, settings, searched)
+    return ScannIndex(searcher, output, rows.bias, settings)
 
 
 def _output(rows: Rows) -> np.ndarray:

@@ -45,7 +45,8 @@ def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
     found = command(built, decoder, monkeypatch, "--leaves=1,12", "--queries=30")
     few, every = found["recall"][str(built / "de.txt")]
     assert few < 0.9 < every == pytest.approx(1, abs=0.02)
-    assert found["leaves"] == [1, 12] and "recall@10" in capsys.readouterr().out
+    assert found["leaves"] == [1, 12] and found["reorder"] == [200, 200]
+    assert "recall@10" in capsys.readouterr().out
     times = [found["milliseconds_exact"], found["milliseconds_original"], *found["milliseconds"]]
     assert len(times) == 4 and min(times) > 0
 

@@ -91,16 +91,14 @@ class DyntokLM(TemplateLM):
             vocabulary: folder of a large one to generate in; scores are the model's own always.
             index: how its tokens are searched, see ``large_vocabulary.opening.open_index``.
             config: YAML file with dtype and mesh.
-            max_batch_size, device: given by the harness; there is no ``auto`` batch size, and
-                devices are JAX's.
+            max_batch_size, device: the harness always gives them, and they are not read: there is
+                no ``auto`` batch size, and devices are JAX's.
 
         Raises:
             DyntokError: an encoder, a value that is not valid; as ``dynamic_model.load``.
         """
         super().__init__()
-        del max_batch_size
-        if device is not None:
-            raise DyntokError(f"device {device!r}: JAX chooses devices (JAX_PLATFORMS)")
+        del max_batch_size, device
         self.budget = Budget(reduction=float(reduction))
         self.boundary = _boundary(boundary)
         self.batch_size = _positive("batch_size", batch_size)

@@ -7,7 +7,9 @@ text/test_layouts.py, ``target_scores`` in test_scoring.py.
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,22 @@ def test_greedy_texts_at_0_are_those_of_transformers(harness, tiny, chat):
     assert len(set(ours)) > 3
 
 
+def test_the_command(tiny, monkeypatch, tmp_path, capsys):
+    import datasets.config
+
+    from dyntok_jax.cli import dyntok
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    given = ["lm-eval", "--model", "dyntok", "--model_args", f"model={tiny},rows=fvt,reduction=50"]
+    dyntok.main(
+        [*given, "--include_path", str(TASKS), "--tasks", "tiny_choices,tiny_answers"],
+        standalone_mode=False,
+    )
+    assert re.search(r"\|tiny_choices *\|.*\|acc *\|", capsys.readouterr().out)
+
+
 @pytest.mark.slow
 def test_real_scores_at_0_are_those_of_transformers(harness):
     if not any(entry.name == REAL and entry.cached for entry in list_models()):
@@ -157,7 +175,6 @@ def test_contexts_are_merged_and_what_is_scored_is_not(tiny):
         ({"boundary": "pretokens"}, "did you mean 'pretoken'"),
         ({"batch_size": "auto"}, "batch_size 'auto'"),
         ({"max_length": 0}, "max_length 0"),
-        ({"device": "cuda:0"}, "JAX chooses devices"),
     ],
 )
 def test_values_that_are_not_valid(tiny, arguments, message):

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_folders import decoder, folders
 
 from dyntok_jax.config import MeshConfig
-from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import BaseRows, SourceEmbeddings
 from dyntok_jax.generate import GenerationConfig, OutputVocabulary, generate
 from dyntok_jax.generation.answers import Answer
+from dyntok_jax.generation.programs import Codebook, rows_of
+from dyntok_jax.generation.rewriting import rewritten, word_lengths
 from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
-from dyntok_jax.sharding import make_mesh, shard_params
+from dyntok_jax.sharding import gathered, make_mesh, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.layouts import BaseTokens
-from dyntok_jax.types import Rows
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.byte_level import to_text
+from dyntok_jax.text.layouts import BaseTokens, prompt_layout
+from dyntok_jax.types import DyntokError, Rows
 
 __all__ = ["decoder", "folders"]
 
@@ -124,3 +132,207 @@ def test_the_same_on_a_mesh(tokenizer):
     cases = RECORD["mistral"][::2]
     texts = generate(model, [by_id(case["prompt"]) for case in cases], STATIC)
     assert [text.ids for text in texts] == [case["new"] for case in cases]
+
+
+TEXTS = ["The old dog doesn't mind the lighthouses", "Großvater", "孩子们每天早上", "def add(a, b)"]
+
+
+@pytest.fixture(scope="module")
+def written(decoder) -> DynamicModel:
+    """A random model that reads and writes text."""
+    return load(str(decoder), "fvt")
+
+
+@pytest.fixture(scope="module")
+def prompts(written) -> list[BaseTokens]:
+    return prompt_layout(written.tokenizer, TEXTS)
+
+
+DRAWN = GenerationConfig(max_new_tokens=12, temperature=2.0, top_k=200, seed=5, eos_bias=-1e9)
+
+
+def test_draws_depend_on_the_seed_and_the_place_alone(written, prompts):
+    together = generate(written, prompts, DRAWN)
+    alone = generate(written, prompts, dataclasses.replace(DRAWN, batch_size=1, steps_together=1))
+    assert [text.ids for text in together] == [text.ids for text in alone]
+    other = generate(written, prompts, dataclasses.replace(DRAWN, seed=6))
+    assert all(a.ids != b.ids for a, b in zip(together, other, strict=True))
+    same = generate(written, [prompts[0]] * 2, DRAWN)
+    assert same[0].ids != same[1].ids
+
+
+def test_texts_are_given_out_whole_and_as_they_come(written, prompts):
+    shown: dict[int, list[str]] = {}
+    texts = generate(
+        written,
+        prompts,
+        DRAWN,
+        on_text=lambda place, text: shown.setdefault(place, []).append(text),
+    )
+    spelled = written.tokenizer.spelled()
+    for place, text in enumerate(texts):
+        assert "".join(shown[place]) == text.text
+        assert text.text == to_text(spelled.get(i, "") for i in text.ids)
+
+
+def test_a_stop_string_ends_one_text_and_not_the_others(written, prompts):
+    free = generate(written, prompts, DRAWN)
+    found = [(place, re.search("[ -~]{2}", one.text[1:])) for place, one in enumerate(free)]
+    place, match = next((place, match) for place, match in found if match)
+    text, stop = free[place].text, match[0]
+    for steps in (1, 5):
+        settings = dataclasses.replace(DRAWN, stop=(stop, "never said"), steps_together=steps)
+        stopped = generate(written, prompts, settings)
+        one = stopped[place]
+        assert one.text == text[: text.index(stop)] and one.finish == "stop"
+        # With the token in which the stop string ends, and no further.
+        assert one.ids == free[place].ids[: len(one.ids)]
+        spelled = [written.tokenizer.spelled().get(i, "") for i in one.ids]
+        assert stop in to_text(spelled) and stop not in to_text(spelled[:-1])
+        for one, other in zip(stopped, free, strict=True):
+            assert one.ids == other.ids or stop in other.text
+
+
+def test_prompts_are_merged_alone_unless_asked_otherwise(written, prompts):
+    settings = dataclasses.replace(DRAWN, reduction=50, max_new_tokens=1)
+    alone = [generate(written, [prompt], settings)[0].tokens for prompt in prompts]
+    assert [text.tokens for text in generate(written, prompts, settings)] == alone
+    merged = generate(written, prompts, dataclasses.replace(settings, merge_together=True))
+    assert [text.tokens for text in merged] != alone
+    for text, prompt in zip(merged, prompts, strict=True):
+        assert text.tokens["prompt_static"] == len(prompt.tokens)
+
+
+def test_a_codebook_is_the_vocabulary_and_the_prompts_merged_tokens(written, prompts):
+    size = len(written.source.input)
+    settings = GenerationConfig(max_new_tokens=1, codebook=8, eos_bias=-1e9)
+    plain = dataclasses.replace(settings, codebook=0)
+    texts = generate(written, prompts, settings)
+    for text, without, prompt in zip(
+        texts, generate(written, prompts, plain), prompts, strict=True
+    ):
+        assert set(text.codebook) == set(_merged(written, prompt))
+        rows = written.source.input
+        sequence = written.merge([prompt], Budget(reduction=100)).sequences[0].tokens
+        extra = [written.cache.lookup([token])[0] for token in text.codebook]
+        table = np.concatenate([rows, np.asarray(written.cache.tables.input)[extra]])
+        (last,) = _last_hidden(written, sequence)
+        scores = table @ last
+        scores[list(written.end_ids)] = -np.inf
+        assert text.ids == [int(scores.argmax())]
+        assert without.ids == [int(scores[:size].argmax())]
+    at_random = dataclasses.replace(DRAWN, codebook=8, top_k=0, temperature=1e4)
+    drawn = generate(written, prompts[:1], dataclasses.replace(at_random, max_new_tokens=250))
+    new = [(text, i) for text in drawn for i in text.ids if i >= size]
+    assert new
+    for text, i in new:
+        assert to_text([text.codebook[i - size]]) in text.text
+
+
+def test_tokens_of_a_codebook_are_read_by_its_rows():
+    rows, extra = np.arange(6.0).reshape(3, 2), 10 + np.arange(8.0).reshape(2, 2, 2)
+    codebook = Codebook(*(jnp.asarray(x) for x in (extra, extra, np.ones((2, 2), bool))))
+    read = rows_of(jnp.array([4, 1]), jnp.asarray(rows), codebook)
+    assert read.tolist() == [[12, 13], [2, 3]]
+
+
+def _merged(model: DynamicModel, prompt: BaseTokens) -> list[str]:
+    tokens = model.merge([prompt], Budget(reduction=100)).sequences[0].tokens
+    return [t for t in tokens if isinstance(t, str) and model.tokenizer.id_of(t) is None]
+
+
+def _last_hidden(model: DynamicModel, tokens: list[Any]) -> np.ndarray:
+    hidden = model.forward(model.batch([tokens]), gathered)
+    return np.asarray(hidden)[:, -1]
+
+
+def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
+    own = len(written.source.input)
+    more = ["Ġlighthouses", "ĠdogĠdoes", "Ġold"]
+    names = written.tokenizer.spelled()
+    tokens = [*(names.get(i, i) for i in range(own)), *more]
+    rows = np.random.default_rng(1).standard_normal((len(tokens), 16)).astype(np.float32)
+    rows[:own] = written.source.input
+    rows[own:] *= 4  # so that they are drawn
+    index: Any = HostIndex(rows)
+
+    def tokenize(base: BaseTokens) -> list[int]:
+        return [tokens.index("Ġold"), *base.ids.tolist()]
+
+    settings = dataclasses.replace(DRAWN, reduction=None, top_k=50, repetition_penalty=1.2)
+    vocabulary = OutputVocabulary(tokens, rows, index, tokenize)
+    texts = generate(written, prompts, settings, vocabulary)
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert text.tokens["prompt_dynamic"] == len(prompt.tokens) + 1
+        assert text.text == to_text(t for i in text.ids if isinstance(t := tokens[i], str))
+    assert any(i >= own for text in texts for i in text.ids)
+    on_device: Any = ExactIndex.of(Rows(rows), written.mesh)
+    same = generate(written, prompts, settings, dataclasses.replace(vocabulary, index=on_device))
+    assert [text.ids for text in same] == [text.ids for text in texts]
+
+
+def test_finished_words_are_merged_in_the_cache(written, prompts):
+    settings = dataclasses.replace(DRAWN, steps_together=3, max_new_tokens=24)
+    plain = generate(written, prompts, settings)
+    texts = generate(written, prompts, dataclasses.replace(settings, rewrite_words=1))
+    saved = [
+        before.kv_cache["dynamic"] - after.kv_cache["dynamic"]
+        for before, after in zip(plain, texts, strict=True)
+    ]
+    assert max(saved) > 0 and min(saved) >= 0
+    # Until the first word is finished nothing differs.
+    assert [text.ids[:2] for text in texts] == [text.ids[:2] for text in plain]
+    assert [text.kv_cache["static"] for text in texts] == [t.kv_cache["static"] for t in plain]
+
+
+def test_what_would_be_merged():
+    tokens = ["Ġa", "bc", "Ġd", 7, "e", "f", "Ġg", "h"]
+    assert word_lengths(tokens, Boundary.PRETOKEN) == [2, 1, 1, 2, 2]
+    lengths, new = rewritten(tokens, [*range(8)], Boundary.PRETOKEN)
+    assert lengths == [2, 1, 1, 2] and new == ["Ġabc", 2, 3, "ef", 6]
+    assert rewritten(["Ġa"], [4], Boundary.PRETOKEN) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_new_tokens": 1024}, "max_new_tokens 1024: .* reads 1024 tokens"),
+        ({"reduction": None}, "a reduction is needed without"),
+        ({"max_new_tokens": 1018, "reduction": 0}, "prompt 1: 1. tokens, and there is room for 6"),
+    ],
+)
+def test_what_does_not_fit_is_refused(written, prompts, changes, said):
+    with pytest.raises(DyntokError, match=said):
+        generate(written, prompts, GenerationConfig(**changes))
+
+
+def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
+    rows = np.zeros((9, 16), np.float32)
+    index: Any = HostIndex(rows)
+    vocabulary = OutputVocabulary([*range(9)], rows, index)
+    refused: list[tuple[Any, str]] = [
+        ({"candidates": 10}, "10 candidates .* the vocabulary has 9"),
+        ({"top_k": 12, "candidates": 1}, "12 candidates"),
+        ({"codebook": 1}, "codebook: it needs the model's own"),
+        ({"reduction": None}, "this vocabulary tokenizes no prompts"),
+    ]
+    for changes, said in refused:
+        settings = dataclasses.replace(GenerationConfig(candidates=4), **changes)
+        with pytest.raises(DyntokError, match=said):
+            generate(written, prompts, settings, vocabulary)
+    with pytest.raises(DyntokError, match=r"8 tokens, 9 input rows .* index of 9"):
+        OutputVocabulary([*range(8)], rows, index)
+
+
+def test_an_empty_prompt_follows_the_opening_token(written, prompts):
+    (empty,) = prompt_layout(written.tokenizer, [""])
+    settings = GenerationConfig(max_new_tokens=3, reduction=0, eos_bias=-1e9)
+    (text,) = generate(written, [empty], settings)
+    opening = written.tokenizer.opening_id
+    assert opening is not None
+    assert text.ids == generate(written, [by_id([opening])], settings)[0].ids
+    assert (text.tokens["prompt_static"], text.truncated) == (0, 0)
+    other = copy.copy(written.tokenizer)
+    other.opening_id = None
+    with pytest.raises(DyntokError, match="no opening token"):
+        generate(dataclasses.replace(written, tokenizer=other), [empty], settings)

@@ -235,7 +235,7 @@ def several(
 
     def body(carry: tuple[Any, ...]) -> Any:
         step, state, tokens = carry
-        fed = _rows_of(state.token, input_rows, getattr(search, "codebook", None))
+        fed = rows_of(state.token, input_rows, getattr(search, "codebook", None))
         hidden, cache = read(params, fed[:, None], state.cache, state.length, module, mesh)
         length = state.length + state.active
         state = state._replace(cache=cache, length=length)
@@ -282,7 +282,7 @@ def _searched(search: Any, hidden: Float[Array, "B D"], k: int) -> Candidates:
     return search.search(hidden, k)
 
 
-def _rows_of(
+def rows_of(
     token: Int[Array, " B"], rows: Float[Array, "V D"], codebook: Codebook | None
 ) -> Float[Array, "B D"]:
     """Input rows of tokens; those of sequences that have ended are any."""

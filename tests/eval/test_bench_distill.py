@@ -47,6 +47,7 @@ def measured(command, model, config, out):
     return json.loads(out.read_text("utf-8")), found.out
 
 
+@pytest.mark.slow
 def test_without_torch_the_result_says_so(command, encoder, config, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     figures, shown = measured(command, encoder, config, tmp_path / "a.json")

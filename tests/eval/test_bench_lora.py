@@ -55,6 +55,7 @@ def test_losses_are_those_of_peft(make):
     assert abs(found["f1_jax"] - found["f1_torch"]) < 0.5
 
 
+@pytest.mark.slow
 def test_merged_batches_have_their_share_of_tokens(make):
     mode = TokenizationConfig("fixed", 100.0)
     found = against_merged(make(), make(rows="fvt", tokenization=mode, held_out=()), 4)

@@ -133,6 +133,7 @@ def test_without_merges_student_and_teacher_agree(task):
         assert float(parts["pooled"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_only_the_hypernetwork_gets_a_gradient_and_all_of_its_heads_do(task):
     batch = next(task.batches(None)).batch
     params, key = task.init(jax.random.key(0)), jax.random.key(1)
@@ -181,6 +182,7 @@ def config_file(path, folder, text_file, out):
     return path
 
 
+@pytest.mark.slow
 def test_command_trains_and_its_result_is_loaded(encoder, text_file, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("TEXTS", str(text_file))
     path = config_file(tmp_path / "run.yaml", encoder, text_file, tmp_path / "run")

@@ -249,6 +249,7 @@ def test_dropout_is_drawn_by_the_steps_key(make):
     assert loss(jax.random.key(1)) == loss(jax.random.key(1)) != loss(jax.random.key(2))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(make, tmp_path):
     # One shape, and so one compilation; every step has a dropout of its own.
     run = make(lora=LoraConfig(rank=4, dropout=0.3), sequences=24)
@@ -308,6 +309,7 @@ def test_training_goes_on_from_an_adapter(make, encoder, tmp_path):
         make_task(other)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_step(make):
     losses = []
     for mesh in (MeshConfig(data=1), MeshConfig(data=2, fsdp=2, model=2)):

@@ -192,6 +192,7 @@ def test_identity_rows_are_learnt(task, loaded, descend):
     assert task.evaluate(params)["identity_cosine"] > before + 0.1
 
 
+@pytest.mark.slow
 def test_language_loss_falls(loaded, descend):
     losses, _ = descend(loaded[3].batch, 40)
     # Without knowledge it is the logarithm of the vocabulary's size.
@@ -243,6 +244,7 @@ def test_predictions_start_with_the_mean_and_deviation_of_the_models_rows(task):
     np.testing.assert_allclose(predicted.input.std(0), own.std(0), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(make_task):
     compute = ComputeConfig(mesh=MeshConfig(1, 2, 2))
     batch = next(itertools.islice(make_task("llama").batches(None), 3, None)).batch
@@ -254,6 +256,7 @@ def test_a_mesh_changes_nothing(make_task):
     np.testing.assert_allclose(*found, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path):
     config = replace(CONFIG, train_backbone=True, identity_steps=2)
     task = make_task("xlm_r", config, held_out=data)

@@ -194,6 +194,8 @@ def against_recomputing(
 ) -> dict[str, Any]:
     """Seconds of one whole text, by the original's scheme and here, both searching exactly.
 
+    With a large vocabulary, both read the prompt by its longest prefixes and its rows.
+
     Args:
         model: whose texts do not end.
         other: a ``TorchGeneration``.
@@ -201,23 +203,24 @@ def against_recomputing(
         new: tokens.
         folder: of a large vocabulary; without one, the model's own.
     """
-    vocabulary = None if folder is None else open_vocabulary(folder, model, EXACT)
-    rows = model.source
+    vocabulary, rows, ids, reduction = None, model.source, prompt.ids, 0.0
     if folder is not None:
-        rows = LargeVocabulary.load(folder, model.tokenizer).rows()
+        vocabulary = open_vocabulary(folder, model, EXACT)
+        found = LargeVocabulary.load(folder, model.tokenizer)
+        rows, ids, reduction = found.rows(), np.array(found.tokenize(prompt)), None
     output = rows.input if rows.output is None else rows.output
     output = np.require(output, np.float32, "W")  # torch warns of memory it must not write
-    other.recompute(prompt.ids, 2, rows.input, output)
+    other.recompute(ids, 2, rows.input, output)
     start = time.perf_counter()
-    theirs = other.recompute(prompt.ids, new, rows.input, output)
+    theirs = other.recompute(ids, new, rows.input, output)
     middle = time.perf_counter()
-    _generate(model, [prompt], new, vocabulary)
+    _generate(model, [prompt], new, vocabulary, reduction)
     begin = time.perf_counter()
-    (ours,) = _generate(model, [prompt], new, vocabulary)
+    (ours,) = _generate(model, [prompt], new, vocabulary, reduction)
     seconds = {"jax_s": time.perf_counter() - begin, "torch_s": middle - start}
     return {
         "vocabulary": len(rows.input),
-        "prompt": len(prompt.ids),
+        "prompt": len(ids),
         "new": new,
         **seconds,
         "ratio": seconds["torch_s"] / seconds["jax_s"],
@@ -255,9 +258,10 @@ def _generate(
     prompts: Sequence[BaseTokens],
     new: int,
     vocabulary: OutputVocabulary | None = None,
+    reduction: float | None = 0.0,
 ) -> list[list[int]]:
-    """Ids of the best texts, in one batch, behind base tokens."""
-    how = GenerationConfig(max_new_tokens=new, reduction=0.0, batch_size=len(prompts))
+    """Ids of the best texts, in one batch, behind base tokens or ones of the vocabulary."""
+    how = GenerationConfig(max_new_tokens=new, reduction=reduction, batch_size=len(prompts))
     return [text.ids for text in generate(model, prompts, how, vocabulary)]
 
 

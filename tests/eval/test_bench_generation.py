@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.generate import OutputVocabulary
-from dyntok_jax.large_vocabulary.exact import ExactIndex
+from dyntok_jax.generation.opening import open_vocabulary
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, write_vocabulary
 from dyntok_jax.text.layouts import prompt_layout
+from dyntok_jax.types import Rows, Token
 from eval import bench_generation, report_bench
 from eval.bench_generation import against_own, against_recomputing, against_transformers
 
@@ -57,15 +60,33 @@ def test_the_originals_scheme_gives_the_same_text(model, decoder):
     assert found["ratio"] == pytest.approx(found["torch_s"] / found["jax_s"])
 
 
-def test_a_step_in_another_vocabulary(model):
-    spelled = model.tokenizer.spelled()
-    tokens = [spelled.get(i, i) for i in range(len(model.source.input))]
-    rows = np.asarray(model.source.input, np.float32)
-    index = ExactIndex.of(model.source, model.mesh)
-    large = OutputVocabulary(tokens, rows, index)
-    found = against_own(model, prompts(model)[0], large, new=4, repeats=1)
-    assert found["size"] == len(tokens)
+@pytest.fixture
+def large(model: DynamicModel, tmp_path: Path) -> Path:
+    """A vocabulary of 20 more tokens, with random rows that are like none of the model's own."""
+    new = [f"Ġquick{'ox' * i}" for i in range(1, 21)]
+    write_vocabulary(tmp_path / "large", model.tokenizer, new, "tiny", {})
+    vocabulary = LargeVocabulary.load(tmp_path / "large", model.tokenizer)
+    vocabulary.rows_file.predict(vocabulary.row_tokens, RandomRows(), {"rows": "random"})
+    return vocabulary.folder
+
+
+class RandomRows:
+    """The same rows each time."""
+
+    def rows(self, tokens: Sequence[Token]) -> Rows:
+        return Rows(np.random.default_rng(1).standard_normal((len(tokens), 16)).astype(np.float32))
+
+
+def test_a_step_in_another_vocabulary(model, large):
+    vocabulary = open_vocabulary(large, model)
+    found = against_own(model, prompts(model)[0], vocabulary, new=4, repeats=1)
+    assert found["size"] == len(model.source.input) + 20
     assert found["ratio"] == pytest.approx(found["large_step_s"] / found["own_step_s"])
+
+
+def test_the_originals_scheme_in_a_large_vocabulary(model, large, decoder):
+    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, str(large))
+    assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input) + 20
 
 
 def test_the_command(command, decoder, tmp_path):
@@ -73,9 +94,16 @@ def test_the_command(command, decoder, tmp_path):
     text.write_text("The quick brown foxes of the lighthouses.\n" * 300, "utf-8")
     out = tmp_path / "run.json"
     common = ("--model", decoder, "--rows", "fvt", "--texts", text, "--out", out)
-    done = command(bench_generation.main, *common, "--parts", "prefill", "--repeats", "1")
+    few = ("--repeats", "1", "--new-tokens", "4", "--recompute-tokens", "4")
+    parts = ("--parts", "prefill,decode,recompute")
+    done = command(bench_generation.main, *common, *few, *parts)
     assert done.code == 0, done.err
     figures = json.loads(out.read_text("utf-8"))
+    if importlib.util.find_spec("torch"):
+        assert [row["batch"] for row in figures["decode"]] == [1, 8]
+        assert figures["recompute"]["same_tokens"] == 1
+    else:
+        assert figures["decode"] == figures["recompute"] == "torch is not installed"
     (row,) = figures["prefill"]
     assert row["tokens_before"] == 512 and row["tokens_after"] < 400
     left = row["tokens_after"] / row["tokens_before"]

@@ -65,6 +65,11 @@ def _check(
             f"max_new_tokens {settings.max_new_tokens}: {model.name} reads {model.max_length} "
             "tokens, prompt included"
         )
+    if settings.codebook > model.max_length:
+        raise DyntokError(
+            f"codebook {settings.codebook}: valid is a number from 0 to {model.max_length}, the "
+            f"tokens that {model.name} reads"
+        )
     if vocabulary is None:
         if settings.reduction is None:
             raise DyntokError("a reduction is needed without an output vocabulary")

@@ -93,6 +93,10 @@ def command(
         dyntok generate --model smollm2-135m-instruct --max-new-tokens 40 --stream -
     """
     records = [_checked(record, input) for record in jsonl.read_records(input, {})]
+    if index != "exact" and vocabulary is None:
+        raise click.UsageError(
+            f"--index {index}: it searches a large vocabulary; give --vocabulary"
+        )
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
     options.refuse_base_rows(rows, settings["reduction"] or 0)
@@ -108,7 +112,7 @@ def command(
     if stream:
         how = dataclasses.replace(how, batch_size=1, steps_together=1)
     loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
-    output = open_vocabulary(vocabulary, loaded, index) if vocabulary else None
+    output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
     prompts = [_layout(loaded, fields, how.boundary) for fields in records]
     start = time.perf_counter()
     found = generate(loaded, prompts, how, output, _shown() if stream else None)

@@ -61,7 +61,8 @@ def _parse(
         except (ValueError, RecursionError) as error:
             raise DyntokError(f"{where}: not JSON ({error})") from error
         if not isinstance(record, dict):
-            raise DyntokError(f"{where}: {kind(record)}; valid is an object with {_list(fields)}")
+            needed = f" with {_list(fields)}" if fields else ""
+            raise DyntokError(f"{where}: {kind(record)}; valid is an object{needed}")
         for field, wrong in fields.items():
             if field not in record:
                 raise DyntokError(f"{where}: no field {field!r}; needed: {_list(fields)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,9 @@ from dyntok_jax.types import DyntokError, Token
 
 OnText = Callable[[int, str], None]
 """Called with a prompt's place among all, and the text that has been added to its answer."""
+
+LEAST, MOST = 1e-6, 1e6
+"""Between them float32 logits can be divided and multiplied, and stay numbers."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,20 @@ class GenerationConfig:
             _require(name, getattr(self, name) >= 1, getattr(self, name), "a number from 1")
         for name in ("top_k", "codebook", "rewrite_words"):
             _require(name, getattr(self, name) >= 0, getattr(self, name), "a number from 0")
-        finite = 0 <= self.temperature < math.inf
-        _require("temperature", finite, self.temperature, "a number from 0")
+        held = self.temperature == 0 or LEAST <= self.temperature <= MOST
+        _require("temperature", held, self.temperature, f"0, or {LEAST:g} to {MOST:g}")
         _require("top_p", 0 < self.top_p <= 1, self.top_p, "above 0 and up to 1")
         _require("min_p", 0 <= self.min_p <= 1, self.min_p, "from 0 to 1")
-        positive = 0 < self.repetition_penalty < math.inf
-        _require("repetition_penalty", positive, self.repetition_penalty, "a number above 0")
-        _require("eos_bias", self.eos_bias < math.inf, self.eos_bias, "a number, or -inf")
-        if "" in self.stop:
-            raise DyntokError("stop '': valid is a string of at least one character")
+        held = LEAST <= self.repetition_penalty <= MOST
+        what = f"{LEAST:g} to {MOST:g}"
+        _require("repetition_penalty", held, self.repetition_penalty, what)
+        held = self.eos_bias == -math.inf or abs(self.eos_bias) <= 1e20
+        _require("eos_bias", held, self.eos_bias, "from -1e20 to 1e20, or -inf")
+        _require("seed", -(2**63) <= self.seed < 2**63, self.seed, "a number of 64 bits")
+        for text in self.stop:
+            what = "a string of at least one character, in UTF-8"
+            # An argument's bytes that are no UTF-8 come as lone surrogates.
+            _require("stop", text and not re.search("[\ud800-\udfff]", text), repr(text), what)
         if self.reduction is not None:
             Budget(reduction=self.reduction)
 
@@ -100,7 +109,7 @@ class GenerationConfig:
         )
 
 
-def _require(name: str, valid: bool, value: object, what: str) -> None:
+def _require(name: str, valid: object, value: object, what: str) -> None:
     if not valid:
         raise DyntokError(f"{name} {value}: valid is {what}")
 

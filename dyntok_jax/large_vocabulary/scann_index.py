@@ -51,6 +51,15 @@ class ScannSettings:
             raise DyntokError(
                 f"index: leaves_searched is {self.leaves_searched}; valid is 1 to {self.leaves}"
             )
+        if self.training_sample < self.leaves:
+            raise DyntokError(
+                f"index: training_sample is {self.training_sample}; valid is from {self.leaves}, "
+                "the leaves"
+            )
+        if not 0 <= self.anisotropic_threshold <= 1:
+            raise DyntokError(
+                f"index: anisotropic_threshold is {self.anisotropic_threshold}; valid is 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,8 @@ def build_index(
         made_for: what :func:`load_index` compares, such as hashes.
 
     Raises:
-        DyntokError: no ScaNN here, fewer rows than leaves, a folder that cannot be written.
+        DyntokError: no ScaNN here, fewer rows than leaves, settings that ScaNN does not take, a
+            folder that cannot be written.
     """
     scann = _scann()
     output = np.asarray(_output(rows), np.float32)
@@ -134,12 +144,16 @@ def build_index(
         norms = np.linalg.norm(output, axis=1, keepdims=True)
         output = output / np.maximum(norms, _TINY)
     with new_folder(folder) as partial:
-        searcher = (
+        builder = (
             scann.builder(output, settings.reorder, "dot_product")
             .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
             .score_ah(settings.block_dims, settings.anisotropic_threshold)
-            .build()
         )
+        try:
+            searcher = builder.build()
+        except (ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise DyntokError(f"index: ScaNN builds none by these settings ({said})") from error
         (partial / SEARCHER).mkdir()
         searcher.serialize(str(partial / SEARCHER), relative_path=True)
         manifest = {"settings": asdict(settings), "size": len(output), **made_for}
@@ -186,7 +200,7 @@ def load_index(
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
     try:
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, IndexError) as error:
         raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
     return ScannIndex(searcher, output, rows.bias, settings)
 

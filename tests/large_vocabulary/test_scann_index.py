@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -134,3 +135,24 @@ def test_damage_and_bad_settings_are_refused(folder, rows, tmp_path):
         ScannSettings(20, 21)
     assert not (tmp_path / "new").exists()
     assert json.loads((folder / MANIFEST).read_text())["size"] == V
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"leaves": 40, "training_sample": 2, "leaves_searched": 4}, "training_sample is 2; valid"),
+        ({"anisotropic_threshold": float("nan")}, "anisotropic_threshold is nan; valid is 0 to 1"),
+        ({"leaves": 4, "leaves_searched": 4, "reorder": 10**11}, "ScaNN builds none by these"),
+    ],
+)
+def test_settings_that_no_index_has_are_refused(rows, tmp_path, settings, said):
+    with pytest.raises(DyntokError, match=said):
+        build_index(tmp_path / "new", rows, ScannSettings(**settings), MADE_FOR)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_its_content_is_damage(folder, rows, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / SEARCHER / "serialized_partitioner.pb").write_bytes(b"")
+    with pytest.raises(DyntokError, match="damaged"):
+        load_index(copy, rows, MADE_FOR)

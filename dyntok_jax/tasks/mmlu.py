@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +149,10 @@ def _question(where: str, record: Record) -> Question:
 
 def _choices(record: Record, where: str) -> list[Any]:
     if "choices" in record:
-        found = list(record["choices"])
+        found = record["choices"]
+        if isinstance(found, str) or not isinstance(found, Iterable):
+            raise DyntokError(f"{where}: choices {found!r}; valid is a list")
+        found = list(found)
     else:
         names = next((names for names in CHOICE_NAMES if names[0] in record), CHOICE_NAMES[0])
         found = [field(record, name, where) for name in names]

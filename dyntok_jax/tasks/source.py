@@ -129,7 +129,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
             where = f"{path}, line {number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DyntokError(f"{where}: not JSON ({error})") from error
             if not isinstance(record, dict):
                 raise DyntokError(f"{where}: not a JSON object")

@@ -90,6 +90,8 @@ def test_a_dataset_by_name(monkeypatch):
         ("x.json", "{}", "a list of records"),
         ("x.json", "[{", "not JSON"),
         ("x.json", json.dumps([FORMS["MMLU"] | {"choices": ["a"]}]), "record 1: 1 choices"),
+        ("x.json", json.dumps([FORMS["MMLU"] | {"choices": 4}]), "choices 4; valid is a list"),
+        ("x.jsonl", '{"a": ' + "[" * 100_000, "line 1: not JSON"),
         ("x.json", json.dumps([FORMS["m_mmlu"] | {"option_c": None}]), "record 1: a choice: None"),
         ("x.jsonl", '{"answer": "A", "id": "x/1"}\n', "line 1: no field 'question'"),
         ("x.jsonl", '{"answer": "A"}\n', "line 1: no field 'subject'"),

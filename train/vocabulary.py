@@ -23,6 +23,7 @@ from typing import Any
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.providers import default_rows, row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.files import new_folder
 from dyntok_jax.large_vocabulary.expand import new_tokens
 from dyntok_jax.large_vocabulary.scann_index import build_index, load_index
 from dyntok_jax.large_vocabulary.vocabulary import MANIFEST, LargeVocabulary, write_vocabulary
@@ -73,8 +74,10 @@ def build(run: VocabularyRun) -> LargeVocabulary:
     made_by = _made_by(run)
     if not (run.out / MANIFEST).is_file():
         texts = (text for source in run.sources for text in _texts(source))
-        new = new_tokens(texts, tokenizer, run.size, run.min_frequency, run.max_token_bytes)
-        write_vocabulary(run.out, tokenizer, new, run.model, made_by)
+        # A folder that cannot be written is found out before the texts are read.
+        with new_folder(run.out) as folder:
+            new = new_tokens(texts, tokenizer, run.size, run.min_frequency, run.max_token_bytes)
+            write_vocabulary(folder, tokenizer, new, run.model, made_by)
     vocabulary = LargeVocabulary.load(run.out, tokenizer)
     wanted = {**made_by, "size": run.size}
     differing = [name for name, value in wanted.items() if vocabulary.manifest.get(name) != value]

@@ -11,6 +11,9 @@ from dyntok_jax.large_vocabulary.scann_index import ScannSettings
 from dyntok_jax.types import DyntokError
 from train.text_sources import TextSource
 
+MOST = 100_000_000
+"""The trainer takes memory for so many tokens before it reads the first text."""
+
 
 @dataclass(frozen=True)
 class RowsConfig:
@@ -56,7 +59,9 @@ class VocabularyRun:
     def __post_init__(self) -> None:
         if not self.sources:
             raise DyntokError("sources is empty; give a source of texts at least")
-        if min(self.size, self.min_frequency, self.max_token_bytes or 1) < 1:
-            raise DyntokError("size, min_frequency and max_token_bytes are from 1")
+        longest = 1 if self.max_token_bytes is None else self.max_token_bytes
+        numbers = self.size, self.min_frequency, longest
+        if min(numbers) < 1 or max(numbers) > MOST:
+            raise DyntokError(f"size, min_frequency and max_token_bytes are from 1 to {MOST}")
         if self.index and not self.rows:
             raise DyntokError("index: it is built of rows; give rows too")

@@ -108,10 +108,21 @@ def test_mistakes_are_one_line(config, tmp_path):
         (["rows=null", "index={}"], "built of rows"),
         (["rows.provider=nowhere"], "no such folder"),
         (["min_frequency=0"], "from 1"),
+        (["max_token_bytes=0"], "from 1"),
+        ([f"size={10**30}"], "from 1 to 100000000"),
     ):
         with pytest.raises(SystemExit) as error:
             run(config, f"out={tmp_path}/bad", *overrides)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_is_said_before_texts_are_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.vocabulary.new_tokens", lambda *_: pytest.fail("texts are read"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "vocabulary.json").touch()
+    for out, said in (("a.txt/out", "cannot be written"), ("full", "is no empty folder")):
+        with pytest.raises(SystemExit, match=said):
+            run(config, f"out={tmp_path}/{out}")
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])

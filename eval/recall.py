@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from rich.table import Table
 
 from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.generation.opening import check_width
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Index
 from dyntok_jax.large_vocabulary.scann_index import load_index
@@ -65,7 +66,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if model.kind != "decoder":
         raise DyntokError(f"{model.name} is an encoder: it has no logits to search by")
     vocabulary = LargeVocabulary.load(options.vocabulary, model.tokenizer)
+    check_width(vocabulary, model)
     rows = vocabulary.rows()
+    if options.k > len(vocabulary.tokens):
+        raise DyntokError(f"k {options.k}: the vocabulary has {len(vocabulary.tokens)} tokens")
     exact = ExactIndex.of(rows, model.mesh)
     indexes = [
         load_index(options.index, rows, vocabulary.made_for, leaves, reorder)
@@ -100,6 +104,8 @@ def _hidden_states(
 ) -> Float[np.ndarray, "Q D"]:
     """Hidden states after tokens spread evenly over a file."""
     lines = [line for line in record.read_lines(path, options.lines) if line.strip()]
+    if not lines:
+        raise DyntokError(f"{path}: blank lines only; valid is one text a line")
     # Each gives some tokens at least, so that more lines than queries are not needed.
     lines = [lines[i] for i in _spread(len(lines), options.queries)]
     longest = min(LONGEST, model.max_length)

@@ -8,6 +8,7 @@ from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.generation.settings import OutputVocabulary
 from dyntok_jax.large_vocabulary.opening import EXACT, open_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
+from dyntok_jax.types import DyntokError
 
 
 def open_vocabulary(
@@ -21,8 +22,24 @@ def open_vocabulary(
         index: see ``large_vocabulary.opening.open_index``.
 
     Raises:
-        DyntokError: as ``LargeVocabulary.load``, ``LargeVocabulary.rows`` and ``open_index``.
+        DyntokError: as ``LargeVocabulary.load``, ``check_width`` and ``open_index``.
     """
     found = LargeVocabulary.load(folder, model.tokenizer)
+    check_width(found, model)
     search = open_index(index, found, model.mesh)
     return OutputVocabulary(found.tokens, found.rows().input, search, found.tokenize)
+
+
+def check_width(vocabulary: LargeVocabulary, model: DynamicModel) -> None:
+    """Whether a vocabulary's rows are as wide as a model; several share a tokenizer.
+
+    Raises:
+        DyntokError: they are not, or as ``LargeVocabulary.rows``.
+    """
+    here, there = model.source.input.shape[1], vocabulary.rows().input.shape[1]
+    if here != there:
+        path = vocabulary.rows_file.path
+        made_for = vocabulary.rows_file.metadata().get("model")
+        raise DyntokError(
+            f"{path}: rows of {there} numbers, made for {made_for}; {model.name}'s have {here}"
+        )

@@ -59,7 +59,7 @@ class LargeVocabulary:
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             tokens = json.loads((folder / TOKENS).read_text("utf-8"))
-            said, base_size = manifest["hash"], manifest["base_size"]
+            said, base_size = manifest["hash"], int(manifest["base_size"])
             base_hash = manifest["base"]["vocabulary_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DyntokError(f"{folder}: a damaged vocabulary ({error!r})") from error

@@ -75,3 +75,15 @@ def test_queries_are_the_states_after_the_tokens(built, decoder):
         ((_, (states,)),) = model.outputs([[large.tokens[i] for i in ids]], gathered, 1)
         expected.append(states[len(states) - len(ids) :])
     np.testing.assert_allclose(hidden, np.concatenate(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [("a\n", ["--k=100000"], "k 100000: the vocabulary has"), (" \n\n", [], "blank lines only")],
+)
+def test_mistakes_are_one_line(built, decoder, monkeypatch, capsys, text, more, said):
+    (built / "de.txt").write_text(text, "utf-8")
+    with pytest.raises(SystemExit):
+        command(built, decoder, monkeypatch, *more)
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (built / "out.json").exists()

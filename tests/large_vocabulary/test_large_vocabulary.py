@@ -4,6 +4,8 @@ import shutil
 import numpy as np
 import pytest
 
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.generation.opening import open_vocabulary
 from dyntok_jax.large_vocabulary.vocabulary import (
     MANIFEST,
     TOKENS,
@@ -13,7 +15,7 @@ from dyntok_jax.large_vocabulary.vocabulary import (
 )
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import messages_layout, text_layout
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, Rows
 
 NEW = ["Ġquick", "ĠquickĠ", "ox", "Ġj", "ĠGroÃŁ"]
 
@@ -109,3 +111,30 @@ def test_ids_without_a_token_are_their_ids(tiny_tokenizers):
     tokens = base_tokens(BaseTokenizer(tokenizer_json))
     gaps = np.flatnonzero([isinstance(t, int) for t in tokens])
     assert {540, 600} <= set(gaps.tolist()) and all(tokens[i] == i for i in gaps)
+
+
+@pytest.mark.parametrize("size", ["many", None, [3]])
+def test_a_manifest_without_a_size_is_damaged(written, size):
+    folder, tokenizer = written
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"base_size": size}), "utf-8")
+    with pytest.raises(DyntokError, match="damaged vocabulary"):
+        LargeVocabulary.load(folder, tokenizer)
+
+
+def test_rows_of_a_model_of_other_width_are_refused(written, decoder):
+    folder, _ = written
+    model = load(str(decoder), "fvt")
+    large = LargeVocabulary.load(folder, model.tokenizer)
+    table = np.zeros((len(large.tokens), 3), np.float32)
+    large.rows_file.predict(large.row_tokens, _Table(table), {"model": "wide"})
+    with pytest.raises(DyntokError, match=r"rows of 3 numbers, made for wide; .* have 16"):
+        open_vocabulary(folder, model)
+
+
+class _Table:
+    def __init__(self, table):
+        self.table = table
+
+    def rows(self, tokens):
+        return Rows(self.table[: len(tokens)])

@@ -96,6 +96,8 @@ class RowsFile:
         metadata = file_metadata(self.path)
         if metadata.get("vocabulary") != self.vocabulary:
             raise DyntokError(f"{self.path}: made for another vocabulary; make rows for this one")
+        if "hash" not in metadata:
+            raise DyntokError(f"{self.path}: says no hash of its rows; remove it to make it anew")
         return metadata
 
     def predict(
@@ -148,7 +150,7 @@ class RowsFile:
             return []
         try:
             progress = json.loads(self._progress.read_text("utf-8"))
-            found, digests = progress["settings"], progress["digests"]
+            found, digests = dict(progress["settings"]), list(progress["digests"])
         except (ValueError, KeyError, TypeError) as error:
             raise DyntokError(f"{self._progress}: damaged ({error!r}); remove it") from error
         differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]

@@ -72,9 +72,10 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):
     with pytest.raises(DyntokError, match="dtype float32"):
         predict(file, Provider(), dtype="bfloat16")
     progress = tmp_path / "rows.progress.json"
-    progress.write_text(progress.read_text()[:20])
-    with pytest.raises(DyntokError, match="damaged"):
-        predict(file, Provider())
+    for text in (progress.read_text()[:20], '{"settings": 3, "digests": []}'):
+        progress.write_text(text)
+        with pytest.raises(DyntokError, match="damaged"):
+            predict(file, Provider())
 
 
 def test_tied_rows_in_half_the_size(tmp_path):
@@ -106,6 +107,10 @@ def test_rows_of_another_vocabulary_and_damaged_files_are_refused(tmp_path):
         RowsFile(tmp_path, "cd" * 32, 23).read()
     with pytest.raises(DyntokError, match="not the rows of 24"):
         RowsFile(tmp_path, HASH, 24).read()
-    file.path.write_bytes(file.path.read_bytes()[:-1])
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole.replace(b'"hash"', b'"hush"'))
+    with pytest.raises(DyntokError, match="says no hash"):
+        file.read()
+    file.path.write_bytes(whole[:-1])
     with pytest.raises(DyntokError, match="not a whole safetensors file"):
         file.read()

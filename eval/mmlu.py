@@ -105,6 +105,8 @@ class Evaluation:
         """
         run = self.run
         curves = self._curves() if sweep else []
+        if sweep and not (curves and run.sweep):
+            raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
         total = len(run.settings) + len(curves) * len(run.sweep)
         with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
             outcomes = {s.name: [self._outcomes(s, None, bar)] for s in run.settings}

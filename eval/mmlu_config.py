@@ -120,5 +120,6 @@ class MmluRun:
             raise DyntokError("settings: at least one is needed, each with a name of its own")
         if bad := [value for value in self.sweep if not 0 <= value <= 100]:
             raise DyntokError(f"sweep: {bad[0]}; valid are percentages from 0 to 100")
-        if min(self.batch_size, self.max_length, self.sweep_first or 1) < 1:
+        first = 1 if self.sweep_first is None else self.sweep_first
+        if min(self.batch_size, self.max_length, first) < 1:
             raise DyntokError("batch_size, max_length and sweep_first: valid are numbers from 1")

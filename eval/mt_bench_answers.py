@@ -72,6 +72,12 @@ class Answers:
                     f"{where}: answered with other settings; give another folder of answers, or "
                     "remove the file"
                 )
+            try:
+                measured([line])
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+                raise DyntokError(
+                    f"{where}: edited since it was written ({error!r}); remove it to answer it anew"
+                ) from error
             self.lines[field(line, "question_id", where)] = dict(line)
 
     def add(self, questions: Sequence[Question], answers: Sequence[Sequence[Generated]]) -> None:

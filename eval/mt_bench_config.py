@@ -104,7 +104,8 @@ class MtBenchRun:
         names = [setting.name for setting in self.settings]
         if not names or len(set(names)) < len(names):
             raise DyntokError("settings: at least one is needed, each with a name of its own")
-        if self.turns not in (1, 2) or min(self.first or 1, self.batch_size) < 1:
+        first = 1 if self.first is None else self.first
+        if self.turns not in (1, 2) or min(first, self.batch_size) < 1:
             raise DyntokError("turns is 1 or 2; first and batch_size are numbers from 1")
         if bad := [value for value in self.sweep if not 0 <= value <= 100]:
             raise DyntokError(f"sweep: {bad[0]}; valid are percentages from 0 to 100")

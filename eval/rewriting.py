@@ -62,6 +62,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = load(options.model, options.rows)
     if model.kind != "decoder":
         raise DyntokError(f"{model.name} is an encoder: continuations need a decoder")
+    size = options.prefix_tokens + options.continuation_tokens
+    if size + len(model.tokenizer.prompt_ids) > model.max_length:
+        raise DyntokError(f"windows of {size} tokens: {model.name} reads {model.max_length}")
     files = {str(path): _file(model, path, options) for path in options.text}
     kept = ("model", "windows", "prefix_tokens", "continuation_tokens", "reduction")
     return {name: getattr(options, name) for name in kept} | {"files": files}

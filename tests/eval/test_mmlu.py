@@ -155,6 +155,7 @@ def test_longest_prefixes_of_the_models_own_vocabulary(folders):
         ("data", [], "at least one"),
         ("sweep", [101], "101"),
         ("batch_size", 0, "from 1"),
+        ("sweep_first", 0, "from 1"),
         ("colour", 1, "colour"),
     ],
 )
@@ -163,6 +164,14 @@ def test_a_bad_config_is_one_line(config, tmp_path, command, key, value, words):
     config.write_text(json.dumps(content), "utf-8")
     run = command(mmlu.main, "--config", config, "--out", tmp_path / "found.json")
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("override", ["sweep=[]", "settings=[{name: a, reduction: 0, rows: base}]"])
+def test_a_sweep_of_nothing_is_refused_before_the_work(config, tmp_path, command, override):
+    out = tmp_path / "found.json"
+    run = command(mmlu.main, "--config", config, "--sweep", "--out", out, override)
+    assert run.code == 2 and "no setting merges, or sweep is empty" in run.err
+    assert not out.exists()
 
 
 def test_a_subject_without_shots_is_named(config, tmp_path, command):

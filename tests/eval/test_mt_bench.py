@@ -12,8 +12,9 @@ from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.generate import GenerationConfig, generate
 from dyntok_jax.text.layouts import messages_layout
+from dyntok_jax.types import DyntokError
 from eval import mt_bench
-from eval.mt_bench_answers import distinct_share
+from eval.mt_bench_answers import Answers, distinct_share
 from eval.mt_bench_config import TEMPERATURES, MtBenchRun
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,14 @@ def test_what_is_answered_is_not_answered_again(answered, content, monkeypatch):
     assert done.code == 2 and "other settings" in done.err and done.err.count("\n") == 1
 
 
+def test_an_edited_answer_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for line in ({"settings": {}}, {"settings": {}, "choices": [{"index": 0, "turns": ["a"]}]}):
+        path.write_text(json.dumps(line | {"question_id": 1}) + "\n", "utf-8")
+        with pytest.raises(DyntokError, match=r"a\.jsonl, line 1: edited"):
+            Answers(path, "a", {})
+
+
 def test_a_sweep_is_of_the_first_turn(answered, content):
     done, found = answered("--sweep", settings=content["settings"][1:2], sweep=[0, 100], first=1)
     assert done.code == 0, done.err
@@ -132,6 +141,7 @@ def test_distinct_stretches():
         ({"settings": [{"name": "a", "vocabulary": "no/folder"}]}, "no/folder"),
         ({"settings": []}, "at least one"),
         ({"turns": 3}, "turns is 1 or 2"),
+        ({"first": 0}, "first and batch_size are numbers from 1"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"colour": 1}, "colour"),

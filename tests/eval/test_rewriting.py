@@ -80,3 +80,12 @@ def test_the_command(command, decoder, tmp_path):
     (figures,) = json.loads(out.read_text("utf-8"))["files"].values()
     assert figures["words"]["1"]["cache_shorter_percent"] > 0
     assert "above left" in run.out
+
+
+def test_windows_that_the_model_cannot_read_are_refused(command, decoder, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS * 100) + "\n", "utf-8")
+    run = command(
+        rewriting.main, "--model", decoder, "--rows", "fvt", "--windows", 1,
+        *("--prefix-tokens", 1000, "--text", tmp_path / "text.txt", "--out", tmp_path / "out.json"),
+    )  # fmt: skip
+    assert run.code == 2 and "windows of 1064 tokens" in run.err and run.err.count("\n") == 1

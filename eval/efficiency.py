@@ -45,7 +45,7 @@ from eval.efficiency_flops import (
     hypernet_flops_xla,
     kv_bytes,
 )
-from eval.efficiency_latency import latencies
+from eval.efficiency_latency import latencies, latency_prompts
 from eval.mmlu_config import MmluData
 from eval.mmlu_data import asked
 
@@ -87,6 +87,8 @@ def measure(run: EfficiencyRun) -> dict[str, Any]:
     model = None if run.decoder else load(run.model, run.rows, run.compute)
     tokenizer = model.tokenizer if model else BaseTokenizer.from_folder(resolve(run.model))
     decoder, hypernet = _shapes(run, model)
+    if run.latency and model:
+        latency_prompts(model, run.latency)  # so that a bad text is found out before the counting
     count = Counting(run, tokenizer, decoder, hypernet)
     languages = {data.language: count.language(data) for data in run.data}
     found: dict[str, Any] = {

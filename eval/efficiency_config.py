@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.layers import ACTIVATIONS
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
 from eval.mmlu_config import MmluData, check_languages
@@ -93,8 +94,29 @@ class EfficiencyRun:
             raise DyntokError("hypernet: a shape is read together with decoder only; give rows")
         if self.latency and self.decoder:
             raise DyntokError("latency: a decoder that is a shape only cannot be timed")
+        for name, shape in (("decoder", self.decoder), ("hypernet", self.hypernet)):
+            _check_sizes(name, shape)
         bad = [value for value in self.reductions if not 0 <= value <= 100]
         if bad or self.reductions[:1] != [0] or self.max_length < 1:
             raise DyntokError(
                 "reductions are percentages of which the first is 0; max_length is a number from 1"
             )
+
+
+def _check_sizes(name: str, shape: DecoderConfig | HypernetConfig | None) -> None:
+    """Whether there can be a network of this shape."""
+    for key, value in ({} if shape is None else asdict(shape)).items():
+        least = 0 if key in ("pad_id", "extra_tokens", "languages") else 1
+        if type(value) is int and value < least:
+            raise DyntokError(f"{name}: {key} is {value}; valid is a number from {least}")
+    if isinstance(shape, DecoderConfig):
+        whole, part = ("heads", shape.heads), ("kv_heads", shape.kv_heads)
+        if shape.activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
+            raise DyntokError(f"{name}: activation is {shape.activation!r}; valid are {names}")
+    elif shape is not None:
+        whole, part = ("hidden", shape.hidden), ("heads", shape.heads)
+    else:
+        return
+    if whole[1] % part[1]:
+        raise DyntokError(f"{name}: {whole[0]} is {whole[1]}; valid are multiples of {part[0]}")

@@ -15,6 +15,7 @@ from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.generate import GenerationConfig, generate
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import DyntokError
 from eval.continuation import text_prefixes
 from eval.efficiency_config import LatencyRun
 
@@ -27,16 +28,29 @@ def latencies(
     A prompt is read alone, padded to its bucket of lengths. Times are medians over repeats in which
     the reductions take turns, and means over prompts; compiling is in none of them.
     """
-    before = len(model.tokenizer.prompt_ids)
     found = {}
-    for language, path in run.texts.items():
-        prompts = text_prefixes(model.tokenizer, Path(path), run.prompts, run.tokens - before)
+    for language, prompts in latency_prompts(model, run).items():
         by_prompt = [_prompt(model, prompt, reductions, boundary, run) for prompt in prompts]
         found[language] = [
             {"reduction": value, **_means([steps[i] for steps in by_prompt])}
             for i, value in enumerate(reductions)
         ]
     return found
+
+
+def latency_prompts(model: DynamicModel, run: LatencyRun) -> dict[str, list[BaseTokens]]:
+    """Language -> the prompts that are timed.
+
+    Raises:
+        DyntokError: a length that the model does not read; see ``text_prefixes``.
+    """
+    before, most = len(model.tokenizer.prompt_ids), model.max_length - 1
+    if not before < run.tokens <= most:
+        raise DyntokError(f"latency: tokens {run.tokens}; valid is {before + 1} to {most}")
+    return {
+        language: text_prefixes(model.tokenizer, Path(path), run.prompts, run.tokens - before)
+        for language, path in run.texts.items()
+    }
 
 
 def _means(steps: Sequence[dict[str, float]]) -> dict[str, float]:

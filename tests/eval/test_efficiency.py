@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,41 @@ def test_a_shape_needs_no_weights(content, folders, tmp_path, command):
 )
 def test_a_bad_config_is_one_line(content, tmp_path, command, key, value, words):
     (tmp_path / "run.yaml").write_text(json.dumps(content | {key: value}), "utf-8")
+    arguments = "--config", tmp_path / "run.yaml", "--out", tmp_path / "found.json"
+    run = command(efficiency.main, *arguments)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"decoder": {"kv_heads": 0}}, "decoder: kv_heads is 0; valid is a number from 1"),
+        ({"decoder": {"heads": 30}}, "decoder: heads is 30; valid are multiples of kv_heads"),
+        ({"decoder": {"activation": "rely"}}, "decoder: activation is 'rely'; valid are"),
+        ({"decoder": {}, "hypernet": asdict(ZETT) | {"heads": 7}}, "valid are multiples of heads"),
+    ],
+)
+def test_a_shape_of_no_network_is_one_line(content, tmp_path, command, shape, words):
+    del content["latency"]
+    (tmp_path / "run.yaml").write_text(json.dumps(content | shape), "utf-8")
+    arguments = "--config", tmp_path / "run.yaml", "--out", tmp_path / "found.json"
+    run = command(efficiency.main, *arguments)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("latency", "words"),
+    [
+        ({"tokens": 5000}, "latency: tokens 5000; valid is 1 to 1023"),
+        ({"texts": {"xx": "nowhere.txt"}}, "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_timed_is_said_before_the_counting(
+    content, tmp_path, command, monkeypatch, latency, words
+):
+    monkeypatch.setattr(efficiency.Counting, "language", lambda *_: pytest.fail("counted"))
+    content["latency"] |= latency
+    (tmp_path / "run.yaml").write_text(json.dumps(content), "utf-8")
     arguments = "--config", tmp_path / "run.yaml", "--out", tmp_path / "found.json"
     run = command(efficiency.main, *arguments)
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1

@@ -7,7 +7,8 @@ Answers are written as FastChat's ``model_answer`` (a file a setting, a line a q
 judging is FastChat's, outside of this package. What can be told without a judge is in the JSON:
 tokens, seconds (compiling included) and how much answers repeat themselves. A run that was stopped
 goes on: questions that have been answered with the same settings are left out. ``--sweep`` adds the
-first turn's answers at every reduction, for all settings that differ in more than that.
+first turn's answers at every reduction, for all settings that can merge and differ in more than
+that; ``rows: base`` cannot.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Answering:
                 other settings in the place of these.
         """
         run, settings = self.run, self.run.settings
-        points = list(self._points()) if sweep else []
+        points = list(sweep_points(run)) if sweep else []
         todo = [(setting, run.turns) for setting in settings] + [(point, 1) for point in points]
         total = len(todo) * len(self._questions)
         with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -93,17 +94,6 @@ class Answering:
             "max_new_tokens": run.max_new_tokens,
             "batch_size": run.batch_size,
         }
-
-    def _points(self) -> Iterator[MtBenchSetting]:
-        """The settings that merge, the first of those that differ in reduction only, swept."""
-        seen: set[MtBenchSetting] = set()
-        for setting in self.run.settings:
-            key = replace(setting, name="x", reduction=0.0)
-            if setting.reduction is None or key in seen:
-                continue
-            seen.add(key)
-            for value in self.run.sweep:
-                yield replace(setting, name=f"{setting.name}-{value:g}", reduction=value)
 
     def _setting(self, setting: MtBenchSetting, turns: int, bar: tqdm) -> dict[str, Any]:
         """Answers what is not answered yet, and tells what was measured of all."""
@@ -212,6 +202,18 @@ class Answering:
                 f"{model.name} has apart from its input rows"
             )
         return OutputVocabulary(tokens, rows.input, ExactIndex.of(rows, model.mesh))
+
+
+def sweep_points(run: MtBenchRun) -> Iterator[MtBenchSetting]:
+    """The settings that can merge, the first of those that differ in reduction only, swept."""
+    seen: set[MtBenchSetting] = set()
+    for setting in run.settings:
+        key = replace(setting, name="x", reduction=0.0)
+        if setting.reduction is None or setting.rows == "base" or key in seen:
+            continue
+        seen.add(key)
+        for value in run.sweep:
+            yield replace(setting, name=f"{setting.name}-{value:g}", reduction=value)
 
 
 def _temperature(setting: MtBenchSetting, question: Question) -> float:

@@ -59,6 +59,8 @@ class MtBenchSetting:
             raise DyntokError(f"{where}: valid are letters, digits and -_. (it names a file)")
         if self.reduction is not None and not 0 <= self.reduction <= 100:
             raise DyntokError(f"{where}: reduction {self.reduction}; valid is 0 to 100, or null")
+        if self.reduction and self.rows == "base":
+            raise DyntokError(f"{where}: base rows exist for unmerged tokens only; give others")
         large = self.vocabulary not in (OWN, PREDICTED)
         if self.reduction is None and not large:
             raise DyntokError(f"{where}: longest prefixes are of a large vocabulary; give one")

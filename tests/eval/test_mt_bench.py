@@ -118,7 +118,7 @@ def test_an_edited_answer_is_named(tmp_path):
 
 
 def test_a_sweep_is_of_the_first_turn(answered, content):
-    done, found = answered("--sweep", settings=content["settings"][1:2], sweep=[0, 100], first=1)
+    done, found = answered("--sweep", settings=content["settings"][:2], sweep=[0, 100], first=1)
     assert done.code == 0, done.err
     points = found["sweep"]
     assert [point["reduction"] for point in points] == [0, 100]
@@ -139,6 +139,7 @@ def test_distinct_stretches():
         ({"settings": [{"name": "a", "reduction": None}]}, "longest prefixes"),
         ({"settings": [{"name": "a", "index": "folder"}]}, "an index is of"),
         ({"settings": [{"name": "a", "vocabulary": "no/folder"}]}, "no/folder"),
+        ({"settings": [{"name": "a", "rows": "base", "reduction": 9}]}, "unmerged tokens only"),
         ({"settings": []}, "at least one"),
         ({"turns": 3}, "turns is 1 or 2"),
         ({"first": 0}, "first and batch_size are numbers from 1"),
@@ -178,4 +179,8 @@ def test_config_files_are_valid_and_say_their_command(name, monkeypatch):
     assert [setting.name for setting in run.settings] == names
     scann = run.settings[4]
     assert (scann.repetition_penalty, scann.min_p, scann.top_k) == (1.1, 0.05, 10)
+    # Base rows cannot be merged, and longest prefixes are not.
+    points = list(mt_bench.sweep_points(run))
+    swept = dict.fromkeys(point.name.rsplit("-", 1)[0] for point in points)
+    assert list(swept) == names[1:-1] and len(points) == len(swept) * len(run.sweep)
     assert f"--config configs/eval/{name}" in path.read_text("utf-8").split("model:")[0]

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,11 @@ class DyntokLM(TemplateLM):
         """
         super().__init__()
         del max_batch_size, device
-        self.budget = Budget(reduction=float(reduction))
+        self.budget = _budget(reduction)
         self.boundary = _boundary(boundary)
         self.batch_size = _positive("batch_size", batch_size)
+        if index != EXACT and vocabulary is None:
+            raise DyntokError(f"index {index}: it is of a large vocabulary; give vocabulary too")
         self.model = load(model, rows, load_config(Path(config) if config else None))
         if self.model.kind != "decoder":
             raise DyntokError(f"{model} is an encoder: the harness needs a decoder")
@@ -115,8 +118,19 @@ class DyntokLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> DyntokLM:
-        """The model of ``--model_args``, which win over options of the same name."""
-        return super().create_from_arg_obj({}, {**(additional_config or {}), **arg_dict})
+        """The model of ``--model_args``, which win over options of the same name.
+
+        Raises:
+            DyntokError: an argument that there is not, or no model.
+        """
+        given = {**(additional_config or {}), **arg_dict}
+        valid = list(signature(cls).parameters)
+        for name in given.keys() - set(valid):
+            hint = did_you_mean(name, valid)
+            raise DyntokError(f"model_args: unknown {name!r}{hint}; valid: {', '.join(valid)}")
+        if not isinstance(given.get("model"), str):
+            raise DyntokError("model_args: a model's name or folder is needed, model=NAME")
+        return super().create_from_arg_obj({}, given)
 
     @property
     def eot_token_id(self) -> int:
@@ -264,6 +278,13 @@ def _ends(contexts: Sequence[list[int]], rooms: Sequence[int]) -> list[list[int]
     if lost:
         _log.warning("%d tokens cut off the beginnings of %d contexts", sum(lost), len(lost))
     return [ids[-room:] for ids, room in zip(contexts, rooms, strict=True)]
+
+
+def _budget(reduction: float | str) -> Budget:
+    try:
+        return Budget(reduction=float(reduction))
+    except (ValueError, TypeError) as error:
+        raise DyntokError(f"reduction {reduction!r}: valid is 0 to 100 percent") from error
 
 
 def _boundary(name: str) -> Boundary:

@@ -172,9 +172,11 @@ def test_contexts_are_merged_and_what_is_scored_is_not(tiny):
     ("arguments", "message"),
     [
         ({"reduction": 120}, "120"),
+        ({"reduction": "half"}, "reduction 'half': valid is 0 to 100"),
         ({"boundary": "pretokens"}, "did you mean 'pretoken'"),
         ({"batch_size": "auto"}, "batch_size 'auto'"),
         ({"max_length": 0}, "max_length 0"),
+        ({"index": "/nowhere"}, "index /nowhere: it is of a large vocabulary"),
     ],
 )
 def test_values_that_are_not_valid(tiny, arguments, message):
@@ -182,6 +184,20 @@ def test_values_that_are_not_valid(tiny, arguments, message):
 
     with pytest.raises(DyntokError, match=message):
         DyntokLM(str(tiny), "fvt", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "tiny", "reductoin": 50}, "unknown 'reductoin'.*did you mean 'reduction'"),
+        ({"reduction": 50}, "model=NAME"),
+    ],
+)
+def test_arguments_that_are_not_there(arguments, message):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    with pytest.raises(DyntokError, match=message):
+        DyntokLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": None})
 
 
 def test_a_continuation_that_does_not_fit(tiny):

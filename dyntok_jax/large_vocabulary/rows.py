@@ -135,12 +135,12 @@ class RowsFile:
                 digests.append(_write(file, tables, rows, begin))
                 self._record(settings, digests)
                 logger.info("rows: %d of %d", min(begin + part, self.size), self.size)
-            # Of the same length, so that it fits into the header.
+            # Of the same length as none, so that the header has its place.
             digest = hashlib.sha256("".join(digests).encode()).hexdigest()
             file.seek(0)
-            header = file.read(min(table.offset for table in tables.values()))
-            file.seek(header.index(_NO_HASH.encode()))
-            file.write(digest.encode())
+            file.write(encode_header(shapes, {**settings, "hash": digest}, _ALIGNMENT))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(self._partial, self.path)
         self._progress.unlink()
 

@@ -1,3 +1,5 @@
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -61,6 +63,24 @@ def test_a_killed_prediction_goes_on(tmp_path, fails_at):
     done = TOKENS.index(fails_at) // 5 * 5
     assert later.asked == TOKENS[done:]
     assert parts.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_prediction_killed_before_its_file_is_in_place_goes_on(tmp_path, monkeypatch):
+    file, replace = RowsFile(tmp_path, HASH, 23), os.replace
+
+    def killed(source, target):
+        if target == file.path:
+            raise RuntimeError("killed")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            predict(file, Provider())
+    later = Provider()
+    predict(file, later)
+    np.testing.assert_array_equal(file.read().input, Provider().rows(TOKENS).input)
+    assert later.asked == [] and set(file.metadata()["hash"]) != {"0"}
 
 
 def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):

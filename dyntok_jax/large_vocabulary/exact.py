@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.models.layers import precision
 from dyntok_jax.sharding import RULES
 from dyntok_jax.types import Rows
 
@@ -111,12 +112,16 @@ def _search_part(
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
     """The best rows of one device, then the best of all devices'."""
     logits = jnp.einsum(
-        "bd,vd->bv", hidden.astype(rows.dtype), rows, preferred_element_type=jnp.float32
+        "bd,vd->bv",
+        hidden.astype(rows.dtype),
+        rows,
+        precision=precision(rows.dtype),
+        preferred_element_type=jnp.float32,
     )
     if bias is not None:
         logits = logits + bias
     scores = logits if scale is None else logits * scale
-    best, ids = _top(scores, min(k, len(rows)))
+    best, ids = jax.lax.top_k(scores, min(k, len(rows)))
     found = jnp.take_along_axis(logits, ids, axis=1) if scale is not None else best
     ids = ids + jax.lax.axis_index("model") * len(rows)
     best, found, ids = (
@@ -128,15 +133,6 @@ def _search_part(
         order = jnp.argsort(-found, axis=1)
         ids, found = (jnp.take_along_axis(x, order, axis=1) for x in (ids, found))
     return ids.astype(jnp.int32), found
-
-
-def _top(scores: Float[Array, "B V"], k: int) -> Any:
-    """On a TPU, whose ``top_k`` sorts, by its own approximate search with all recall."""
-    return jax.lax.platform_dependent(
-        scores,
-        tpu=lambda s: tuple(jax.lax.approx_max_k(s, k, recall_target=0.999)),
-        default=lambda s: tuple(jax.lax.top_k(s, k)),
-    )
 
 
 def _one_over_norms(rows: np.ndarray, block: int = 65_536) -> Float[np.ndarray, " V"]:

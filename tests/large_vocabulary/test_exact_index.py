@@ -60,6 +60,14 @@ def test_a_search_traces_inside_a_program(rows, hidden, sizes):
     np.testing.assert_allclose(found.logits, 2 * np.asarray(expected.logits), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "highest"), [(np.float32, True), (ml_dtypes.bfloat16, False)])
+def test_nothing_is_approximate_on_any_platform(rows, hidden, dtype, highest):
+    index = ExactIndex.of(Rows(rows.input.astype(dtype)), mesh_of())
+    program = str(jax.make_jaxpr(lambda h: index.search(h, 3))(hidden))
+    # Accelerators round float32 before they multiply, unless asked for the highest precision.
+    assert ("HIGHEST" in program) == highest and "approx" not in program
+
+
 @pytest.mark.parametrize("sizes", [{}, {"model": 4}], ids=str)
 def test_more_than_there_are(rows, hidden, sizes):
     found = ExactIndex.of(rows, mesh_of(**sizes)).search(hidden, V + 5)

@@ -80,12 +80,20 @@ def keep_top_k(candidates: Candidates, k: int) -> Candidates:
 
 
 def keep_top_p(candidates: Candidates, p: float | Array) -> Candidates:
-    """Keeps the fewest most likely ones whose probabilities add up to ``p`` (Holtzman 2020)."""
+    """Keeps the fewest most likely ones whose probabilities add up to ``p`` (Holtzman 2020).
+
+    Of several as likely as the last that is kept, the first ones in their order.
+    """
     descending = -jnp.sort(-candidates.logits, axis=1)
     probabilities = jax.nn.softmax(descending, axis=1)
     before = jnp.cumsum(probabilities, axis=1) - probabilities
     within = (before < p).at[:, 0].set(True)
-    return _at_least(candidates, jnp.where(within, descending, jnp.inf).min(1, keepdims=True))
+    least = jnp.where(within, descending, jnp.inf).min(1, keepdims=True)
+    logits = candidates.logits
+    above, last = logits > least, logits == least
+    room = (within.sum(1) - above.sum(1))[:, None]
+    kept = above | (last & (jnp.cumsum(last, axis=1) <= room))
+    return candidates._replace(logits=jnp.where(kept, logits, -jnp.inf))
 
 
 def keep_min_p(candidates: Candidates, p: float | Array) -> Candidates:

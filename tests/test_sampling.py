@@ -64,6 +64,15 @@ def test_a_rule_gives_transformers_logits(name):
     assert not np.array_equal(expected, LOGITS)
 
 
+def test_of_candidates_as_likely_as_each_other_top_p_keeps_the_fewest():
+    logits = jnp.log(jnp.array([[1.0, 1.0, 4.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 4.0]]) / 8)
+    ids = jnp.broadcast_to(jnp.arange(5), logits.shape)
+    for p, kept in ((0.4, 1), (0.6, 2), (0.7, 3), (0.95, 5)):
+        found = np.isfinite(keep_top_p(Candidates(ids, logits), p).logits)
+        assert found.sum(axis=1).tolist() == [kept, kept]
+        assert found[0, 2] and found[1, 4] and (not found[1, 2] or kept > 3)
+
+
 def test_draws_follow_all_rules_together():
     sampling = Sampling(2.5, 0.8, 0.1, 1.7, 2.5)
     plan = Plan(greedy=False, top_k=4, nucleus=True, penalized=True)

@@ -79,14 +79,7 @@ class LargeVocabulary:
 
     @cached_property
     def _longest_prefix(self) -> LongestPrefix:
-        ids: dict[str, int] = {}
-        for i, token in enumerate(self.tokens):
-            if isinstance(token, str):
-                ids.setdefault(token, i)
-        # Of the model's tokens with the same bytes, the one that its tokenizer gives.
-        own = {t: self.tokenizer.id_of(t) for t in self.tokens[: self.base_size] if t in ids}
-        ids |= {t: i for t, i in own.items() if i is not None}
-        return LongestPrefix(ids)
+        return LongestPrefix(ids_by_spelling(self.tokens, self.tokenizer))
 
     @property
     def row_tokens(self) -> list[Token]:
@@ -115,6 +108,21 @@ class LargeVocabulary:
     def made_for(self) -> dict[str, str]:
         """What an index of these rows says that it is for: hashes of tokens and rows."""
         return {"vocabulary": self.hash, "rows": self.rows_file.metadata()["hash"]}
+
+
+def ids_by_spelling(tokens: Sequence[Token], tokenizer: BaseTokenizer) -> dict[str, int]:
+    """Ids of a vocabulary's spelled tokens, of those with the same bytes the first.
+
+    Of the model's own, which come first, it is the one that its tokenizer gives.
+    """
+    ids: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if isinstance(token, str):
+            ids.setdefault(token, i)
+    for token in tokens[: tokenizer.vocab_size]:
+        if isinstance(token, str) and (own := tokenizer.id_of(token)) is not None:
+            ids[token] = own
+    return ids
 
 
 def base_tokens(tokenizer: BaseTokenizer) -> list[Token]:

@@ -11,6 +11,7 @@ from dyntok_jax.large_vocabulary.vocabulary import (
     TOKENS,
     LargeVocabulary,
     base_tokens,
+    ids_by_spelling,
     write_vocabulary,
 )
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -54,6 +55,16 @@ def test_texts_with_special_tokens_are_read(written):
     (chat,) = messages_layout(tokenizer, [[{"role": "user", "content": "<|im_start|> quick"}]])
     found = large.tokenize(chat)
     assert found.count(opening) == list(chat.ids).count(opening) == 2
+
+
+def test_of_tokens_of_the_same_bytes_the_tokenizers_own_is_found(tiny_tokenizers):
+    tokenizer = BaseTokenizer(*tiny_tokenizers["fallback_bpe"])
+    own = base_tokens(tokenizer)
+    ids = ids_by_spelling([*own, "ĠnewĠtoken", 7, "ĠnewĠtoken"], tokenizer)
+    spelled = [token for token in own if isinstance(token, str)]
+    assert len(set(spelled)) < len(spelled)
+    assert all(ids[token] == tokenizer.id_of(token) for token in spelled)
+    assert ids["ĠnewĠtoken"] == len(own) and 7 not in ids
 
 
 def test_second_tokens_of_the_same_bytes_keep_rows_of_their_own(tiny_tokenizers, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.generation.batch import run_batch
 from dyntok_jax.generation.settings import (
@@ -14,6 +16,7 @@ from dyntok_jax.generation.settings import (
     Prompt,
 )
 from dyntok_jax.merging.budget import Budget
+from dyntok_jax.scoring import cut_left
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 
@@ -26,6 +29,7 @@ def generate(
     settings: GenerationConfig,
     vocabulary: OutputVocabulary | None = None,
     on_text: OnText | None = None,
+    draws: Sequence[int] | None = None,
 ) -> list[Generated]:
     """Texts that follow prompts.
 
@@ -37,6 +41,8 @@ def generate(
         settings: how to generate.
         vocabulary: to generate in; by default the model's own, each token of which is a candidate.
         on_text: gets the texts as they come.
+        draws: number of each prompt from 0 to 2³¹ - 1, which with the seed decides its draws; by
+            default its place.
 
     Raises:
         DyntokError: an encoder; a prompt that is too long, or empty without an opening token;
@@ -45,7 +51,7 @@ def generate(
     if model.kind != "decoder":
         raise DyntokError(f"{model.name} is an encoder: generate needs a decoder")
     _check(model, settings, vocabulary)
-    ready = _prepared(model, prompts, settings, vocabulary)
+    ready = _prepared(model, prompts, settings, vocabulary, draws or range(len(prompts)))
     found: dict[int, Generated] = {}
     # The longest first, so that what does not fit into memory fails at once; one by one, in order.
     alone = settings.batch_size == 1
@@ -91,15 +97,22 @@ def _prepared(
     prompts: Sequence[BaseTokens],
     settings: GenerationConfig,
     vocabulary: OutputVocabulary | None,
+    draws: Sequence[int],
 ) -> list[Prompt]:
     """Prompts as they are read, cut where they are too long."""
     read = _read(model, prompts, settings, vocabulary)
     room = model.max_length - settings.max_new_tokens
     ready = []
     for place, (base, tokens) in enumerate(zip(prompts, read, strict=True)):
-        kept = _within(model, tokens or _opening(model), room, settings.truncate, place)
-        cut = max(len(tokens) - len(kept), 0)
-        ready.append(Prompt(place, base, kept, settings.reduction is None, cut))
+        in_vocabulary = settings.reduction is None
+        tokens = tokens or _opening(model)
+        prefix, cut = _excess(model, tokens, room, settings.truncate, place)
+        gone, kept = tokens[prefix : prefix + cut], tokens[:prefix] + tokens[prefix + cut :]
+        if in_vocabulary and vocabulary is not None:
+            gone = [vocabulary.tokens[i] for i in gone if isinstance(i, int)]
+        left = len(base.tokens) - _base_length(base.tokens[prefix:], gone)
+        base = cut_left(base, prefix, left)
+        ready.append(Prompt(place, base, kept, in_vocabulary, cut, draws[place]))
     return ready
 
 
@@ -121,13 +134,16 @@ def _read(
     return [sequence.tokens for part in merged for sequence in part.sequences]
 
 
-def _within(
+def _excess(
     model: DynamicModel, tokens: list[Token], room: int, truncate: bool, place: int
-) -> list[Token]:
-    """A prompt's last tokens, behind what the tokenizer puts before every prompt."""
+) -> tuple[int, int]:
+    """Tokens at a prompt's beginning that stay, and how many behind them are too many.
+
+    What stays is what the tokenizer puts before every prompt.
+    """
     excess = len(tokens) - room
     if excess <= 0:
-        return tokens
+        return 0, 0
     if not truncate:
         raise DyntokError(
             f"prompt {place + 1}: {len(tokens)} tokens, and there is room for {room} before the "
@@ -135,7 +151,17 @@ def _within(
         )
     before = model.tokenizer.prompt_ids
     prefix = len(before) if tokens[: len(before)] == before and len(before) < room else 0
-    return tokens[:prefix] + tokens[prefix + excess :]
+    return prefix, excess
+
+
+def _base_length(base: Sequence[Token], gone: Sequence[Token]) -> int:
+    """Base tokens whose text lies within that of some tokens at the same beginning."""
+
+    def width(token: Token) -> int:
+        return len(token) if isinstance(token, str) else 1
+
+    ends = np.cumsum([width(token) for token in base])
+    return int(np.searchsorted(ends, sum(map(width, gone)), side="right"))
 
 
 def _opening(model: DynamicModel) -> list[Token]:

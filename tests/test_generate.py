@@ -19,9 +19,9 @@ from dyntok_jax.config import MeshConfig
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import BaseRows, SourceEmbeddings
-from dyntok_jax.generate import GenerationConfig, OutputVocabulary, generate
+from dyntok_jax.generate import GenerationConfig, OutputVocabulary, _prepared, generate
 from dyntok_jax.generation.answers import Answer
-from dyntok_jax.generation.programs import Codebook, rows_of
+from dyntok_jax.generation.programs import Codebook, WholeVocabulary, rows_of
 from dyntok_jax.generation.rewriting import rewritten, word_lengths
 from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
@@ -159,6 +159,8 @@ def test_draws_depend_on_the_seed_and_the_place_alone(written, prompts):
     assert all(a.ids != b.ids for a, b in zip(together, other, strict=True))
     same = generate(written, [prompts[0]] * 2, DRAWN)
     assert same[0].ids != same[1].ids
+    numbered = generate(written, prompts[2:], DRAWN, draws=[2, 3])
+    assert [text.ids for text in numbered] == [text.ids for text in together[2:]]
 
 
 def test_texts_are_given_out_whole_and_as_they_come(written, prompts):
@@ -236,6 +238,13 @@ def test_tokens_of_a_codebook_are_read_by_its_rows():
     assert read.tolist() == [[12, 13], [2, 3]]
 
 
+def test_a_codebooks_predicted_bias_counts():
+    rows, extra = jnp.eye(2), jnp.ones((1, 2, 2))
+    codebook = Codebook(extra, extra, jnp.array([[True, False]]), jnp.array([[3.0, 9.0]]))
+    found = WholeVocabulary(rows, codebook).search(jnp.array([[1.0, 2.0]]), 0)
+    assert found.logits.tolist() == [[1, 2, 6, -np.inf]]
+
+
 def _merged(model: DynamicModel, prompt: BaseTokens) -> list[str]:
     tokens = model.merge([prompt], Budget(reduction=100)).sequences[0].tokens
     return [t for t in tokens if isinstance(t, str) and model.tokenizer.id_of(t) is None]
@@ -288,9 +297,20 @@ def test_finished_words_are_merged_in_the_cache(written, prompts):
 def test_what_would_be_merged():
     tokens = ["Ġa", "bc", "Ġd", 7, "e", "f", "Ġg", "h"]
     assert word_lengths(tokens, Boundary.PRETOKEN) == [2, 1, 1, 2, 2]
-    lengths, new = rewritten(tokens, [*range(8)], Boundary.PRETOKEN)
+    lengths, new = rewritten(tokens, [*range(8)], Boundary.PRETOKEN, 8)
     assert lengths == [2, 1, 1, 2] and new == ["Ġabc", 2, 3, "ef", 6]
-    assert rewritten(["Ġa"], [4], Boundary.PRETOKEN) == ([], [])
+    assert rewritten(["Ġa"], [4], Boundary.PRETOKEN, 8) == ([], [])
+    # Behind the vocabulary are the prompt's merged tokens, which are read by their spelling.
+    lengths, new = rewritten(["Ġab", "Ġc", "d", "e"], [9, 8, 9, 3], Boundary.PRETOKEN, 8)
+    assert (lengths, new) == ([1], ["Ġab", "Ġc", "d"])
+
+
+def test_a_codebook_goes_with_rewriting(written, prompts):
+    settings = dataclasses.replace(
+        DRAWN, codebook=8, top_k=0, temperature=1e4, max_new_tokens=250, rewrite_words=1
+    )
+    (text,) = generate(written, prompts[:1], settings)
+    assert len(text.ids) == 250 and max(text.ids[:-20]) >= len(written.source.input)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +342,29 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
             generate(written, prompts, settings, vocabulary)
     with pytest.raises(DyntokError, match=r"8 tokens, 9 input rows .* index of 9"):
         OutputVocabulary([*range(8)], rows, index)
+
+
+@pytest.mark.parametrize("in_vocabulary", [False, True])
+def test_of_a_cut_prompt_both_lengths_are_of_the_same_text(written, prompts, in_vocabulary):
+    prompt, kept = prompts[0], 4
+    own = [written.tokenizer.spelled().get(i, i) for i in range(len(written.source.input))]
+    whole = written.merge([prompt], Budget(reduction=100)).sequences[0]
+    tokens = [*own, *(token for token in whole.tokens if token not in own)]
+    rows = np.zeros((len(tokens), 16), np.float32)
+    vocabulary = OutputVocabulary(
+        tokens, rows, HostIndex(rows), lambda _: [tokens.index(token) for token in whole.tokens]
+    )  # fmt: skip
+    settings = GenerationConfig(
+        max_new_tokens=written.max_length - kept, stop=("<|endoftext|>",), truncate=True
+    )
+    if in_vocabulary:
+        settings = dataclasses.replace(settings, reduction=None, candidates=1)
+    (ready,) = _prepared(written, [prompt], settings, vocabulary if in_vocabulary else None, [0])
+    prefix = len(written.tokenizer.prompt_ids)
+    start = int(whole.starts[len(whole.tokens) - kept + prefix])
+    assert ready.truncated == len(whole.tokens) - kept > 0 and len(ready.tokens) == kept
+    assert ready.base.tokens == prompt.tokens[:prefix] + prompt.tokens[start:]
+    assert len(ready.base.tokens) > kept
 
 
 def test_an_empty_prompt_follows_the_opening_token(written, prompts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,9 +25,11 @@ from dyntok_jax.generation.settings import (
     OutputVocabulary,
     Prompt,
 )
+from dyntok_jax.large_vocabulary.vocabulary import ids_by_spelling
 from dyntok_jax.models.decoder import UnrolledDecoder
 from dyntok_jax.sampling import Plan
 from dyntok_jax.sharding import batch_sharding, replicated
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import Token
 
 
@@ -199,7 +201,7 @@ class _Run:
     def _state(self, batch: Batch, cache: Any) -> State:
         lengths = batch.mask.sum(axis=1, dtype=np.int32)
         places = np.zeros(len(lengths), np.int32)
-        places[: len(self._answers)] = [answer.prompt.place for answer in self._answers]
+        places[: len(self._answers)] = [answer.prompt.draw for answer in self._answers]
         key = jax.random.key(self._settings.seed)
         seen = np.zeros((len(lengths), 0), bool)
         if self._settings.plan.penalized:
@@ -214,14 +216,15 @@ class _Run:
         """(B, V) which tokens the prompts hold, base or merged."""
         size, codebook = self._answers[0].names.size, self._settings.codebook
         seen = np.zeros((rows, size + codebook), bool)
-        ids: dict[Token, int] = {}
+        ids: Mapping[str, int] = {}
         if self._vocabulary is not None and not self._answers[0].prompt.in_vocabulary:
-            ids = {token: i for i, token in enumerate(self._vocabulary.tokens)}
+            ids = _ids(self._vocabulary, self._model.tokenizer)
         for row, answer in zip(seen, self._answers, strict=False):
             row[answer.prompt.base.ids] = True
             if answer.prompt.in_vocabulary:
                 row[np.array(answer.prompt.tokens, np.int64)] = True
-            row[[ids[token] for token in answer.prompt.tokens if token in ids]] = True
+            spelled = (token for token in answer.prompt.tokens if isinstance(token, str))
+            row[[ids[token] for token in spelled if token in ids]] = True
             row[size : size + len(answer.codebook)] = True
         return seen
 
@@ -236,11 +239,17 @@ class _Run:
             used[row, : len(answer.codebook)] = True
         tables = cache.tables
         output = tables.input if tables.output is None else tables.output
-        return Codebook(*self._split((tables.input[places], output[places], used)))
+        bias = None if tables.bias is None else tables.bias[places]
+        return Codebook(*self._split((tables.input[places], output[places], used, bias)))
 
     def _split(self, arrays: Any) -> Any:
         """Arrays with a leading batch axis, on the mesh."""
         return jax.device_put(arrays, batch_sharding(self._model.mesh))
+
+
+@lru_cache(maxsize=1)
+def _ids(vocabulary: OutputVocabulary, tokenizer: BaseTokenizer) -> dict[str, int]:
+    return ids_by_spelling(vocabulary.tokens, tokenizer)
 
 
 @lru_cache(maxsize=1)

@@ -55,11 +55,13 @@ class Codebook(NamedTuple):
     Attributes:
         input, output: (B, C, D) rows.
         used: (B, C) whether there is a token.
+        bias: (B, C) added to their logits, or None.
     """
 
     input: Float[Array, "B C D"]
     output: Float[Array, "B C D"]
     used: Bool[Array, "B C"]
+    bias: Float[Array, "B C"] | None = None
 
 
 class WholeVocabulary(NamedTuple):
@@ -85,6 +87,8 @@ class WholeVocabulary(NamedTuple):
                 precision=precision(hidden.dtype),
                 preferred_element_type=jnp.float32,
             )
+            if self.codebook.bias is not None:
+                extra = extra + self.codebook.bias
             extra = jnp.where(self.codebook.used, extra, -jnp.inf)
             scores = jnp.concatenate([scores, extra], axis=1)
         ids = jnp.broadcast_to(jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)

@@ -49,7 +49,10 @@ class Rewriter:
             done = self._done[row]
             # The last token is not in the cache yet, but shows whether the word before it is over.
             finished, new = rewritten(
-                answer.tokens[done:], answer.ids[done:], self._settings.boundary
+                answer.tokens[done:],
+                answer.ids[done:],
+                self._settings.boundary,
+                answer.names.size,
             )
             if len(finished) < self._settings.rewrite_words:
                 continue
@@ -66,7 +69,7 @@ class Rewriter:
 
 
 def rewritten(
-    tokens: Sequence[Token], ids: Sequence[int], boundary: Boundary
+    tokens: Sequence[Token], ids: Sequence[int], boundary: Boundary, size: int
 ) -> tuple[list[int], list[Token]]:
     """What a sequence's end would be if its finished words were merged.
 
@@ -74,18 +77,20 @@ def rewritten(
         tokens: spelled, or special tokens' ids; the last belongs to the word that goes on.
         ids: the same as ids.
         boundary: what a word does not cross.
+        size: of the vocabulary; ids from there on are merged tokens of the prompt.
 
     Returns:
-        The lengths of the finished words in base tokens; and the tokens to be read in their place
-        and in that of all others but the last: merged ones spelled, all others by id.
+        The lengths of the finished words in generated tokens; and the tokens to be read in their
+        place and in that of all others but the last: merged ones spelled, all others by id.
     """
+    read = [i if i < size else token for i, token in zip(ids, tokens, strict=True)]
     lengths = word_lengths(tokens, boundary)
     ends = np.cumsum(lengths)
     new: list[Token] = []
     for end, length in zip(ends[:-1].tolist(), lengths, strict=False):
         part = tokens[end - length : end]
-        new.append("".join(map(str, part)) if length > 1 else ids[end - 1])
-    return lengths[:-1], [*new, *ids[len(ids) - lengths[-1] : -1]]
+        new.append("".join(map(str, part)) if length > 1 else read[end - 1])
+    return lengths[:-1], [*new, *read[len(read) - lengths[-1] : -1]]
 
 
 def word_lengths(tokens: Sequence[Token], boundary: Boundary) -> list[int]:

@@ -38,10 +38,12 @@ class GenerationConfig:
         batch_size: sequences in a batch.
         temperature: divides the logits; 0 takes the best token.
         top_k: candidates to draw from; 0 for all.
-        top_p, min_p, repetition_penalty, eos_bias: as in ``sampling.Sampling``.
+        top_p, min_p, repetition_penalty, eos_bias: as in ``sampling.Sampling``. They act among the
+            candidates: with an index a token that it does not find is not made one by them.
         stop: strings that end a text, which ends before them; the name of a special token is that
             token too.
-        seed: of the draws; with it a prompt's place decides them, not its batch.
+        seed: of the draws; with it a prompt's place, or the number that ``generate`` is given for
+            it, decides them, not its batch.
         truncate: cuts the beginnings of prompts that are too long, which is an error otherwise.
         candidates: tokens that an index is asked for, among which one is drawn.
         codebook: so many merged tokens of the prompt, the most frequent ones, can be generated
@@ -49,7 +51,8 @@ class GenerationConfig:
         steps_together: tokens between two looks at the texts, which is when stop strings are found
             and texts given out; where the host searches, every token.
         rewrite_words: once so many words are finished, their base tokens in the cache are replaced
-            by merged ones; 0 for never.
+            by merged ones; 0 for never. Looked for every ``steps_together`` tokens, so that with
+            more than 1 words stay unmerged until then.
     """
 
     max_new_tokens: int = 128
@@ -147,12 +150,15 @@ class Generated:
         ids: of all new tokens, one that ended the text included. Ids from the vocabulary's size on
             are tokens of ``codebook``.
         finish: what ended it: a token (``end``), a stop string, or the length.
-        tokens: ``prompt_static`` and ``prompt_dynamic``, length of the prompt in base tokens and as
-            it was read; ``new``, generated tokens.
-        seconds: ``prefill``, from the prompt to the first token, and ``decode``, of the others;
-            both of the whole batch, and of compiling, if need be.
+        tokens: ``prompt_static`` and ``prompt_dynamic``, length of what was read of the prompt, in
+            base tokens and as it was read; ``new``, generated tokens.
+        seconds: ``prefill``, from the prompt as it is read to the first token, fetching its rows
+            included, merging and tokenizing by longest prefix, which come before, not included;
+            and ``decode``, of the others. Where the host searches, the first token is chosen and
+            read in one program, so that ``prefill`` holds the first step too. Both are of the whole
+            batch, and of compiling, if need be.
         kv_cache: bytes of keys and values at the end, ``static`` as they would be with base tokens
-            only, and ``dynamic``.
+            only, of the same text, and ``dynamic``.
         truncated: tokens, as they are read, cut off the prompt's beginning.
         codebook: merged tokens of the prompt that could be generated.
     """
@@ -173,10 +179,11 @@ class Prompt:
 
     Attributes:
         place: among all prompts.
-        base: before merging.
+        base: before merging, without the text that was cut off.
         tokens: as the network reads them; ids of the output vocabulary where ``in_vocabulary``.
         in_vocabulary: whether they are read by the output vocabulary's rows.
         truncated: tokens cut off its beginning.
+        draw: number that decides its draws, with the seed.
     """
 
     place: int
@@ -184,3 +191,4 @@ class Prompt:
     tokens: list[Token]
     in_vocabulary: bool
     truncated: int
+    draw: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
@@ -55,18 +56,36 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 @_number("--top-k", int, 0, "Draw from so many; 0 for all.")
 @_number("--top-p", float, 1.0, "Draw from the most likely ones, up to this probability.")
 @_number("--min-p", float, 0.0, "Draw from those at least this share as likely as the best.")
-@_number("--repetition-penalty", float, 1.0, "Above 1, tokens seen before become less likely.")
-@_number("--eos-bias", float, 0.0, "Added to the logits of tokens that end a text.")
+@_number(
+    "--repetition-penalty",
+    float,
+    1.0,
+    "Above 1, tokens seen before become less likely; of a large vocabulary's, its candidates only.",
+)
+@_number(
+    "--eos-bias",
+    float,
+    0.0,
+    "Added to the logits of tokens that end a text; of a large vocabulary's, its candidates only.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends a text; may be given again.")
 @_number("--seed", int, 0, "Of the draws.")
 @_number("--candidates", int, 64, "Tokens of a large vocabulary that are drawn from.")
 @_number("--codebook", int, 0, "Merged tokens of the prompt that can be generated too.")
-@_number("--rewrite-words", int, 0, "Merge the cache after so many finished words; 0: never.")
+@_number(
+    "--rewrite-words",
+    int,
+    0,
+    "Merge the cache after so many finished words, looked for every "
+    "16 tokens (every one with --stream); 0: never.",
+)
 @click.option(
     "--truncate", type=options.Names("left"), help="Cut the beginnings of prompts too long."
 )
 @_number("--batch-size", int, 8, "Prompts in a batch.")
-@click.option("--stream", is_flag=True, help="Show texts on standard error as they come.")
+@click.option(
+    "--stream", is_flag=True, help="Show texts on standard error as they come, one by one."
+)
 @options.config
 def command(
     input: str,
@@ -100,6 +119,8 @@ def command(
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
     options.refuse_base_rows(rows, settings["reduction"] or 0)
+    if stream:
+        _check_stream(settings)
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
@@ -142,6 +163,16 @@ def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
     if problem:
         raise DyntokError(f"{where}: field {name!r} {problem}")
     return record.fields
+
+
+def _check_stream(settings: dict[str, Any]) -> None:
+    """Texts are shown one after another, so that there are no batches."""
+    if settings["merge_together"]:
+        raise click.UsageError("--merge-together with --stream: it takes prompts one by one")
+    source = click.get_current_context().get_parameter_source("batch_size")
+    size = settings["batch_size"]
+    if source is not ParameterSource.DEFAULT and size != 1:
+        raise click.UsageError(f"--batch-size {size} with --stream: it takes prompts one by one")
 
 
 def _layout(model: DynamicModel, fields: dict[str, Any], boundary: Boundary) -> BaseTokens:

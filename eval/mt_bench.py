@@ -165,7 +165,9 @@ class Answering:
             prompts = messages_layout(model.tokenizer, talks, self.run.boundary)
             # With the first turn's draws a second answer may follow the first one word for word.
             drawn = replace(how, seed=how.seed + turn)
-            answers = generate(model, prompts, drawn, vocabulary)
+            # By question: neither its batch nor where a run was stopped changes what is drawn.
+            numbers = [question.number % 2**31 for question in questions]
+            answers = generate(model, prompts, drawn, vocabulary, draws=numbers)
             for talk, turns_of, answer in zip(talks, found, answers, strict=True):
                 talk.append({"role": "assistant", "content": answer.text.strip()})
                 turns_of.append(answer)

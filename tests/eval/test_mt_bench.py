@@ -95,15 +95,17 @@ def test_what_is_answered_is_not_answered_again(answered, content, monkeypatch):
     asked = []
     real = mt_bench.generate
 
-    def noted(model, prompts, *rest):
-        asked.append(len(prompts))
-        return real(model, prompts, *rest)
+    def noted(model, prompts, *rest, draws):
+        asked.append(draws)
+        return real(model, prompts, *rest, draws=draws)
 
     monkeypatch.setattr(mt_bench, "generate", noted)
     done, found = answered(settings=content["settings"][:1])
     assert done.code == 0, done.err
     after = lines(found["mt_bench"][0])
-    assert after[:2] == before and len(after) == 3 and asked == [1, 1]
+    assert after[:2] == before and len(after) == 3
+    # A question has draws of its own, whatever was answered before it.
+    assert asked == [[83], [83]]
     # Answers of other settings are not mixed with these.
     done, _ = answered(settings=content["settings"][:1], max_new_tokens=5)
     assert done.code == 2 and "other settings" in done.err and done.err.count("\n") == 1

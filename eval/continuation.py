@@ -35,6 +35,7 @@ from dyntok_jax.types import DyntokError, Token
 from eval import record
 from eval.bootstrap import interval
 from eval.record import STATIC
+from eval.spread import spread
 
 BATCH_SIZE = 8
 LINES_TOGETHER = 2000
@@ -119,7 +120,7 @@ def _starts(path: Path, pieces: Pieces, windows: int, size: int) -> Int[np.ndarr
             f"{path}: {len(pieces.ids)} tokens hold {room} windows of {size}; "
             f"{windows} are asked for"
         )
-    return window_starts(len(pieces.ids), windows)
+    return np.array(spread(len(pieces.ids), windows))
 
 
 def cut_windows(tokenizer: BaseTokenizer, path: Path, options: argparse.Namespace) -> Windows:
@@ -156,14 +157,6 @@ def _encode(tokenizer: BaseTokenizer, lines: Sequence[str]) -> Pieces:
         ids += pieces.ids
         tokens += map(sys.intern, pieces.tokens)
     return Pieces(ids, tokens)
-
-
-def window_starts(tokens: int, windows: int) -> Int[np.ndarray, " W"]:
-    """Where windows begin that are spread evenly: the i-th at the i-th of equal parts.
-
-    They do not overlap as long as a window is no longer than a part, ``tokens // windows``.
-    """
-    return np.arange(windows) * tokens // windows
 
 
 def _prefix(tokenizer: BaseTokenizer, pieces: Pieces, start: int, end: int) -> BaseTokens:
@@ -266,12 +259,13 @@ def show(report: dict[str, Any]) -> None:
         for step in part["reductions"]:
             saved = f"{step['prefix_shorter_percent']:.1f} %"
             for rows, row in step["rows"].items():
-                table.add_row("", f"{step['reduction']:g} %", saved, rows, *_cells(row))
+                table.add_row("", f"{step['reduction']:g} %", saved, rows, *cells(row))
         table.add_section()
     record.print_table(table)
 
 
-def _cells(row: dict[str, Any]) -> Iterator[str]:
+def cells(row: dict[str, Any]) -> Iterator[str]:
+    """The figures of some rows as a table shows them."""
     yield f"{row['bits_per_byte']:.4f}"
     yield f"{row['above_static_percent']:+.2f} %" + _range(row["above_static_interval"], 1, "+.2f")
     if row.get("gap_closed") is not None:

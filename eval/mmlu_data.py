@@ -15,6 +15,7 @@ from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout
 from dyntok_jax.types import DyntokError
 from eval.mmlu_config import MmluData
+from eval.spread import spread
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,6 @@ class Asked:
             answers=self.answers[place],
             bytes=self.bytes[place],
         )
-
-
-def spread(count: int, first: int | None) -> list[int]:
-    """Places of the i-th of equal parts of a list; all of it where ``first`` is not less."""
-    chosen = min(first or count, count)
-    return (np.arange(chosen) * count // chosen).tolist()
 
 
 def asked(tokenizer: BaseTokenizer, data: MmluData, boundary: Boundary, longest: int) -> Asked:

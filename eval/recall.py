@@ -33,6 +33,7 @@ from dyntok_jax.sharding import gathered
 from dyntok_jax.text.layouts import prompt_layout
 from dyntok_jax.types import DyntokError, Rows, Token
 from eval import record
+from eval.spread import spread
 
 BATCH_SIZE = 8
 LONGEST = 256
@@ -107,14 +108,14 @@ def _hidden_states(
     if not lines:
         raise DyntokError(f"{path}: blank lines only; valid is one text a line")
     # Each gives some tokens at least, so that more lines than queries are not needed.
-    lines = [lines[i] for i in _spread(len(lines), options.queries)]
+    lines = [lines[i] for i in spread(len(lines), options.queries)]
     longest = min(LONGEST, model.max_length)
     sequences: list[list[Token]] = [
         [vocabulary.tokens[i] for i in vocabulary.tokenize(base)[:longest]]
         for base in prompt_layout(model.tokenizer, lines)
     ]
     ends = np.cumsum([len(tokens) for tokens in sequences])
-    wanted = _spread(int(ends[-1]), options.queries)
+    wanted = np.array(spread(int(ends[-1]), options.queries))
     hidden = np.zeros((len(wanted), model.source.input.shape[1]), np.float32)
     for place, states in model.outputs(sequences, gathered, BATCH_SIZE):
         for i, table in zip(place, states, strict=True):
@@ -123,11 +124,6 @@ def _hidden_states(
             # Padding is on the left.
             hidden[here] = table[len(table) - int(ends[i]) + wanted[here]]
     return hidden
-
-
-def _spread(size: int, count: int) -> Int[np.ndarray, " Q"]:
-    """So many places, or all there are, evenly spread over ``size``."""
-    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
 def _found(index: Index, hidden: np.ndarray, k: int) -> Int[np.ndarray, "Q K"]:

@@ -37,7 +37,7 @@ class MtBenchSetting:
         base_rows: whether unmerged tokens of prompts keep the model's own rows.
         vocabulary: to answer in: ``own``, the model's with its own rows; ``predicted``, the model's
             with rows that ``rows`` predicts; or the folder of a large one.
-        index: of a large one: ``exact``, or the folder of a ScaNN index.
+        index: of a large one: ``exact``, ``exact-cosine``, or the folder of a ScaNN index.
         top_k, min_p, repetition_penalty: as in ``generate``.
         temperature: by default as MT-Bench has it for the category.
     """

@@ -13,36 +13,27 @@ from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.types import DyntokError
 
 EXACT = "exact"
+EXACT_COSINE = "exact-cosine"
 
 
-def open_index(
-    name: str,
-    vocabulary: LargeVocabulary,
-    mesh: Mesh,
-    cosine: bool = False,
-    leaves_searched: int | None = None,
-    reorder: int | None = None,
-) -> Index:
+def open_index(name: str, vocabulary: LargeVocabulary, mesh: Mesh) -> Index:
     """The index of a vocabulary's output rows.
 
     Args:
-        name: ``exact``, or the folder of a ScaNN index.
+        name: ``exact``; ``exact-cosine``, which chooses candidates by cosine; or the folder of a
+            ScaNN index, which has its own numbers and says itself whether it ranks by cosine.
         vocabulary: whose rows are searched.
         mesh: devices of the exact search.
-        cosine: of the exact search: choose by cosine.
-        leaves_searched, reorder: of a ScaNN index: see ``ScannSettings``.
 
     Raises:
-        DyntokError: no rows or no such index, an index of other rows, an option that is not its.
+        DyntokError: no rows or no such index, or an index of other rows.
     """
-    if name == EXACT:
-        if leaves_searched is not None or reorder is not None:
-            raise DyntokError("index exact: it looks at all rows; leaves and reorder are ScaNN's")
-        return ExactIndex.of(vocabulary.rows(), mesh, cosine)
+    if name in (EXACT, EXACT_COSINE):
+        return ExactIndex.of(vocabulary.rows(), mesh, cosine=name == EXACT_COSINE)
     folder = Path(name)
     if not folder.is_dir():
-        raise DyntokError(f"index {name!r}: no such folder; valid: exact, a ScaNN index's folder")
-    if cosine:
-        raise DyntokError(f"index {name}: whether it ranks by cosine was chosen when it was built")
-    rows, made_for = vocabulary.rows(), vocabulary.made_for
-    return load_index(folder, rows, made_for, leaves_searched, reorder)
+        raise DyntokError(
+            f"index {name!r}: no such folder; valid: {EXACT}, {EXACT_COSINE}, "
+            "a ScaNN index's folder"
+        )
+    return load_index(folder, vocabulary.rows(), vocabulary.made_for)

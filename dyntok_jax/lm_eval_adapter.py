@@ -47,6 +47,12 @@ TOGETHER = 32
 MAX_NEW_TOKENS = 256
 """Generated where a task does not say how many, as the harness has it."""
 
+ANSWERED_TOGETHER = 256
+"""Requests whose places among one another decide their draws, whatever the batch size."""
+
+TOP_K = 50
+"""Tokens to draw from where a task does not say how many, as transformers has it."""
+
 RULES = ("top_k", "top_p", "min_p", "repetition_penalty")
 """Generation arguments with the meaning they have for transformers."""
 
@@ -77,6 +83,7 @@ class DyntokLM(TemplateLM):
         vocabulary: str | None = None,
         index: str = EXACT,
         config: str | None = None,
+        seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
@@ -92,6 +99,7 @@ class DyntokLM(TemplateLM):
             vocabulary: folder of a large one to generate in; scores are the model's own always.
             index: how its tokens are searched, see ``large_vocabulary.opening.open_index``.
             config: YAML file with dtype and mesh.
+            seed: of the draws, where a task samples; the harness gives models none of its own.
             max_batch_size, device: the harness always gives them, and they are not read: there is
                 no ``auto`` batch size, and devices are JAX's.
 
@@ -103,6 +111,9 @@ class DyntokLM(TemplateLM):
         self.budget = _budget(reduction)
         self.boundary = _boundary(boundary)
         self.batch_size = _positive("batch_size", batch_size)
+        if not isinstance(seed, int):
+            raise DyntokError(f"seed {seed!r}: valid is a whole number")
+        self.seed = seed
         if index != EXACT and vocabulary is None:
             raise DyntokError(f"index {index}: it is of a large vocabulary; give vocabulary too")
         self.model = load(model, rows, load_config(Path(config) if config else None))
@@ -233,10 +244,10 @@ class DyntokLM(TemplateLM):
                 base = ids_layout(
                     self.model.tokenizer, _ends(contexts, [room] * len(contexts)), self.boundary
                 )
-                for start in range(0, len(places), TOGETHER * self.batch_size):
-                    part = slice(start, start + TOGETHER * self.batch_size)
+                for start in range(0, len(places), ANSWERED_TOGETHER):
+                    part = slice(start, start + ANSWERED_TOGETHER)
                     # A prompt that comes again in another part is to be answered anew.
-                    seeded = replace(settings, seed=start)
+                    seeded = replace(settings, seed=self.seed + places[start])
                     answers = generate(self.model, base[part], seeded, self.vocabulary)
                     for place, answer in zip(places[part], answers, strict=True):
                         found[place] = answer.text
@@ -251,6 +262,8 @@ class DyntokLM(TemplateLM):
         given: dict[str, Any] = dict(normalize_gen_kwargs(arguments, MAX_NEW_TOKENS))
         new, stop = given.pop("max_gen_toks"), handle_stop_sequences(given.pop("until"), None)
         sampled, temperature = given.pop("do_sample"), given.pop("temperature", 0)
+        if sampled:
+            given.setdefault("top_k", TOP_K)
         unknown = given.keys() - set(RULES)
         if unknown:
             valid = f"until, max_gen_toks, do_sample, temperature, {', '.join(RULES)}"

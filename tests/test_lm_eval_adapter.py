@@ -1,7 +1,8 @@
 """The model for lm-evaluation-harness, against the harness's own for transformers.
 
 What the adapter takes from the package is tested without the harness: ``ids_layout`` in
-text/test_layouts.py, ``target_scores`` in test_scoring.py.
+text/test_layouts.py, ``target_scores`` in test_scoring.py. The adapter itself cannot be imported
+without the harness; only what is held against transformers needs torch too.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ def test_contexts_are_merged_and_what_is_scored_is_not(tiny):
         ({"boundary": "pretokens"}, "did you mean 'pretoken'"),
         ({"batch_size": "auto"}, "batch_size 'auto'"),
         ({"max_length": 0}, "max_length 0"),
+        ({"seed": "x"}, "seed 'x': valid is a whole number"),
         ({"index": "/nowhere"}, "index /nowhere: it is of a large vocabulary"),
     ],
 )
@@ -213,7 +215,8 @@ def test_a_continuation_that_does_not_fit(tiny):
     [
         ({"until": "\n"}, {"stop": ("\n",), "max_new_tokens": 256, "temperature": 0.0}),
         ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0, "stop": ()}),
-        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9}),
+        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9, "top_k": 50}),
+        ({"do_sample": True, "temperature": 1.0, "top_k": 3}, {"temperature": 1.0, "top_k": 3}),
         ({"max_tokens": 5, "until": ["a", ""]}, {"max_new_tokens": 5, "stop": ("a",)}),
     ],
 )
@@ -223,6 +226,23 @@ def test_what_a_task_says_of_generation(tiny, given, wanted):
     settings = DyntokLM(str(tiny), "fvt", 30, "word", 4)._settings(given)
     assert settings.reduction == 30 and settings.boundary == "word" and settings.batch_size == 4
     assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_draws_are_the_seeds_and_not_the_batches(tiny):
+    from types import SimpleNamespace
+
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    how = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8, "until": []}
+    texts = ("The lighthouse", "Alle Kinder", "The lighthouse")
+    requests = [SimpleNamespace(args=(text, how)) for text in texts]
+
+    def answers(**arguments):
+        return DyntokLM(str(tiny), "fvt", **arguments).generate_until(requests, disable_tqdm=True)
+
+    first = answers(seed=1)
+    assert first == answers(seed=1, batch_size=3) != answers(seed=2)
+    assert first[0] != first[2]
 
 
 @pytest.mark.parametrize(

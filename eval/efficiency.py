@@ -33,6 +33,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, Rows, Token
@@ -43,7 +44,6 @@ from eval.efficiency_flops import (
     decoder_flops_xla,
     hypernet_flops,
     hypernet_flops_xla,
-    kv_bytes,
 )
 from eval.efficiency_latency import latencies, latency_prompts
 from eval.mmlu_config import MmluData

@@ -7,19 +7,17 @@ that is what is computed; the output layer is left out: prefilling needs it at o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import meta
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import EncoderStack
+from dyntok_jax.models.kv_cache import Number
 from dyntok_jax.models.layers import QUERY_BLOCK, abstract_params
-
-Number = TypeVar("Number", float, np.ndarray)
 
 
 def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
@@ -78,17 +76,6 @@ def hypernet_flops_xla(config: HypernetConfig, tokens: int) -> float:
     inputs = _floats(tokens, slots, c.hidden), jax.ShapeDtypeStruct((tokens, slots), jnp.bool_)
     params = abstract_params(stack, *inputs)
     return whole + (c.layers - 1) * _counted(stack.apply, _variables(params), *inputs)
-
-
-def kv_bytes(config: DecoderConfig, tokens: Number, itemsize: int) -> Number:
-    """Bytes of keys and values of one sequence.
-
-    Args:
-        config: shape of the decoder.
-        tokens: T, or many of them.
-        itemsize: bytes of a number.
-    """
-    return 2 * config.layers * config.kv_heads * config.head_width * itemsize * tokens
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+if TYPE_CHECKING:
+    from dyntok_jax.models.decoder import DecoderConfig
+
+Number = TypeVar("Number", float, np.ndarray)
 
 
 class KeyValues(NamedTuple):
@@ -54,3 +60,14 @@ def seen_slots(positions: Int[Array, "B T"], size: int, window: int | None) -> B
     """(query, slot) pairs that may attend: tokens lie in a cache at their positions."""
     ago = positions[..., None] - jnp.arange(size)
     return ago >= 0 if window is None else (ago >= 0) & (ago < window)
+
+
+def kv_bytes(config: DecoderConfig, tokens: Number, itemsize: int) -> Number:
+    """Bytes of keys and values of one sequence.
+
+    Args:
+        config: shape of the decoder.
+        tokens: T, or many of them.
+        itemsize: bytes of a number.
+    """
+    return 2 * config.layers * config.kv_heads * config.head_width * itemsize * tokens

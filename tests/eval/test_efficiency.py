@@ -12,6 +12,7 @@ import pytest
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.tasks import mmlu as task
 from eval import efficiency, efficiency_figures
 from eval.efficiency_config import EfficiencyRun
@@ -20,7 +21,6 @@ from eval.efficiency_flops import (
     decoder_flops_xla,
     hypernet_flops,
     hypernet_flops_xla,
-    kv_bytes,
 )
 
 ROOT = Path(__file__).parents[2]

@@ -218,7 +218,7 @@ def test_a_codebook_is_the_vocabulary_and_the_prompts_merged_tokens(written, pro
         sequence = written.merge([prompt], Budget(reduction=100)).sequences[0].tokens
         extra = [written.cache.lookup([token])[0] for token in text.codebook]
         table = np.concatenate([rows, np.asarray(written.cache.tables.input)[extra]])
-        (last,) = _last_hidden(written, sequence)
+        last = _last_hidden(written, sequence)[0]
         scores = table @ last
         scores[list(written.end_ids)] = -np.inf
         assert text.ids == [int(scores.argmax())]

@@ -46,10 +46,10 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 )
 @click.option(
     "--index",
-    metavar="DIR|exact",
+    metavar="DIR|exact|exact-cosine",
     default="exact",
     show_default=True,
-    help="How its tokens are searched.",
+    help="How its tokens are searched: by a ScaNN index, or all of them.",
 )
 @_number("--max-new-tokens", int, 128, "Tokens at most.")
 @_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")

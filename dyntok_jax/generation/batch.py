@@ -27,6 +27,7 @@ from dyntok_jax.generation.settings import (
 )
 from dyntok_jax.large_vocabulary.vocabulary import ids_by_spelling
 from dyntok_jax.models.decoder import UnrolledDecoder
+from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.sampling import Plan
 from dyntok_jax.sharding import batch_sharding, replicated
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -62,7 +63,7 @@ def cache_bytes(model: DynamicModel, tokens: int) -> int:
     """Bytes of a decoder's keys and values of so many tokens."""
     config: Any = model.module.config  # pyright: ignore[reportAttributeAccessIssue]
     size = jnp.dtype(model.module.dtype).itemsize  # pyright: ignore[reportAttributeAccessIssue]
-    return 2 * config.layers * config.kv_heads * config.head_width * size * tokens
+    return kv_bytes(config, tokens, size)
 
 
 def _generated(

@@ -128,7 +128,8 @@ def _file(
     """Figures of one file."""
     prefixes = [part.ids.tolist() for part in windows.prefixes]
     static = bits(model, prefixes, windows.targets)
-    following = [vocabulary.tokenize(base) for base in ids_layout(model.tokenizer, windows.targets)]
+    targets = [ids.tolist() for ids in windows.targets]
+    following = [vocabulary.tokenize(base) for base in ids_layout(model.tokenizer, targets)]
     longest = max(map(len, prefixes)) + max(map(len, following))
     if longest > model.max_length:
         raise DyntokError(f"{path}: windows of {longest} tokens; valid are {model.max_length}")

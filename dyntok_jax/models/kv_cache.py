@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 if TYPE_CHECKING:
     from dyntok_jax.models.decoder import DecoderConfig
 
-Number = TypeVar("Number", float, np.ndarray)
+Number = TypeVar("Number", int, float, np.ndarray)
 
 
 class KeyValues(NamedTuple):

@@ -57,14 +57,15 @@ def test_bits_are_of_a_softmax_over_all_tokens(large):
 def test_sums_over_blocks_are_the_sum(block, monkeypatch):
     rng = np.random.default_rng(0)
     hidden, output = rng.standard_normal((5, 4), np.float32), rng.standard_normal((21, 4)) * 9
-    rows = Rows(np.zeros_like(output), output.astype(np.float32), np.arange(21, dtype=np.float32))
+    output, bias = output.astype(np.float32), np.arange(21, dtype=np.float32)
+    rows = Rows(np.zeros_like(output), output, bias)
     monkeypatch.setattr(large_likelihood, "TOGETHER", 2)
 
     def of(ids):
         return jax.tree.map(lambda table: table[ids], rows)
 
     found = large_likelihood._log_sums(hidden, of, 21, block)
-    expected = jax.nn.logsumexp(hidden @ rows.output.T + rows.bias, axis=1)
+    expected = jax.nn.logsumexp(hidden @ output.T + bias, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

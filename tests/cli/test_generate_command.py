@@ -58,7 +58,7 @@ def test_streaming_shows_the_same_text(dyntok, decoder):
         (("--stream", "--batch-size", 8), PROMPTS, "--batch-size 8 with --stream"),
         (("--codebook", -1), PROMPTS, "codebook -1"),
         (("--codebook", 10**12), PROMPTS, "from 0 to 1024, the tokens that"),
-        (("--index", "/nowhere"), PROMPTS, "--index /nowhere: it is of a large vocabulary"),
+        (("--index", "/nowhere"), PROMPTS, "--index /nowhere: it searches a large vocabulary"),
         (("--vocabulary", ""), PROMPTS, "no large vocabulary there"),
         ((), [[1, 2]], "line 1: a list; valid is an object\n"),
         ((), [{"text": "a"}], "line 1: needed is one of the fields 'prompt' and 'messages'"),

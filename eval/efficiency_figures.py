@@ -37,21 +37,25 @@ def _operations(run: Mapping[str, Any]) -> Table:
     table = Table(*columns, "in all", "saved", "KV cache", title=title)
     for language, part in run["efficiency"].items():
         for point in part["points"]:
-            table.add_row(
-                language,
-                f"{point['reduction']:g} %",
-                f"{point['tokens']:.0f}",
-                f"{point['tokens_saved_percent']:.1f} %",
-                operations(point["model_flops"]),
-                operations(point["hypernet_flops"]),
-                f"{point['hypernet_percent']:.1f} %",
-                operations(point["hypernet_flops_uncached"]),
-                operations(point["total_flops"]),
-                f"{point['total_flops_saved_percent']:.1f} %",
-                f"{point['kv_bytes'] / 2**20:.1f} MiB",
-            )
+            table.add_row(language, *operation_cells(point))
         table.add_section()
     return table
+
+
+def operation_cells(point: Mapping[str, Any]) -> list[str]:
+    """What a table says of one reduction, from the reduction itself to the cache's size."""
+    return [
+        f"{point['reduction']:g} %",
+        f"{point['tokens']:.0f}",
+        f"{point['tokens_saved_percent']:.1f} %",
+        operations(point["model_flops"]),
+        operations(point["hypernet_flops"]),
+        f"{point['hypernet_percent']:.1f} %",
+        operations(point["hypernet_flops_uncached"]),
+        operations(point["total_flops"]),
+        f"{point['total_flops_saved_percent']:.1f} %",
+        f"{point['kv_bytes'] / 2**20:.1f} MiB",
+    ]
 
 
 def operations(count: float) -> str:

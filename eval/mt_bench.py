@@ -35,9 +35,9 @@ from dyntok_jax.large_vocabulary.vocabulary import base_tokens
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
 from eval import record
-from eval.mmlu_data import spread
 from eval.mt_bench_answers import Answers, Question, measured, read
 from eval.mt_bench_config import OWN, PREDICTED, TEMPERATURES, MtBenchRun, MtBenchSetting
+from eval.spread import spread
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import report_tasks
-from eval.efficiency_figures import hit_shares, operations
+from eval.efficiency_figures import hit_shares, operation_cells
 from eval.report_rows import table
 
 
@@ -81,19 +81,7 @@ def efficiency(run: dict[str, Any]) -> str:
 def _operations(run: dict[str, Any]) -> str:
     columns = ["", "reduction", "tokens", "saved", "model", "hypernetwork", "of all", "uncached"]
     lines = [
-        [
-            language,
-            f"{point['reduction']:g} %",
-            f"{point['tokens']:.0f}",
-            f"{point['tokens_saved_percent']:.1f} %",
-            operations(point["model_flops"]),
-            operations(point["hypernet_flops"]),
-            f"{point['hypernet_percent']:.1f} %",
-            operations(point["hypernet_flops_uncached"]),
-            operations(point["total_flops"]),
-            f"{point['total_flops_saved_percent']:.1f} %",
-            f"{point['kv_bytes'] / 2**20:.1f} MiB",
-        ]
+        [language, *operation_cells(point)]
         for language, part in run["efficiency"].items()
         for point in part["points"]
     ]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from dyntok_jax.batching import TOKEN_BUCKETS, Batch, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, placed_rows
@@ -26,7 +27,7 @@ from dyntok_jax.generation.settings import (
     Prompt,
 )
 from dyntok_jax.large_vocabulary.vocabulary import ids_by_spelling
-from dyntok_jax.models.decoder import UnrolledDecoder
+from dyntok_jax.models.decoder import Decoder, DecoderConfig, UnrolledDecoder
 from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.sampling import Plan
 from dyntok_jax.sharding import batch_sharding, replicated
@@ -61,9 +62,14 @@ def run_batch(
 
 def cache_bytes(model: DynamicModel, tokens: int) -> int:
     """Bytes of a decoder's keys and values of so many tokens."""
-    config: Any = model.module.config  # pyright: ignore[reportAttributeAccessIssue]
-    size = jnp.dtype(model.module.dtype).itemsize  # pyright: ignore[reportAttributeAccessIssue]
-    return kv_bytes(config, tokens, size)
+    config, dtype = _shape(model)
+    return kv_bytes(config, tokens, jnp.dtype(dtype).itemsize)
+
+
+def _shape(model: DynamicModel) -> tuple[DecoderConfig, DTypeLike]:
+    module = model.module
+    assert isinstance(module, Decoder)  # generate has seen to it
+    return module.config, module.dtype
 
 
 def _generated(
@@ -103,8 +109,7 @@ class _Run:
         settings: GenerationConfig,
         vocabulary: OutputVocabulary | None,
     ):
-        config: Any = model.module.config  # pyright: ignore[reportAttributeAccessIssue]
-        dtype: Any = model.module.dtype  # pyright: ignore[reportAttributeAccessIssue]
+        config, dtype = _shape(model)
         self._model, self._answers, self._settings = model, answers, settings
         self._vocabulary = vocabulary
         self._step = {"module": UnrolledDecoder(config, dtype), "mesh": model.mesh}

@@ -10,7 +10,7 @@ from dyntok_jax.config import ComputeConfig
 from train.data import DataConfig
 from train.distill import DistillConfig
 from train.loop import TrainingConfig
-from train.zett import ZettConfig
+from train.zett_config import ZettConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class HypernetShape:
         rescale: scale the pieces' rows to one deviation, and what is predicted to that of the
             model's rows, as ``zett`` always does; a step of the optimizer is then of the same size
             for every model.
+        separate_output: predict output rows of their own also where the model's output rows are
+            its input rows (``distill``).
         start: folder of a hypernetwork whose parameters are the first ones (``distill``).
     """
 
@@ -37,6 +39,7 @@ class HypernetShape:
     surface_length: int = 8
     residual: bool = True
     rescale: bool = True
+    separate_output: bool = False
     start: Path | None = None
 
 

@@ -26,11 +26,10 @@ from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
 from dyntok_jax.sharding import apply, make_mesh, replicated, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.types import DyntokError, Rows
+from dyntok_jax.types import Rows
 from train.data import DataConfig
 from train.feed import put
 from train.task import Loaded
-from train.unigram import SamplerConfig
 from train.zett_batches import (
     NO_LABEL,
     IdentityBatch,
@@ -39,43 +38,10 @@ from train.zett_batches import (
     identity_batch,
     language_batches,
 )
+from train.zett_config import ZettConfig, check, mask_id
 from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
 from train.zett_targets import target_batches
-
-MASK_NAMES = ("<mask>", "[MASK]")
-
-
-@dataclasses.dataclass(frozen=True)
-class ZettConfig:
-    """The objective; defaults are the published ones for XLM-R.
-
-    Attributes:
-        identity_steps: first steps, in which the hypernetwork learns the model's own rows.
-        identity_rows: tokens of such a step, as far as the vocabulary has them.
-        identity_only: there are no other steps; any model will do, one without a head too.
-        sequences: B of all later steps.
-        length: T of these.
-        overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
-        train_backbone: train the model as well (n-shot transfer).
-        sampler: the tokenizers of later steps.
-        language_table: give the hypernetwork a row for each of several languages.
-        evaluation_batches: batches of held-out text.
-        targets: tokenizers by which held-out text is read as well, the same in every evaluation:
-            names or folders, and sizes of Unigram vocabularies, which are sampled once from it.
-    """
-
-    identity_steps: int = 10_000
-    identity_rows: int = 16_384
-    identity_only: bool = False
-    sequences: int = 128
-    length: int = 128
-    overlap_weight: float = 0.5
-    train_backbone: bool = False
-    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
-    language_table: bool = True
-    evaluation_batches: int = 4
-    targets: tuple[str, ...] = ()
 
 
 class ZettTask:
@@ -125,7 +91,7 @@ class ZettTask:
         self._data, self._held_out, self._seed = data, held_out, seed
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
         self._languages = sorted({source.language for source in data.sources})
-        self._check()
+        check(config, hypernet, model, tokenizer, data, held_out, self._parts)
         dtype = jnp.dtype(compute.dtype)
         self._hypernet = Hypernet(hypernet, dtype, compute.remat)
         self._module = model_module(model.architecture, dtype, compute.remat)
@@ -307,7 +273,7 @@ class ZettTask:
             ends[:1] if is_encoder else tokenizer.prompt_ids,
             ends[1:] if is_encoder else [],
             tokenizer.closing_id,
-            self._mask_id if is_encoder else None,
+            mask_id(tokenizer) if is_encoder else None,
             self.hypernet_config.vocab_size,
             self.hypernet_config.pad_id,
             self.hypernet_config.surface_length,
@@ -316,42 +282,6 @@ class ZettTask:
             self._languages if self.hypernet_config.languages else [],
             self.config.sampler,
         )
-
-    @property
-    def _mask_id(self) -> int | None:
-        names = self._tokenizer.special_ids
-        return next((names[name] for name in MASK_NAMES if name in names), None)
-
-    def _check(self) -> None:
-        c, model, shape = self.config, self._base, self.hypernet_config
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        problems = []
-        if len(model.source.input) < shape.vocab_size:
-            rows = len(model.source.input)
-            problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
-        if shape.hidden % shape.heads:
-            problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
-        if min(c.identity_rows, shape.vocab_size) < parts:
-            problems.append(f"identity_rows {c.identity_rows} for {parts} devices")
-        if not c.identity_only:
-            problems += self._language_problems(parts)
-        if c.targets and (self._held_out is None or c.identity_only):
-            problems.append("targets are for held-out texts, and with identity_only there are none")
-        if problems:
-            raise DyntokError(f"objective zett: {'; '.join(problems)}")
-
-    def _language_problems(self, parts: int) -> Iterator[str]:
-        c, model = self.config, self._base
-        if c.sequences % parts:
-            yield f"{c.sequences} sequences do not split over data×fsdp = {parts} devices"
-        if not 4 <= c.length <= model.architecture.max_length:
-            yield f"length {c.length}: the model reads 4 to {model.architecture.max_length} tokens"
-        if self.hypernet_config.languages and not self._data.one_language:
-            yield "a table of languages needs data.one_language: true"
-        if model.kind == "encoder" and model.architecture.head != "masked_lm":
-            yield "an encoder needs a masked-language-modelling head, or identity_only: true"
-        elif model.kind == "encoder" and self._mask_id is None:
-            yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"
 
     def _source(self) -> dict[str, Any]:
         """The model's rows on every device: input and output side by side, and the bias."""
@@ -382,8 +312,13 @@ class ZettTask:
         return Rows(taken[:, :width], output, bias)
 
     def _count(self) -> int:
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return min(self.config.identity_rows, self.hypernet_config.vocab_size) // parts * parts
+        rows, parts = min(self.config.identity_rows, self.hypernet_config.vocab_size), self._parts
+        return rows // parts * parts
+
+    @property
+    def _parts(self) -> int:
+        """Devices over which a batch is cut."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def _part(self, batch: Any) -> Any:
         """This process's part of what all processes made alike."""

@@ -29,7 +29,7 @@ from train.data import DataConfig
 from train.loop import TrainingConfig, train
 from train.text_sources import TextSource
 from train.unigram import SamplerConfig
-from train.zett import ZettConfig, ZettTask
+from train.zett import ZettTask
 from train.zett_batches import (
     NO_LABEL,
     IdentityBatch,
@@ -38,6 +38,7 @@ from train.zett_batches import (
     mask_tokens,
     next_tokens,
 )
+from train.zett_config import ZettConfig
 from train.zett_hypernet import hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
 from train.zett_targets import target_batches

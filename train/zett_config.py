@@ -1,0 +1,108 @@
+"""Settings of ZeTT's training, and what they must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.models.weights import LoadedModel
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+from train.data import DataConfig
+from train.unigram import SamplerConfig
+
+MASK_NAMES = ("<mask>", "[MASK]")
+
+
+@dataclass(frozen=True)
+class ZettConfig:
+    """The objective; defaults are the published ones for XLM-R.
+
+    Attributes:
+        identity_steps: first steps, in which the hypernetwork learns the model's own rows.
+        identity_rows: tokens of such a step, as far as the vocabulary has them.
+        identity_only: there are no other steps; any model will do, one without a head too.
+        sequences: B of all later steps.
+        length: T of these.
+        overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
+        train_backbone: train the model as well (n-shot transfer).
+        sampler: the tokenizers of later steps.
+        language_table: give the hypernetwork a row for each of several languages.
+        evaluation_batches: batches of held-out text.
+        targets: tokenizers by which held-out text is read as well, the same in every evaluation:
+            names or folders, and sizes of Unigram vocabularies, which are sampled once from it.
+    """
+
+    identity_steps: int = 10_000
+    identity_rows: int = 16_384
+    identity_only: bool = False
+    sequences: int = 128
+    length: int = 128
+    overlap_weight: float = 0.5
+    train_backbone: bool = False
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    language_table: bool = True
+    evaluation_batches: int = 4
+    targets: tuple[str, ...] = ()
+
+
+def mask_id(tokenizer: BaseTokenizer) -> int | None:
+    """Id of the token that stands for a hidden one, if the tokenizer has it."""
+    names = tokenizer.special_ids
+    return next((names[name] for name in MASK_NAMES if name in names), None)
+
+
+def check(
+    config: ZettConfig,
+    shape: HypernetConfig,
+    model: LoadedModel,
+    tokenizer: BaseTokenizer,
+    data: DataConfig,
+    held_out: DataConfig | None,
+    parts: int,
+) -> None:
+    """Compare the settings of a run with each other.
+
+    Args:
+        config: the objective.
+        shape: of the hypernetwork.
+        model: the base model.
+        tokenizer: its own.
+        data: texts of training.
+        held_out: texts of evaluations.
+        parts: devices over which a batch is cut.
+
+    Raises:
+        DyntokError: all that does not fit, in one line.
+    """
+    problems = []
+    if len(model.source.input) < shape.vocab_size:
+        rows = len(model.source.input)
+        problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
+    if shape.hidden % shape.heads:
+        problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
+    if min(config.identity_rows, shape.vocab_size) < parts:
+        problems.append(f"identity_rows {config.identity_rows} for {parts} devices")
+    if not config.identity_only:
+        problems += _language_problems(config, model, tokenizer, parts)
+        if shape.languages and not data.one_language:
+            problems.append("a table of languages needs data.one_language: true")
+    if config.targets and (held_out is None or config.identity_only):
+        problems.append("targets are for held-out texts, and with identity_only there are none")
+    if problems:
+        raise DyntokError(f"objective zett: {'; '.join(problems)}")
+
+
+def _language_problems(
+    config: ZettConfig, model: LoadedModel, tokenizer: BaseTokenizer, parts: int
+) -> Iterator[str]:
+    longest = model.architecture.max_length
+    if config.sequences % parts:
+        yield f"{config.sequences} sequences do not split over data×fsdp = {parts} devices"
+    if not 4 <= config.length <= longest:
+        yield f"length {config.length}: the model reads 4 to {longest} tokens"
+    if model.kind == "encoder" and model.architecture.head != "masked_lm":
+        yield "an encoder needs a masked-language-modelling head, or identity_only: true"
+    elif model.kind == "encoder" and mask_id(tokenizer) is None:
+        yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"

@@ -3,77 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.core import meta
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+from transferred import make_model, write_tokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
-from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
-from dyntok_jax.embed.providers import row_provider
 from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
-from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.models.heads import logits
-from dyntok_jax.models.weights import head_module, load_model, model_module, save_model
+from dyntok_jax.models.weights import head_module, load_model, model_module
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.surface_forms import surface_forms
 from dyntok_jax.types import DyntokError, Rows
-from train.config import HypernetRun, HypernetShape
-from train.data import DataConfig
-from train.hypernet import _export, hypernet_config
-from train.loop import TrainingConfig
-from train.text_sources import TextSource
 from train.transfer import main, transfer
-from train.zett_hypernet import hypernet_tokenizer, zett_shape
 
-CHECKPOINTS = Path(__file__).parents[1] / "fixtures" / "models"
 TEXT = "The lazy dog"
-SMALL = HypernetShape(hidden=8, feed_forward=16, layers=1, heads=2, surface_length=12)
 
 
-def write_tokenizer(folder: Path, content: dict[str, Any], **config: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    return folder
-
-
-def make_model(name: str, folder: Path, tokenizer: Any, seed: int = 0, **hf_config: Any) -> Path:
-    """A tiny checkpoint with random rows of a tokenizer's vocabulary."""
-    write_tokenizer(folder, tokenizer.json, **tokenizer.config)
-    loaded, rng = load_model(CHECKPOINTS / name), np.random.default_rng(seed)
-    size = BaseTokenizer.from_folder(folder).vocab_size
-    rows = jax.tree.map(lambda table: rng.normal(size=(size, *table.shape[1:])), loaded.source)
-    rows = jax.tree.map(lambda table: table.astype(np.float32), rows)
-    config = loaded.hf_config | {"vocab_size": size} | hf_config
-    save_model(folder, loaded._replace(source=rows, hf_config=config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def new_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE unlike any other here, with padding at id 1 and a token of its own."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,  # pyright: ignore
-        special_tokens=["<end>", "<padding>", "<begin>", "<new>"],  # pyright: ignore
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # pyright: ignore
-        show_progress=False,  # pyright: ignore
-    )
-    tokenizer.train_from_iterator(["The quick fox and the lazy dog doze"] * 3, trainer)
-    content = json.loads(tokenizer.to_str())
-    roles = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": {"content": "<padding>"}}
-    folder = tmp_path_factory.mktemp("new")
-    return write_tokenizer(folder, content, **roles, tokenizer_class="LlamaTokenizer")
+@partial(jax.jit, static_argnums=0)
+def applied(module: nn.Module, params: Any, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
 
 
 def run(folder: Path, rows: np.ndarray | None = None, ids: Any = None) -> np.ndarray:
@@ -85,13 +42,13 @@ def run(folder: Path, rows: np.ndarray | None = None, ids: Any = None) -> np.nda
     rows, mask = rows[None], np.ones((1, len(rows)), bool)
     types = [jnp.zeros(mask.shape, jnp.int32)] if loaded.kind == "encoder" else []
     module = model_module(loaded.architecture)
-    hidden: Any = module.apply({"params": loaded.params}, rows, mask, *types)
+    hidden = applied(module, loaded.params, rows, mask, *types)
     head = head_module(loaded.architecture)
     out = loaded.source.input if loaded.source.output is None else loaded.source.output
     if head is None:
         return np.asarray(logits(hidden, jnp.asarray(out)))
     extra = (out, loaded.source.bias) if loaded.architecture.head == "masked_lm" else ()
-    return np.asarray(head.apply({"params": loaded.head_params or {}}, hidden, *extra))
+    return np.asarray(applied(head, loaded.head_params or {}, hidden, *extra))
 
 
 @pytest.mark.parametrize(
@@ -160,132 +117,6 @@ def test_transformers_reads_the_tokenizer_as_it_stands(tiny_tokenizers, new_toke
     assert json_files[0].read_bytes() == json_files[1].read_bytes()
 
 
-TINY = HypernetConfig(
-    width=24,
-    hidden=8,
-    feed_forward=16,
-    layers=1,
-    heads=2,
-    surface_length=4,
-    vocab_size=480,
-    extra_tokens=0,
-    pad_id=2,
-    max_positions=4,
-    rescale=False,
-    predict_bias=False,
-)
-
-
-@pytest.mark.parametrize("name", ["llama_tied", "mistral"])
-def test_rows_of_a_hypernetwork(name, tiny_tokenizers, new_tokenizer, tmp_path):
-    base = make_model(name, tmp_path / "base", tiny_tokenizers["byte_bpe"])
-    write_tokenizer(tmp_path / "hypernet", tiny_tokenizers["byte_bpe"].json)
-    source = SourceEmbeddings(*load_model(base).source)
-    config = replace(TINY, separate_output=name == "mistral")
-    shapes = meta.unbox(abstract_hypernet(config))
-    rng = np.random.default_rng(1)
-    params: Any = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4") / 4, shapes)
-    save_hypernet(tmp_path / "hypernet", config, params)
-    matched = transfer(base, str(tmp_path / "hypernet"), new_tokenizer, tmp_path / "out")
-    old = BaseTokenizer.from_folder(base)
-    provider = row_provider(str(tmp_path / "hypernet"), lambda _: source, old)
-    found = load_model(tmp_path / "out").source
-    for table, want in zip(found, provider.rows(matched.tokens), strict=True):
-        assert (table is None) == (want is None)
-        if table is not None and want is not None:
-            np.testing.assert_array_equal(table, want)
-    i = BaseTokenizer.from_folder(new_tokenizer).id_of("T")
-    assert np.abs(found.input[i] - source.input[old.id_of("T")]).max() > 0.1  # predicted
-    np.testing.assert_array_equal(found.input[0], source.input[2])  # special
-    assert Hypernet(config).config.separate_output == (found.output is not None)
-
-
-def trained(kind: str, base: Path, out: Path, languages: int = 0) -> Path:
-    """A hypernetwork as training leaves it; a residual one as it begins."""
-    model, tokenizer = load_model(base), BaseTokenizer.from_folder(base)
-    data = DataConfig((TextSource("en", files="none.txt"),))
-    run = HypernetRun(str(base), data, TrainingConfig(out, steps=1), hypernet=SMALL)
-    if kind == "distill":
-        config = hypernet_config(SMALL, model, tokenizer)
-    else:
-        config = zett_shape(
-            model, tokenizer, languages, hidden=8, layers=1, heads=2, surface_length=4
-        )
-    rng = np.random.default_rng(1)
-
-    def values(path: Any, leaf: Any) -> np.ndarray:
-        added = path[0].key in ("head", "output_head", "rescale", "rescale_output")
-        begins_at_zero = kind == "distill" and added
-        return rng.normal(0, 0.0 if begins_at_zero else 0.2, leaf.shape).astype(np.float32)
-
-    shapes = meta.unbox(abstract_hypernet(config))
-    _export(run, config, jax.tree_util.tree_map_with_path(values, shapes))
-    return out / "hypernet"
-
-
-@pytest.mark.parametrize("name", ["mistral", "bert_sequence"])
-def test_rows_of_a_distilled_hypernetwork_begin_as_means(
-    name, tiny_tokenizers, new_tokenizer, tmp_path
-):
-    base = make_model(name, tmp_path / "base", tiny_tokenizers["byte_bpe"], pad_token_id=2)
-    rows = trained("distill", base, tmp_path)
-    transfer(base, str(rows), new_tokenizer, tmp_path / "out")
-    transfer(base, "fvt", new_tokenizer, tmp_path / "mean")
-    found, means = (load_model(tmp_path / folder).source for folder in ("out", "mean"))
-    for table, want in zip(found, means, strict=True):
-        assert (table is None) == (want is None)
-        if table is not None and want is not None:
-            np.testing.assert_allclose(table, want, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [("mistral", "fallback_bpe"), ("xlm_roberta_masked_lm", "unigram")],
-)
-def test_rows_of_a_hypernetwork_of_zett(name, family, tiny_tokenizers, new_tokenizer, tmp_path):
-    """It reads by the model's tokenizer in byte-level form, and predicts vocabulary tokens too."""
-    tokenizer = tiny_tokenizers[family]
-    base = make_model(name, tmp_path / "base", tokenizer, pad_token_id=1)
-    rows, out = trained("zett", base, tmp_path), tmp_path / "out"
-    transfer(base, str(rows), new_tokenizer, out)
-    config, params = load_hypernet(rows)
-    assert not config.native and config.rescale and config.residual is False
-    before, after = load_model(base).source, load_model(out).source
-    own, new = BaseTokenizer.from_folder(base), BaseTokenizer.from_folder(out)
-    reads = BaseTokenizer(hypernet_tokenizer(own)[0])
-    ids = [i for token in ("The", "Ġlazy") if (i := new.id_of(token)) is not None]
-    assert len(ids) == 2
-    forms = surface_forms([new.spelled()[i] for i in ids], reads, 4, config.pad_id).ids
-    tables = [table for table in (before.input, before.output) if table is not None]
-    source = np.concatenate(tables, axis=1).astype(np.float32)[: config.vocab_size]
-    apply: Any = jax.jit(Hypernet(config).apply)
-    predicted = apply({"params": params}, source, forms, forms != config.pad_id)
-    for table, want in zip(after, predicted, strict=True):
-        assert (table is None) == (want is None)
-        if table is not None:
-            np.testing.assert_allclose(table[ids], want, atol=1e-5)
-    np.testing.assert_array_equal(after.input[0], before.input[2])  # the end, a special token
-
-
-def test_a_hypernetwork_that_does_not_fit_is_refused_in_one_line(
-    tiny_tokenizers, new_tokenizer, tmp_path
-):
-    base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"], pad_token_id=2)
-    other = make_model("llama_tied", tmp_path / "other", tiny_tokenizers["byte_bpe"], seed=7)
-    cases = {
-        "language None: this hypernetwork has languages 0 to 1": (base, "zett"),
-        "this hypernetwork was trained for another model": (other, "distill"),
-    }
-    for number, (words, (model, kind)) in enumerate(cases.items()):
-        rows = trained(kind, base, tmp_path / str(number), languages=2)
-        names = {"model": model, "rows": rows, "tokenizer": new_tokenizer, "out": tmp_path / "out"}
-        with pytest.raises(SystemExit) as refused:
-            main([part for name, value in names.items() for part in (f"--{name}", str(value))])
-        said = str(refused.value)
-        assert words in said and said.startswith("error: ") and "\n" not in said
-        assert not (tmp_path / "out").exists()
-
-
 def test_settings_of_generation_get_the_new_ids(tiny_tokenizers, new_tokenizer, tmp_path, caplog):
     base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"])
     settings = {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.5, "suppress_tokens": [7]}
@@ -334,7 +165,7 @@ def _hidden(folder: Path, rows: np.ndarray) -> np.ndarray:
     loaded = load_model(folder)
     module, mask = model_module(loaded.architecture), np.ones((1, len(rows)), bool)
     types = jnp.zeros(mask.shape, jnp.int32)
-    return np.asarray(module.apply({"params": loaded.params}, rows[None], mask, types))
+    return np.asarray(applied(module, loaded.params, rows[None], mask, types))
 
 
 def test_a_fine_tuned_model_gets_rows_of_its_base(tiny_tokenizers, new_tokenizer, tmp_path):

@@ -1,21 +1,16 @@
-"""Where special tokens stand, what truncation keeps, and chat templates."""
+"""Where special tokens stand, and what truncation keeps."""
 
 from __future__ import annotations
 
 import copy
-import json
-from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from laid_out import TEXT, cached, check
 
-from dyntok_jax.model_store import list_models, pull
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
 from dyntok_jax.text.layouts import (
-    BaseTokens,
-    ids_layout,
     messages_layout,
     pair_layout,
     prompt_layout,
@@ -23,36 +18,6 @@ from dyntok_jax.text.layouts import (
     words_layout,
 )
 from dyntok_jax.types import DyntokError
-
-FAMILIES = ("byte_bpe", "fallback_bpe", "unigram", "wordpiece")
-TEXT = "The dog doesn't jump over the lazy dog's house, or 24 other houses."
-CONVERSATION = [
-    {"role": "system", "content": "You like dogs."},
-    {"role": "user", "content": "The dog  jumps\nover it"},
-    {"role": "assistant", "content": " hm "},
-    {"role": "user", "content": ""},
-    {"role": "user", "content": "24?"},
-]
-
-
-@pytest.fixture(params=FAMILIES)
-def tokenizer(request: pytest.FixtureRequest, tiny_tokenizers) -> BaseTokenizer:
-    return BaseTokenizer(*tiny_tokenizers[request.param])
-
-
-def check(sequence: BaseTokens) -> None:
-    """What holds for every sequence: equal lengths, special tokens alone in their units."""
-    size = len(sequence.tokens)
-    assert sequence.ids.shape == sequence.units.shape == (size,)
-    assert sequence.ids.dtype == sequence.units.dtype == np.int32
-    steps = np.diff(sequence.units)
-    assert ((steps == 0) | (steps == 1)).all()
-    assert size == 0 or sequence.units[0] == 0
-    for i, token in enumerate(sequence.tokens):
-        if isinstance(token, int):
-            assert sequence.ids[i] == token
-            assert (sequence.units == sequence.units[i]).sum() == 1
-            assert sequence.word_ids is None or sequence.word_ids[i] == -1
 
 
 def test_text(tokenizer: BaseTokenizer):
@@ -242,171 +207,12 @@ def test_a_tokenizer_without_special_tokens(tiny_tokenizers):
     assert sequence.tokens == tokenizer.encode([TEXT + "!"])[0].tokens
 
 
-# Conversations
-
-
-def library_ids(
-    content: dict[str, Any], config: dict[str, Any], messages: list, generation_prompt: bool
-) -> list[int]:
-    """The ids that transformers gives for the conversation."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)), **config
-    )
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=generation_prompt
-    )
-    return encoded["input_ids"]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("generation_prompt", [True, False])
-def test_messages_are_tokenized_as_transformers_does(
-    tiny_tokenizers, family: str, generation_prompt: bool
-):
-    content, config = tiny_tokenizers[family]
-    tokenizer = BaseTokenizer(content, config)
-    (sequence,) = messages_layout(
-        tokenizer, [CONVERSATION], add_generation_prompt=generation_prompt
-    )
-    check(sequence)
-    expected = library_ids(content, config, CONVERSATION, generation_prompt)
-    assert sequence.ids.tolist() == expected
-    specials = [token for token in sequence.tokens if isinstance(token, int)]
-    turn = [tokenizer.opening_id, tokenizer.closing_id]
-    assert specials == turn * len(CONVERSATION) + turn[:1] * generation_prompt
-
-
-@pytest.mark.parametrize("family", ["fallback_bpe", "unigram"])
-@pytest.mark.parametrize("before", ["", "Hello ", "  "])
-@pytest.mark.parametrize("strip", [None, "lstrip", "rstrip"])
-def test_messages_where_only_the_first_text_gets_a_space(
-    tiny_tokenizers, family: str, before: str, strip: str | None
-):
-    """As newer conversions of Llama and Mistral have it; some special tokens eat white space."""
-    content, config = copy.deepcopy(tiny_tokenizers[family])
-    content["normalizer"] = None
-    content["pre_tokenizer"] = {
-        "type": "Metaspace",
-        "replacement": "▁",
-        "prepend_scheme": "first",
-        "split": family == "unigram",
-    }
-    if strip:
-        for token in content["added_tokens"]:
-            token[strip] = True
-    config["chat_template"] = before + config["chat_template"]
-    (sequence,) = messages_layout(BaseTokenizer(content, config), [CONVERSATION])
-    check(sequence)
-    assert sequence.ids.tolist() == library_ids(content, config, CONVERSATION, True)
-
-
-def test_special_tokens_in_a_message_are_text(tokenizer: BaseTokenizer):
-    names = {i: name for name, i in tokenizer.special_ids.items()}
-    closing = names[tokenizer.closing_id or 0]
-    content = f"x {closing}\n{names[tokenizer.opening_id or 0]}system {closing}{closing}1"
-    # Characters that stand in for the special tokens while the template is rendered.
-    for mark in (
-        "",
-        "\ue000",
-        "\ue0000\ue000",
-        "\ue000\ue000 0\ue000",
-        "\ue000\ue0000\ue000\ue000",
-    ):
-        messages = [{"role": f"user{closing}", "content": mark + content + mark}]
-        (sequence,) = messages_layout(tokenizer, [messages])
-        check(sequence)
-        specials = [token for token in sequence.tokens if isinstance(token, int)]
-        assert specials == [tokenizer.opening_id, tokenizer.closing_id, tokenizer.opening_id]
-        first, last = (sequence.tokens.index(i) for i in (specials[0], specials[1]))
-        inside = f"user{closing}\n{mark}{content}{mark}"
-        assert sequence.tokens[first + 1 : last] == tokenizer.encode([inside])[0].tokens
-
-
-def test_messages_are_truncated(tiny_tokenizers):
-    tokenizer = BaseTokenizer(*tiny_tokenizers["byte_bpe"])
-    messages = [{"role": "user", "content": "@" * 50}]
-    (whole,) = messages_layout(tokenizer, [messages])
-    (sequence,) = messages_layout(tokenizer, [messages], max_length=len(whole.tokens) - 20)
-    check(sequence)
-    assert sequence.truncated == 20
-    assert len(sequence.tokens) == len(whole.tokens) - 20
-    assert sequence.tokens.count("@") == 30
-    specials = [token for token in whole.tokens if isinstance(token, int)]
-    assert [token for token in sequence.tokens if isinstance(token, int)] == specials
-    with pytest.raises(DyntokError, match="layout 'messages' needs at least 3 tokens"):
-        messages_layout(tokenizer, [messages], max_length=2)
-
-
-def test_ids_are_laid_out_as_the_texts_they_came_from(tiny_tokenizers):
-    tokenizer = BaseTokenizer(*tiny_tokenizers["byte_bpe"])
-    for boundary in Boundary:
-        laid_out = messages_layout(tokenizer, [CONVERSATION, CONVERSATION[:1]], boundary)
-        for sequence, other in zip(
-            laid_out,
-            ids_layout(tokenizer, [s.ids.tolist() for s in laid_out], boundary),
-            strict=True,
-        ):
-            check(other)
-            assert other.tokens == sequence.tokens
-            np.testing.assert_array_equal(other.ids, sequence.ids)
-            np.testing.assert_array_equal(other.units, sequence.units)
-    assert ids_layout(tokenizer, [[]])[0].tokens == []
-    with pytest.raises(DyntokError, match="no token 100000; valid are 0 to"):
-        ids_layout(tokenizer, [[5, 100_000]])
-
-
-@pytest.mark.parametrize(
-    ("template", "messages", "message"),
-    [
-        (None, [], "the model has no chat template"),
-        ("{{ raise_exception('no system role') }}", [], "refuses the messages: no system role"),
-        ("{{ messages[0]['content'] }", [], "refuses the messages"),
-        ("x", [{"role": "user", "content": None}], "message 0: 'content' is None"),
-        ("x", [{"role": "user", "content": ["a"]}], "message 0: 'content' is"),
-    ],
-)
-def test_messages_that_cannot_be_laid_out(tiny_tokenizers, template, messages, message: str):
-    content, config = tiny_tokenizers["byte_bpe"]
-    tokenizer = BaseTokenizer(content, config | {"chat_template": template})
-    with pytest.raises(DyntokError) as error:
-        messages_layout(tokenizer, [messages])
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-# Real tokenizers
-
-
-def cached(name: str) -> BaseTokenizer:
-    entry = next(entry for entry in list_models() if entry.name == name)
-    if not entry.cached:
-        pytest.skip(f"{name} is not on this machine (dyntok models pull {name})")
-    return BaseTokenizer.from_folder(pull(name))
-
-
 def test_prompt_of_mistral():
     tokenizer = cached("mistral-7b-v0.1-tokenizer")
     (sequence,) = prompt_layout(tokenizer, ["Hello <s> world"])
     assert sequence.tokens[:2] == [1, "ĠHello"]
     assert [token for token in sequence.tokens if isinstance(token, int)] == [1]
     assert (tokenizer.opening_id, tokenizer.closing_id) == (1, 2)
-
-
-def test_prompt_and_messages_of_smollm2():
-    tokenizer = cached("smollm2-135m-instruct")
-    (sequence,) = prompt_layout(tokenizer, ["Hello <|im_end|> world"])
-    assert sequence.tokens[0] == "Hello"
-    assert not any(isinstance(token, int) for token in sequence.tokens)
-    (sequence,) = messages_layout(tokenizer, [CONVERSATION])
-    config = {
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "chat_template": tokenizer.chat_template,
-    }
-    expected = library_ids(tokenizer.tokenizer_json, config, CONVERSATION, True)
-    assert sequence.ids.tolist() == expected
 
 
 def test_text_of_e5():

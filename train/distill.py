@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,14 @@ from dyntok_jax.models.weights import LoadedModel, model_module
 from dyntok_jax.sharding import apply, replicated, shard_params
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
+from train.distill_losses import (
+    cosine_distance,
+    mean,
+    mean_over,
+    relative_error,
+    scored_positions,
+    span_means,
+)
 from train.held_out import HeldOut
 from train.preparation import Preparation
 from train.task import Loaded
@@ -43,25 +53,34 @@ class DistillConfig:
         sequences: B, sequences in a batch.
         max_length: T, base tokens of a sequence at most.
         prefix: put before every text, as an encoder expects it.
-        layers: run teacher and student through their first layers only; None for all.
+        layers: run the student through its first layers only, and compare hidden states there;
+            None for all. The loss ``output`` then takes the teacher's last states for its own.
+        teacher_dtype: of the teacher's computation; None for that of the student's.
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
         output: weight of the next dynamic token's cross-entropy (decoders).
         scored: positions of a batch at which the last two are taken.
+        vocabulary: folder of a large vocabulary, of which ``drawn`` tokens stand beside the batch's
+            own in ``output``, each for its share of all (sampled softmax): rows so trained keep
+            their place among all the vocabulary's.
+        drawn: how many for each batch.
     """
 
     sequences: int = 24
     max_length: int = 64
     prefix: str = ""
     layers: int | None = None
+    teacher_dtype: str | None = None
     merge_rates: tuple[float, float] = (0.0, 100.0)
     hidden: float = 1.0
     pooled: float = 1.0
     divergence: float = 0.0
     output: float = 0.0
     scored: int = 256
+    vocabulary: Path | None = None
+    drawn: int = 256
 
 
 class States(NamedTuple):
@@ -109,8 +128,10 @@ class Distillation:
             start: parameters to start from; by default the hypernetwork starts at FVT rows.
 
         Raises:
-            DyntokError: sequences that the mesh does not divide.
+            DyntokError: sequences that the mesh does not divide; losses that the model or the
+                layers do not have.
         """
+        _check(model, hypernet, config)
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.sequences % parts:
             raise DyntokError(
@@ -121,12 +142,18 @@ class Distillation:
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out
         self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
+        teacher_dtype = jnp.dtype(config.teacher_dtype or dtype)
         self.network = model_module(_shortened(model, config.layers), jnp.dtype(dtype))
+        self.teacher = model_module(_shortened(model, config.layers), teacher_dtype)
+        self.whole = model_module(model.architecture, teacher_dtype)
         self.hypernet = Hypernet(hypernet, jnp.dtype(dtype))
         params = shard_params(
             _first_layers(model, config.layers), abstract_params(self.network), mesh
         )
-        rows = jax.tree.map(lambda table: np.asarray(table, np.float32), model.source)
+        rows = model.source
+        if hypernet.separate_output and rows.output is None:
+            rows = rows._replace(output=rows.input)
+        rows = jax.tree.map(lambda table: np.asarray(table, np.float32), rows)
         source = jax.device_put(rows, replicated(mesh))
         self._first = (
             first_parameters(self.hypernet, source_table(source), mesh, seed, READ_DEVIATION)
@@ -134,6 +161,9 @@ class Distillation:
             else split_rescalers(shard_params(start, abstract_hypernet(hypernet), mesh))
         )
         self.frozen = {"model": params, "source": source, "rescalers": self._first.rescalers}
+        if config.layers and config.output:
+            abstract = abstract_params(self.whole)
+            self.frozen["whole"] = shard_params(model.params, abstract, mesh)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -149,7 +179,7 @@ class Distillation:
             "dtype": jnp.dtype(self.hypernet.dtype).name,
             "model": self.hf_config,
         }
-        return json.loads(json.dumps(settings))
+        return json.loads(json.dumps(settings, default=str))
 
     def shardings(self) -> Any:
         """Sharding of the trained parameters."""
@@ -192,7 +222,7 @@ class Distillation:
             parts["pooled"] = cosine_distance(mean_over(states.student, mask), states.pooled, mask)
         elif c.divergence or c.output:
             positions = scored_positions(mask, key, c.scored)
-            parts |= self._next_tokens(states, predicted, frozen["source"], batch, positions)
+            parts |= self._next_tokens(states, predicted, frozen, batch, positions)
         total = sum((getattr(c, name) * value for name, value in parts.items()), jnp.zeros(()))
         return total, parts
 
@@ -214,36 +244,41 @@ class Distillation:
         """Runs teacher and student and aligns them."""
         source = frozen["source"].input
         rows = jnp.concatenate([source[batch.own], predicted.input])
-        run = lambda *inputs: apply(  # noqa: E731
-            self.network, frozen["model"], *inputs, mesh=self.mesh
-        ).astype(jnp.float32)
-        student = run(rows, batch.ids, batch.mask)
-        teacher = jax.lax.stop_gradient(run(source, batch.base_ids, batch.base_mask))
+        inputs = (rows, batch.ids, batch.mask)
+        student = apply(self.network, frozen["model"], *inputs, mesh=self.mesh)
+        student = student.astype(jnp.float32)
+        teacher = self._teacher(self.teacher, frozen["model"], source, batch)
         if self.is_encoder:
             aligned = span_means(teacher, batch.owner, batch.mask.shape[1])
             return States(student, aligned, mean_over(teacher, batch.base_mask))
         aligned = jnp.take_along_axis(teacher, batch.last[..., None], axis=1)
         return States(student, aligned, jnp.zeros_like(teacher[:, 0]))
 
+    def _teacher(
+        self, module: nn.Module, params: Any, source: Array, batch: Any
+    ) -> Float[Array, "B T D"]:
+        states = apply(module, params, source, batch.base_ids, batch.base_mask, mesh=self.mesh)
+        return jax.lax.stop_gradient(states.astype(jnp.float32))
+
     def _next_tokens(
         self,
         states: States,
         predicted: Any,
-        source: Any,
+        frozen: Any,
         batch: Any,
         positions: tuple[Int[Array, " P"], Int[Array, " P"]],
     ) -> dict[str, jax.Array]:
         """Both losses on next tokens, at some positions."""
         row, place = positions
+        source, last = frozen["source"], states.student
+        if "whole" in frozen:
+            teacher = self._teacher(self.whole, frozen["whole"], source.input, batch)
+            last = jnp.take_along_axis(teacher, batch.last[..., None], axis=1)
         own = source.input if source.output is None else source.output
         merged = predicted.input if predicted.output is None else predicted.output
-        student = logits(states.student[row, place], own)
-        teacher = logits(states.teacher[row, place], own)
+        student = logits(last[row, place], own)
         valid = batch.mask[row, place] & batch.mask[row, place + 1]
-        first = jnp.concatenate([batch.short[:, 0], batch.long[:, 0]])
-        known = first != self.hypernet_config.pad_id
-        beyond = logits(states.student[row, place], merged)
-        beyond = jnp.where(known, beyond, -jnp.inf)
+        beyond = logits(last[row, place], merged) + batch.shift
         following = batch.ids[row, place + 1]
         is_own = following < len(batch.own)
         target = jnp.where(
@@ -253,10 +288,12 @@ class Distillation:
         )
         scores = jnp.concatenate([student, beyond], axis=-1)
         entropy = optax.softmax_cross_entropy_with_integer_labels(scores, target)
-        divergence = optax.losses.kl_divergence(
-            jax.nn.log_softmax(student), jax.nn.softmax(teacher)
-        )
-        return {"divergence": _mean(divergence, valid), "output": _mean(entropy, valid)}
+        found = {"output": mean(entropy, valid)}
+        if self.config.divergence:
+            teacher = jax.nn.softmax(logits(states.teacher[row, place], own))
+            divergence = optax.losses.kl_divergence(jax.nn.log_softmax(student), teacher)
+            found["divergence"] = mean(divergence, valid)
+        return found
 
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Parts of the loss on held-out text."""
@@ -270,58 +307,13 @@ def source_table(rows: Any) -> Float[Array, "V E"]:
     return jnp.concatenate([rows.input, rows.output], axis=1)
 
 
-def span_means(
-    teacher: Float[Array, "B T D"], owner: Int[Array, "B T"], length: int
-) -> Float[Array, "B T D"]:
-    """Mean of the teacher's states over the base tokens of each dynamic token.
-
-    Args:
-        teacher: states of base tokens.
-        owner: position of the dynamic token each belongs to; ``length`` for padding.
-        length: dynamic positions.
-    """
-    belongs = jax.nn.one_hot(owner, length, axis=1, dtype=teacher.dtype)
-    counts = belongs.sum(-1, keepdims=True)
-    return jnp.einsum("bsd,bts->btd", teacher, belongs) / jnp.maximum(counts, 1)
-
-
-def mean_over(states: Float[Array, "B T D"], mask: Array) -> Float[Array, "B D"]:
-    """Mean over real positions."""
-    total = jnp.where(mask[..., None], states, 0).sum(1)
-    return jnp.asarray(total / jnp.maximum(mask.sum(1, keepdims=True), 1))
-
-
-def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
-    """Mean over real positions of the squared error over the teacher's squared norm."""
-    error = jnp.square(student - teacher).sum(-1)
-    return _mean(error / jnp.maximum(jnp.square(teacher).sum(-1), 1e-6), mask)
-
-
-def cosine_distance(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
-    """Mean over sequences of one minus the cosine, after the batch's mean is taken off.
-
-    Vectors of one model share a large common part, which would hide what tells texts apart.
-    """
-    real = mask.any(1)
-    center = jnp.where(real[:, None], teacher, 0).sum(0) / jnp.maximum(real.sum(), 1)
-    return _mean(optax.cosine_distance(student - center, teacher - center, epsilon=1e-6), real)
-
-
-def scored_positions(
-    mask: Array, key: PRNGKeyArray, count: int
-) -> tuple[Int[Array, " P"], Int[Array, " P"]]:
-    """Random positions with a next token, as rows and places."""
-    has_next = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
-    width = has_next.shape[1]
-    _, chosen = jax.lax.top_k(
-        (has_next * jax.random.uniform(key, has_next.shape, minval=0.5)).ravel(),
-        min(count, has_next.size),
-    )
-    return chosen // width, chosen % width
-
-
-def _mean(values: Array, mask: Array) -> Float[Array, ""]:
-    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) -> None:
+    if config.divergence and config.layers:
+        raise DyntokError(
+            "distill.divergence is of the model's last layer: leave distill.layers out"
+        )
+    if model.kind == "encoder" and model.source.output is None and hypernet.separate_output:
+        raise DyntokError("hypernet.separate_output: an encoder predicts no next tokens")
 
 
 def _shortened(model: LoadedModel, layers: int | None) -> Any:

@@ -97,6 +97,8 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         config.merge_rates,
         shape.surface_length,
         shape.pad_id,
+        config.vocabulary,
+        config.drawn if config.output else 0,
     )
     return Distillation(
         model,
@@ -116,6 +118,8 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
     own = run.hypernet
     if own.start is not None:
         raise DyntokError("hypernet.start: the objective zett starts from random parameters")
+    if own.separate_output:
+        raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
     shape = zett_shape(
         model,
         tokenizer,
@@ -163,7 +167,7 @@ def hypernet_config(
         vocab_size=rows,
         extra_tokens=0,
         pad_id=tokenizer.pad_id,
-        separate_output=model.source.output is not None,
+        separate_output=own.separate_output or model.source.output is not None,
         rescale=own.rescale,
         predict_bias=False,
         residual=own.residual,

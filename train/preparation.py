@@ -6,6 +6,7 @@ stretches of one length out of all the texts of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from dyntok_jax.batching import TOKEN_BUCKETS, bucket
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.merging.batch import DynamicTokens, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -46,6 +48,9 @@ class DistillBatch(NamedTuple):
         short: (M, S / 2) surface forms of the merged tokens in use that have few pieces; padding
             rows have none.
         long: (N, S) those of the others; their rows come after the short ones'.
+        shift: (M + N,) float32 added to the scores of ``short`` and ``long`` as next tokens: 0 for
+            the batch's own tokens, the logarithm of how many tokens a drawn one stands for, and
+            minus infinity at padding.
     """
 
     base_ids: Int[np.ndarray, "B T"]
@@ -57,6 +62,7 @@ class DistillBatch(NamedTuple):
     own: Int[np.ndarray, " O"]
     short: Int[np.ndarray, "M s"]
     long: Int[np.ndarray, "N S"]
+    shift: Float[np.ndarray, " R"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Preparation:
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         surface_length: S, also the most base tokens in one dynamic token.
         pad_id: fills surface forms.
+        vocabulary: folder of a large vocabulary to draw from, or None.
+        drawn: tokens drawn from it for each batch.
     """
 
     tokenizer: Path
@@ -82,10 +90,20 @@ class Preparation:
     merge_rates: tuple[float, float]
     surface_length: int
     pad_id: int
+    vocabulary: Path | None = None
+    drawn: int = 0
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
         return BaseTokenizer.from_folder(self.tokenizer)
+
+    @cached_property
+    def _further(self) -> Sequence[Token]:
+        """What the large vocabulary adds to the model's own."""
+        if self.vocabulary is None:
+            return []
+        vocabulary = LargeVocabulary.load(self.vocabulary, self._tokenizer)
+        return vocabulary.tokens[vocabulary.base_size :]
 
     def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int] | None:
         """A batch and its number of base tokens; None where nothing merges."""
@@ -94,7 +112,13 @@ class Preparation:
         merged = merge(base, Budget(reduction=float(rng.uniform(*self.merge_rates)))).sequences
         if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
             return None
-        return self.arrays(base, merged), sum(len(b.tokens) for b in base)
+        batch = self.arrays(base, merged, self._draw(rng))
+        return batch, sum(len(b.tokens) for b in base)
+
+    def _draw(self, rng: np.random.Generator) -> list[Token]:
+        count = min(self.drawn, len(self._further))
+        places = rng.choice(len(self._further), count, replace=False) if count else []
+        return [self._further[place] for place in places]
 
     def _base(self, texts: TextBatch) -> list[BaseTokens]:
         if self.is_encoder:
@@ -122,21 +146,37 @@ class Preparation:
             growing[language] = (f"{before} {text}".lstrip(), used + count)
         return full + [text for text, _ in growing.values()]
 
-    def arrays(self, base: Sequence[BaseTokens], merged: Sequence[DynamicTokens]) -> DistillBatch:
-        """Pads everything to buckets."""
+    def arrays(
+        self,
+        base: Sequence[BaseTokens],
+        merged: Sequence[DynamicTokens],
+        drawn: Sequence[Token] = (),
+    ) -> DistillBatch:
+        """Pads everything to buckets.
+
+        Args:
+            base, merged: sequences before and after merging.
+            drawn: tokens of the large vocabulary, read and scored beside the batch's own.
+        """
         # Long batches are the rule, and every further length would compile all over again.
         length = bucket(self.max_length, TOKEN_BUCKETS)
         width = bucket(max(len(m.tokens) for m in merged), TOKEN_BUCKETS)
         own, new = self._unique(merged)
+        drawn = [token for token in drawn if token not in new]
         rows = {token: i for i, token in enumerate(own)}
         # Own rows cost next to nothing: one size for all batches.
         own_count = bucket(self.sequences * length, ROW_BUCKETS)
-        forms = surface_forms(new, self._tokenizer, self.surface_length, self.pad_id).ids
+        forms = surface_forms([*new, *drawn], self._tokenizer, self.surface_length, self.pad_id).ids
         half = self.surface_length // 2
         is_short = (forms != self.pad_id).sum(1) <= half
         short = self._padded(forms[is_short, :half])
         starts = np.where(is_short, np.cumsum(is_short), len(short) + np.cumsum(~is_short)) - 1
-        rows |= dict(zip(new, (own_count + starts).tolist(), strict=True))
+        long = self._padded(forms[~is_short])
+        rows |= dict(zip(new, (own_count + starts).tolist(), strict=False))
+        shift = np.full(len(short) + len(long), -np.inf, np.float32)
+        shift[starts[: len(new)]] = 0
+        if drawn:
+            shift[starts[len(new) :]] = math.log(len(self._further) / len(drawn))
         batch = DistillBatch(
             np.zeros((self.sequences, length), np.int32),
             np.zeros((self.sequences, length), bool),
@@ -146,7 +186,8 @@ class Preparation:
             np.zeros((self.sequences, width), np.int32),
             np.zeros(own_count, np.int32),
             short,
-            self._padded(forms[~is_short]),
+            long,
+            shift,
         )
         for i, (before, after) in enumerate(zip(base, merged, strict=True)):
             count, now = len(before.tokens), len(after.tokens)

@@ -38,7 +38,8 @@ class HypernetConfig:
         extra_tokens: ids from V on, which have rows of the hypernetwork's own.
         pad_id: piece that stands for no piece.
         languages: rows of the language table; 0 for a hypernetwork without one.
-        separate_output: the model's output rows differ from its input rows; read and predicted too.
+        separate_output: output rows are read and predicted apart from input rows, since the
+            model's differ, or so that merged tokens' may differ (``native``).
         single_head: one projection predicts both.
         rescale: pieces' rows and predicted rows are scaled and shifted by learned vectors.
         predict_bias: an output bias is predicted.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -59,6 +60,9 @@ class HypernetRows:
         Raises:
             DyntokError: the source does not fit, or the language is missing or not there.
         """
+        if config.native and config.separate_output and source.output is None:
+            # Merged tokens of a tied model may have output rows apart from their input rows.
+            source = replace(source, output=source.input)
         _check_source(config, source)
         if config.languages and (language is None or not 0 <= language < config.languages):
             raise DyntokError(

@@ -18,7 +18,8 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig, TextBatch
-from train.distill import DistillConfig, relative_error, scored_positions, span_means
+from train.distill import DistillConfig
+from train.distill_losses import relative_error, scored_positions, span_means
 from train.hypernet import main, make_task
 from train.loop import TrainingConfig
 from train.text_sources import TextSource

@@ -1,0 +1,63 @@
+"""Parts of the distillation losses: alignment of states, distances, and where they are taken."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+def span_means(
+    teacher: Float[Array, "B T D"], owner: Int[Array, "B T"], length: int
+) -> Float[Array, "B T D"]:
+    """Mean of the teacher's states over the base tokens of each dynamic token.
+
+    Args:
+        teacher: states of base tokens.
+        owner: position of the dynamic token each belongs to; ``length`` for padding.
+        length: dynamic positions.
+    """
+    belongs = jax.nn.one_hot(owner, length, axis=1, dtype=teacher.dtype)
+    counts = belongs.sum(-1, keepdims=True)
+    return jnp.einsum("bsd,bts->btd", teacher, belongs) / jnp.maximum(counts, 1)
+
+
+def mean_over(states: Float[Array, "B T D"], mask: Array) -> Float[Array, "B D"]:
+    """Mean over real positions."""
+    total = jnp.where(mask[..., None], states, 0).sum(1)
+    return jnp.asarray(total / jnp.maximum(mask.sum(1, keepdims=True), 1))
+
+
+def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Mean over real positions of the squared error over the teacher's squared norm."""
+    error = jnp.square(student - teacher).sum(-1)
+    return mean(error / jnp.maximum(jnp.square(teacher).sum(-1), 1e-6), mask)
+
+
+def cosine_distance(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Mean over sequences of one minus the cosine, after the batch's mean is taken off.
+
+    Vectors of one model share a large common part, which would hide what tells texts apart.
+    """
+    real = mask.any(1)
+    center = jnp.where(real[:, None], teacher, 0).sum(0) / jnp.maximum(real.sum(), 1)
+    return mean(optax.cosine_distance(student - center, teacher - center, epsilon=1e-6), real)
+
+
+def scored_positions(
+    mask: Array, key: PRNGKeyArray, count: int
+) -> tuple[Int[Array, " P"], Int[Array, " P"]]:
+    """Random positions with a next token, as rows and places."""
+    has_next = (mask[:, :-1] & mask[:, 1:]).astype(jnp.float32)
+    width = has_next.shape[1]
+    _, chosen = jax.lax.top_k(
+        (has_next * jax.random.uniform(key, has_next.shape, minval=0.5)).ravel(),
+        min(count, has_next.size),
+    )
+    return chosen // width, chosen % width
+
+
+def mean(values: Array, mask: Array) -> Float[Array, ""]:
+    """Mean of the values where the mask is True, 0 where it nowhere is."""
+    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)

@@ -63,7 +63,10 @@ def new_tokens(
         trained.train_from_iterator(_checked(texts, tokenizer, trained), trainer)
     vocabulary = trained.get_vocab(with_added_tokens=False)
     known = {token for token in own if isinstance(token, str)}
-    found = sorted(vocabulary.keys() - known, key=vocabulary.__getitem__)
+    # Bytes that are no tokens of the model's are read as nothing: a token of them has no row.
+    unread = set(BYTE_TO_CHAR.values()) - known
+    new = (token for token in vocabulary.keys() - known if unread.isdisjoint(token))
+    found = sorted(new, key=vocabulary.__getitem__)
     if len(found) < size - len(own):
         raise DyntokError(
             f"size {size}: the texts give {len(found)} new tokens, {size - len(own)} are needed: "

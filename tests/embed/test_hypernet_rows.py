@@ -189,6 +189,21 @@ def test_a_tied_hypernetwork_for_a_model_with_output_rows_is_an_error():
         HypernetRows(config, random_params(config), SourceEmbeddings(PLAIN, PLAIN), Digits(), 0)
 
 
+def test_a_tied_model_is_read_twice_where_merged_tokens_have_output_rows():
+    config = replace(TINY, native=True)
+
+    def rows_of(source: SourceEmbeddings) -> Rows:
+        params = random_params(config)
+        return HypernetRows(config, params, source, Digits(), 0, "own").rows(["5", 3, "567"])
+
+    found, twice = rows_of(SourceEmbeddings(PLAIN)), rows_of(SourceEmbeddings(PLAIN, PLAIN))
+    for one, other in zip(found, twice, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.output is not None
+    np.testing.assert_array_equal(found.output[:2], PLAIN[[5, 3]])
+    assert np.abs(found.output[2] - found.input[2]).max() > 1e-3
+
+
 def test_a_tokenizer_with_too_many_ids_is_an_error():
     config = replace(TINY, extra_tokens=1)
     with pytest.raises(DyntokError, match="gave id 11: this hypernetwork knows ids below 11"):

@@ -1,0 +1,140 @@
+"""Distillation of output rows: what they are scored against, and by whose states."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from dyntok_jax.large_vocabulary.vocabulary import write_vocabulary
+from dyntok_jax.sharding import apply
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+from train.config import HypernetRun, HypernetShape
+from train.data import DataConfig
+from train.distill import DistillConfig
+from train.distill_losses import scored_positions
+from train.hypernet import make_task
+from train.loop import TrainingConfig
+from train.text_sources import TextSource
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "In 1999 there were 24 lighthouses on this coast; today only 7 of them are lit.",
+    "Der Großvater erzählte den Kindern jeden Abend Geschichten über ferne Länder.",
+] * 4
+NEW, DRAWN = 90, 12
+
+
+@pytest.fixture
+def vocabulary(decoder, tmp_path):
+    """A large vocabulary: pairs of the decoder's tokens."""
+    tokenizer = BaseTokenizer.from_folder(decoder)
+    known = set(tokenizer.spelled().values())
+    own = [token for _, token in sorted(tokenizer.spelled().items()) if token.isalpha()]
+    pairs = [a + b for a, b in zip(own, own[7:], strict=False) if a + b not in known]
+    folder = tmp_path / "vocabulary"
+    write_vocabulary(folder, tokenizer, list(dict.fromkeys(pairs))[:NEW], "tiny", {})
+    return folder
+
+
+@pytest.fixture
+def make(decoder, tmp_path):
+    """Makes a task of the decoder."""
+    path = tmp_path / "xx.txt"
+    path.write_text("\n".join(TEXTS), "utf-8")
+    source = TextSource("xx", files=str(path))
+
+    def run(separate_output=True, model=decoder, objective="distill", **distill):
+        sizes = {"sequences": 8, "max_length": 32, "merge_rates": (100.0, 100.0)}
+        return make_task(
+            HypernetRun(
+                str(model),
+                DataConfig((source,), texts=16, workers=0),
+                TrainingConfig(tmp_path / "run", steps=1),
+                objective=objective,
+                hypernet=HypernetShape(16, 16, 1, 2, 6, separate_output=separate_output),
+                distill=DistillConfig(**sizes | distill),
+            )
+        )
+
+    return run
+
+
+def test_drawn_tokens_stand_for_all_of_the_vocabulary(make, vocabulary):
+    task = make(output=1.0, vocabulary=vocabulary, drawn=DRAWN)
+    plain = next(make(output=1.0).batches(None)).batch
+    batch = next(task.batches(None)).batch
+    for name in ("base_ids", "mask", "own", "last"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(plain, name))
+    forms = np.concatenate([np.pad(batch.short, ((0, 0), (0, 3)), constant_values=-1), batch.long])
+    pad_id = task.hypernet_config.pad_id
+    is_padding = forms[:, 0] == pad_id
+    np.testing.assert_array_equal(np.isneginf(batch.shift), is_padding)
+    used = np.unique(batch.ids[batch.mask])
+    used = used[used >= len(batch.own)] - len(batch.own)
+    assert (batch.shift[used] == 0).all()
+    rest = np.setdiff1d(np.flatnonzero(~is_padding), used)
+    assert 0 < len(rest) <= DRAWN
+    np.testing.assert_allclose(batch.shift[rest], math.log(NEW / len(rest)), rtol=1e-6)
+    assert [loaded.batch.shift.sum() for loaded in (next(task.batches(None)),)] == [
+        batch.shift.sum()
+    ]
+
+
+def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
+    """Against a loop over positions, with the whole teacher's states behind a short student."""
+    task = make(output=1.0, layers=1, vocabulary=vocabulary, drawn=DRAWN, scored=20)
+    batch, key = next(task.batches(None)).batch, jax.random.key(3)
+    params = jax.tree.map(
+        lambda x: x + 0.05 * np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype),
+        task.init(key),
+    )
+    _, parts = jax.jit(task.loss)(params, task.frozen, batch, key)
+    predicted = jax.jit(task.predicted)(params, task.frozen, batch)
+    own = np.asarray(task.frozen["source"].output, np.float64)
+    states = np.asarray(
+        apply(
+            task.whole,
+            task.frozen["whole"],
+            task.frozen["source"].input,
+            batch.base_ids,
+            batch.base_mask,
+            mesh=task.mesh,
+        ),
+        np.float64,
+    )
+    losses = []
+    for row, place in zip(*map(np.asarray, scored_positions(batch.mask, key, 20)), strict=True):
+        state = states[row, batch.last[row, place]]
+        beyond = np.asarray(predicted.output, np.float64) @ state + batch.shift
+        scores = np.concatenate([own @ state, beyond])
+        index = batch.ids[row, place + 1]
+        known = index < len(batch.own)
+        target = batch.own[index] if known else len(own) + index - len(batch.own)
+        losses.append(logsumexp(scores) - scores[target])
+    assert float(parts["output"]) == pytest.approx(np.mean(losses), rel=1e-4)
+    assert "divergence" not in parts
+
+
+def test_a_teacher_in_half_precision_is_near(make):
+    rows = []
+    for dtype in (None, "bfloat16"):
+        task = make(output=0.0, teacher_dtype=dtype)
+        batch = next(task.batches(None)).batch
+        params = task.init(jax.random.key(0))
+        rows.append(float(jax.jit(task.loss)(params, task.frozen, batch, jax.random.key(0))[0]))
+    assert rows[0] != rows[1]
+    assert rows[1] == pytest.approx(rows[0], rel=0.02)
+
+
+def test_losses_and_heads_that_are_not_there(make, encoder):
+    with pytest.raises(DyntokError, match="distill.layers out"):
+        make(divergence=1.0, layers=1)
+    with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):
+        make(model=encoder)
+    with pytest.raises(DyntokError, match="takes it from the model"):
+        make(objective="zett")

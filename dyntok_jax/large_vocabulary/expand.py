@@ -63,8 +63,9 @@ def new_tokens(
         trained.train_from_iterator(_checked(texts, tokenizer, trained), trainer)
     vocabulary = trained.get_vocab(with_added_tokens=False)
     known = {token for token in own if isinstance(token, str)}
-    # Bytes that are no tokens of the model's are read as nothing: a token of them has no row.
-    unread = set(BYTE_TO_CHAR.values()) - known
+    # Where nothing stands for the unknown, a byte that is no token is read as nothing: a token of
+    # such bytes has no row.
+    unread = set(BYTE_TO_CHAR.values()) - known if tokenizer.unk_id is None else set()
     new = (token for token in vocabulary.keys() - known if unread.isdisjoint(token))
     found = sorted(new, key=vocabulary.__getitem__)
     if len(found) < size - len(own):

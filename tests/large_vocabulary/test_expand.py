@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 from real_sentences import sentences
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from dyntok_jax.large_vocabulary.expand import new_tokens, pretokens, trainer_tokenizer
 from dyntok_jax.large_vocabulary.vocabulary import base_tokens
@@ -58,6 +59,17 @@ def test_new_tokens_are_the_merges_that_the_model_lacks(family, tiny_tokenizers)
     words = Counter(w for t in texts for w in pretokens(trainer_tokenizer(tokenizer), t))
     found = new_tokens(texts, tokenizer, tokenizer.vocab_size + lacking + count)
     assert found == by_hand(words, own, count)
+
+
+def test_bytes_that_the_model_cannot_read_are_in_no_token():
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted({BYTE_TO_CHAR[byte] for text in TEXTS for byte in text.encode()})
+    trainer = trainers.BpeTrainer(vocab_size=0, initial_alphabet=alphabet, show_progress=False)
+    own.train_from_iterator([], trainer)
+    tokenizer = BaseTokenizer(json.loads(own.to_str()))
+    found = new_tokens(TEXTS, tokenizer, len(alphabet) + 40, 1)
+    assert len(found) == 40 and all(set(token) <= set(alphabet) for token in found)
 
 
 def units(tokenizer, text):

@@ -40,8 +40,9 @@ models: venv
 test: dev models
 	$(PYTEST) -m "not slow"
 
+# With what XLA does by default: the other tests leave its optimizations out (tests/conftest.py).
 test-slow: dev models
-	$(PYTEST) -m slow
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow
 
 lint: dev
 	$(BIN)/ruff check

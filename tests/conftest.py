@@ -6,13 +6,21 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Most programs here run a few times on tiny arrays: their compilation is what takes time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -25,6 +33,15 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no recorded outputs at {folder} (set DYNTOK_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """XLA's optimizations, where large models run for longer than they are compiled."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 SENTENCES = [

@@ -12,6 +12,7 @@ from dyntok_jax.model_store import cache_folder
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     for name in re.findall(r'load\("(.*?)"', example):

@@ -120,8 +120,8 @@ def mistral_7b_decode(mesh: Any) -> Any:
     def batched(shape: tuple[int, ...], dtype: Any, sharding: Any = split) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    cut = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "model"))
-    part = batched((8, 4096, config.kv_heads, config.head_width), module.dtype, cut)
+    cut = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "model"))
+    part = batched((8, config.kv_heads, 4096, config.head_width), module.dtype, cut)
     vocabulary = NamedSharding(mesh, PartitionSpec("model"))
     rows = batched((config.vocab_size, config.width), jnp.float32, vocabulary)
     state = programs.State(

@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
 
 
 def _constrained(kept: KeyValues) -> KeyValues:
-    return KeyValues(*(constrain(part, "B", "T", "KH", None) for part in kept))
+    return KeyValues(*(constrain(part, "B", "KH", "T", None) for part in kept))
 
 
 class Decoder(nn.Module):
@@ -200,7 +200,7 @@ class UnrolledDecoder(nn.Module):
         c = self.config
         positions = length[:, None] + jnp.arange(embeddings.shape[1])
         rotary = rotary_table(c.rotary, positions, c.head_width)
-        mask = seen_slots(positions, cache[0].key.shape[1], c.sliding_window)
+        mask = seen_slots(positions, cache[0].key.shape[2], c.sliding_window)
         x = constrain(embeddings.astype(self.dtype), "B", "T", None)
         kept = []
         for i, past in enumerate(cache):

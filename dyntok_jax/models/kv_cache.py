@@ -20,18 +20,20 @@ Number = TypeVar("Number", int, float, np.ndarray)
 class KeyValues(NamedTuple):
     """One layer's keys and values of the S tokens at positions 0 to S - 1.
 
+    A head's tokens lie together, as attention reads them: a step never transposes what is kept.
+
     Attributes:
-        key: (B, S, K, H), rotated by the tokens' positions.
-        value: (B, S, K, H).
+        key: (B, K, S, H), rotated by the tokens' positions.
+        value: (B, K, S, H).
     """
 
-    key: Float[Array, "B S K H"]
-    value: Float[Array, "B S K H"]
+    key: Float[Array, "B K S H"]
+    value: Float[Array, "B K S H"]
 
     @classmethod
     def empty(cls, batch: int, heads: int, width: int, dtype: DTypeLike) -> KeyValues:
         """Those of no tokens."""
-        nothing = jnp.zeros((batch, 0, heads, width), dtype)
+        nothing = jnp.zeros((batch, heads, 0, width), dtype)
         return cls(nothing, nothing)
 
     def followed_by(self, new: KeyValues, slots: Int[Array, " B"] | None) -> KeyValues:
@@ -43,16 +45,16 @@ class KeyValues(NamedTuple):
         """
 
         def written(old: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(old, new, (slot, 0, 0))
+            return lax.dynamic_update_slice(old, new, (0, slot, 0))
 
         if slots is None:
-            return jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), self, new)
+            return jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=2), self, new)
         return jax.tree.map(lambda old, new: jax.vmap(written)(old, new, slots), self, new)
 
     def grown(self, size: int) -> KeyValues:
         """With room for ``size`` tokens."""
         return jax.tree.map(
-            lambda old: jnp.pad(old, ((0, 0), (0, size - old.shape[1]), (0, 0), (0, 0))), self
+            lambda old: jnp.pad(old, ((0, 0), (0, 0), (0, size - old.shape[2]), (0, 0))), self
         )
 
 

@@ -86,13 +86,13 @@ def test_bfloat16_is_the_whole_forward_in_bfloat16():
 
 
 def test_the_cache_is_kept_by_position():
-    old = KeyValues(*jnp.arange(2 * 2 * 4 * 1 * 2.0).reshape(2, 2, 4, 1, 2))
-    new = KeyValues(*-jnp.ones((2, 2, 1, 1, 2)))
+    old = KeyValues(*jnp.arange(2 * 2 * 3 * 4 * 2.0).reshape(2, 2, 3, 4, 2))
+    new = KeyValues(*-jnp.ones((2, 2, 3, 1, 2)))
     kept = old.followed_by(new, jnp.array([1, 3]))
     expected = np.asarray(old.key).copy()
-    expected[0, 1], expected[1, 3] = -1, -1
+    expected[0, :, 1], expected[1, :, 3] = -1, -1
     np.testing.assert_array_equal(kept.key, expected)
-    assert kept.grown(6).value.shape == (2, 6, 1, 2)
+    assert kept.grown(6).value.shape == (2, 3, 6, 2)
     seen = seen_slots(jnp.array([[2], [0]]), 4, window=2)
     assert seen[:, 0].tolist() == [[False, True, True, False], [True, False, False, False]]
 

@@ -129,7 +129,7 @@ def choose(
     if plan.penalized:
         candidates = penalize_seen(candidates, seen, sampling.repetition_penalty)
     if plan.greedy:
-        return jnp.argmax(candidates.logits, axis=1)
+        return _best(candidates)
     logits = candidates.logits / sampling.temperature
     candidates = candidates._replace(logits=logits)
     if plan.top_k:
@@ -138,4 +138,12 @@ def choose(
         candidates = keep_top_p(candidates, sampling.top_p)
     candidates = keep_min_p(candidates, sampling.min_p)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return jnp.argmax(candidates.logits + noise, axis=1)
+    return _best(candidates._replace(logits=candidates.logits + noise))
+
+
+def _best(candidates: Candidates) -> Int[Array, " B"]:
+    """Place of the largest, the first of several; XLA's argmax is slower on CPUs."""
+    scores = candidates.logits
+    places = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    largest = scores == scores.max(axis=1, keepdims=True)
+    return jnp.where(largest, places, len(places) - 1).min(axis=1)

@@ -79,7 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         files[str(path)] = compared(texts["static"], texts["large"])
     names = ("model", "prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_k", "seed")
-    return {**{name: getattr(options, name) for name in names}, "files": files}
+    chosen = {name: getattr(options, name) for name in names}
+    return {"task": "diversity", **chosen, "files": files}
 
 
 def compared(static: Sequence[str], large: Sequence[str]) -> dict[str, Any]:

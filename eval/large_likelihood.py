@@ -87,6 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         name: _file(model, vocabulary, part, rows, Path(name)) for name, part in windows.items()
     }
     return {
+        "task": "likelihood",
         "model": options.model,
         "size": len(vocabulary.tokens),
         "windows": options.windows,

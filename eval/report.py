@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dyntok_jax.files import atomic_path
-from eval import report_bench, report_decoder, report_rows, report_tasks
+from eval import report_bench, report_decoder, report_rows, report_tasks, report_vocabulary
 
 Run = dict[str, Any]
 
@@ -33,6 +33,11 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "continuation": report_rows.continuation,
     "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
     "uner": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
+    "recall": lambda runs: "\n\n".join(map(report_vocabulary.recall, runs)),
+    "saving": lambda runs: "\n\n".join(map(report_vocabulary.saving, runs)),
+    "likelihood": lambda runs: "\n\n".join(map(report_vocabulary.likelihood, runs)),
+    "diversity": lambda runs: "\n\n".join(map(report_vocabulary.diversity, runs)),
+    "rewriting": lambda runs: "\n\n".join(map(report_vocabulary.rewriting, runs)),
     "mmlu": lambda runs: "\n\n".join(map(report_decoder.mmlu, runs)),
     "mt_bench": lambda runs: "\n\n".join(map(report_decoder.mt_bench, runs)),
     "efficiency": lambda runs: "\n\n".join(map(report_decoder.efficiency, runs)),
@@ -78,13 +83,14 @@ def kind(run: Run, path: Path) -> str:
     Raises:
         ValueError: to none.
     """
-    if isinstance(run, dict) and run.get("task") in ("xnli", "uner", "mmlu"):
+    if isinstance(run, dict) and run.get("task") in TABLES:
         return run["task"]
     marks = {
         "merging": "bench",
         "idle_share": "distill",
         "generation": "generation",
         "max_pieces": "retrieval",
+        "recall": "recall",
         "continuation_tokens": "continuation",
         "mt_bench": "mt_bench",
         "efficiency": "efficiency",

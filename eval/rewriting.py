@@ -69,7 +69,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise DyntokError(f"windows of {size} tokens: {model.name} reads {model.max_length}")
     files = {str(path): _file(model, path, options) for path in options.text}
     kept = ("model", "windows", "prefix_tokens", "continuation_tokens", "reduction")
-    return {name: getattr(options, name) for name in kept} | {"files": files}
+    chosen = {name: getattr(options, name) for name in kept}
+    return {"task": "rewriting", **chosen, "files": files}
 
 
 def _file(model: DynamicModel, path: Path, options: argparse.Namespace) -> dict[str, Any]:

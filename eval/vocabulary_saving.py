@@ -65,6 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # What is made once is no part of the time.
     vocabulary.tokenize(prompt_layout(tokenizer, ["a"])[0])
     return {
+        "task": "saving",
         "model": options.model,
         "size": len(vocabulary.tokens),
         "files": {name: saving(vocabulary, part) for name, part in prompts.items()},

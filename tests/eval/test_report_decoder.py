@@ -102,3 +102,112 @@ def test_efficiency_has_operations_hits_and_times():
     # 90 of 200.
     assert "en 2048 rows 45 %" in said
     assert "| de | 100 % | 256 | 512 | 420 | 0.53 | 0.50 | 421 | 440 |" in said
+
+
+def test_large_vocabularies_have_a_table_each():
+    files = {"out/text/wiki/de.txt"}
+    runs = {
+        "recall": {
+            "recall": {"a/de.txt": [0.857, 0.99]},
+            "k": 10,
+            "queries": 150,
+            "size": 1000,
+            "leaves": [25, 25],
+            "reorder": [20, 300],
+            "milliseconds": [4.81, 6.1],
+            "milliseconds_exact": 225.94,
+            "milliseconds_original": 13.67,
+            "original_size": 90,
+        },
+        "saving": {
+            "task": "saving",
+            "size": 1000,
+            "files": {
+                name: {
+                    "tokens_static": 100,
+                    "tokens_large": 60,
+                    "pretokens": 50,
+                    "share_of_saving": 0.8,
+                    "mb_per_second": 1.834,
+                    "mb_per_second_with_base": 0.33,
+                }
+                for name in files
+            },
+        },
+        "likelihood": {
+            "task": "likelihood",
+            "size": 1000,
+            "windows": 16,
+            "prefix_tokens": 192,
+            "continuation_tokens": 64,
+            "files": {
+                name: {
+                    "tokens_static": 1024,
+                    "tokens_large": 844,
+                    "static_bits_per_byte": 1.1024,
+                    "rows": {
+                        "fvt": {
+                            "bits_per_byte": 1.6135,
+                            "above_static_percent": 46.36,
+                            "above_static_interval": [36.0, 58.3],
+                        },
+                        "out/trained": {
+                            "bits_per_byte": 1.3,
+                            "above_static_percent": 20.0,
+                            "above_static_interval": [10.0, 30.0],
+                            "gap_closed": 0.571,
+                        },
+                    },
+                }
+                for name in files
+            },
+        },
+        "diversity": {
+            "task": "diversity",
+            "prompts": 50,
+            "temperature": 1.0,
+            "files": {
+                name: {
+                    "words": 2000,
+                    "static_distinct_4": 0.98,
+                    "large_distinct_4": 0.991,
+                    "difference": 0.011,
+                    "difference_interval": [-0.01, 0.02],
+                }
+                for name in files
+            },
+        },
+        "rewriting": {
+            "task": "rewriting",
+            "windows": 16,
+            "files": {
+                name: {
+                    "words": {
+                        "4": {
+                            "bits_per_byte": 1.5,
+                            "above_percent": 4.7,
+                            "above_interval": [3.0, 6.0],
+                            "cache_shorter_percent": 51.4,
+                        }
+                    }
+                }
+                for name in files
+            },
+        },
+    }
+    wanted = {
+        "recall": ["| 25 leaves, 300 compared | 0.990 | 6.1 |", "| exact | 1 | 225.9 |"],
+        "saving": ["| wiki/de.txt | 100 | 60 | 50 | 80.0 % | 1.83 | 0.33 |"],
+        "likelihood": [
+            "| wiki/de.txt | fvt | 844 | 1.613 | +46.4 % (+36.0 to +58.3) |  |",
+            "| wiki/de.txt | trained | 844 | 1.300 | +20.0 % (+10.0 to +30.0) | 57 % |",
+        ],
+        "diversity": ["| wiki/de.txt | 2000 | 0.980 | 0.991 | +0.011 (-0.010 to +0.020) |"],
+        "rewriting": ["| wiki/de.txt | 4 | 1.500 | +4.7 % (+3.0 to +6.0) | 51 % |"],
+    }
+    for name, run in runs.items():
+        made = MADE | {"model": "smol", "command": f"python -m eval.{name}"} | run
+        assert report.kind(made, Path("x.json")) == name
+        said = report.TABLES[name]([made])
+        assert all(line in said for line in wanted[name]), said
+        assert "commit abc1234" in said and f"`python -m eval.{name}`" in said

@@ -37,7 +37,7 @@ def saving(run: dict[str, Any]) -> str:
         "pre-tokens",
         "of the saving",
         "MB/s",
-        "with base",
+        "all",
     ]
     lines = [
         [

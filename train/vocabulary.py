@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or options.config}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command goes on with what is not there yet")
 
 
 def build(run: VocabularyRun) -> LargeVocabulary:

@@ -133,3 +133,15 @@ def test_config_files_are_valid_and_say_their_command(path, monkeypatch):
     assert found.size == 1_000_000 and found.index is not None
     head = path.read_text("utf-8").split("model:")[0]
     assert f"python -m train.vocabulary --config configs/vocabulary/{path.name}" in head
+
+
+def test_an_interrupted_run_says_that_it_goes_on(config, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.vocabulary._make_rows", stop)
+    with pytest.raises(SystemExit, match="error: interrupted; the same command goes on"):
+        run(config)
+    monkeypatch.undo()
+    run(config)
+    assert "rows.safetensors" in contents(tmp_path / "out")

@@ -123,7 +123,8 @@ def predict(
 
     Returns:
         (V', D) float32, and where wanted (V', D) output rows and (V',) bias. A bias that the
-        provider does not give is the mean of the pieces'.
+        provider does not give is the mean of the pieces'; output rows that are not wanted, of a
+        tied model, are left out.
 
     Raises:
         DyntokError: a provider that does not fit the base, or a base without output rows that
@@ -141,13 +142,16 @@ def predict(
     ]
     if missing:
         raise DyntokError(f"rows {name!r} of this base have no {missing[0]}, which the model has")
-    for field, table in rows._asdict().items():
-        if table is not None and matched.gaps:
-            table[matched.gaps] = np.mean(getattr(source, field), 0, np.float32)
-    return rows._replace(
+    rows = rows._replace(
         output=None if wanted.output is None else rows.output,
         bias=None if wanted.bias is None else rows.bias,
     )
+    for field, table in rows._asdict().items():
+        if table is not None and matched.gaps:
+            tied = field == "output" and source.output is None
+            own = source.input if tied else getattr(source, field)
+            table[matched.gaps] = np.mean(own, 0, np.float32)
+    return rows
 
 
 def _keep_own(rows: Rows, own: SourceEmbeddings, matched: Matched, model: Path) -> None:

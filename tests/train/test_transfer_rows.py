@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,15 @@ def test_rows_of_a_hypernetwork(name, tiny_tokenizers, new_tokenizer, tmp_path):
     assert Hypernet(config).config.separate_output == (found.output is not None)
 
 
-def trained(kind: str, base: Path, out: Path, languages: int = 0) -> Path:
+def trained(
+    kind: str, base: Path, out: Path, languages: int = 0, shape: HypernetShape = SMALL
+) -> Path:
     """A hypernetwork as training leaves it; a residual one as it begins."""
     model, tokenizer = load_model(base), BaseTokenizer.from_folder(base)
     data = DataConfig((TextSource("en", files="none.txt"),))
-    run = HypernetRun(str(base), data, TrainingConfig(out, steps=1), hypernet=SMALL)
+    run = HypernetRun(str(base), data, TrainingConfig(out, steps=1), hypernet=shape)
     if kind == "distill":
-        config = hypernet_config(SMALL, model, tokenizer)
+        config = hypernet_config(shape, model, tokenizer)
     else:
         config = zett_shape(
             model, tokenizer, languages, hidden=8, layers=1, heads=2, surface_length=4
@@ -104,6 +107,22 @@ def test_rows_of_a_distilled_hypernetwork_begin_as_means(
         assert (table is None) == (want is None)
         if table is not None and want is not None:
             np.testing.assert_allclose(table, want, atol=1e-5)
+
+
+def test_a_tied_model_gets_no_output_rows(tiny_tokenizers, new_tokenizer, tmp_path):
+    """Also where ids without a token get mean rows."""
+    base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"], pad_token_id=2)
+    content = json.loads((new_tokenizer / "tokenizer.json").read_text("utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] += 1
+    folder = write_tokenizer(tmp_path / "gap", content, eos_token="<end>")
+    rows = trained("distill", base, tmp_path, shape=replace(SMALL, separate_output=True))
+    matched = transfer(base, str(rows), folder, tmp_path / "out")
+    transfer(base, "fvt", folder, tmp_path / "mean")
+    assert len(matched.gaps) == 1
+    found, means = (load_model(tmp_path / folder).source for folder in ("out", "mean"))
+    assert found.output is None
+    np.testing.assert_allclose(found.input, means.input, atol=1e-5)
 
 
 @pytest.mark.parametrize(

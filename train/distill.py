@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,7 +72,7 @@ class DistillConfig:
     max_length: int = 64
     prefix: str = ""
     layers: int | None = None
-    teacher_dtype: str | None = None
+    teacher_dtype: Literal["float32", "bfloat16"] | None = None
     merge_rates: tuple[float, float] = (0.0, 100.0)
     hidden: float = 1.0
     pooled: float = 1.0
@@ -81,6 +81,13 @@ class DistillConfig:
     scored: int = 256
     vocabulary: Path | None = None
     drawn: int = 256
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and (self.drawn < 1 or not self.output):
+            raise DyntokError(
+                "distill.vocabulary: tokens of it are drawn for the loss distill.output; give that "
+                "a weight, and distill.drawn at least 1"
+            )
 
 
 class States(NamedTuple):
@@ -312,7 +319,13 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError(
             "distill.divergence is of the model's last layer: leave distill.layers out"
         )
-    if model.kind == "encoder" and model.source.output is None and hypernet.separate_output:
+    if model.kind != "encoder":
+        return
+    if config.divergence or config.output:
+        raise DyntokError(
+            "distill.divergence and distill.output: an encoder predicts no next tokens"
+        )
+    if hypernet.separate_output and model.source.output is None:
         raise DyntokError("hypernet.separate_output: an encoder predicts no next tokens")
 
 

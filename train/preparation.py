@@ -162,6 +162,9 @@ class Preparation:
         length = bucket(self.max_length, TOKEN_BUCKETS)
         width = bucket(max(len(m.tokens) for m in merged), TOKEN_BUCKETS)
         own, new = self._unique(merged)
+        # Of what is drawn, tokens of the batch stand for themselves. That makes the others' chance
+        # of being drawn, and so the share of all that each stands for, no other.
+        share = math.log(len(self._further) / len(drawn)) if drawn else 0.0
         drawn = [token for token in drawn if token not in new]
         rows = {token: i for i, token in enumerate(own)}
         # Own rows cost next to nothing: one size for all batches.
@@ -175,8 +178,7 @@ class Preparation:
         rows |= dict(zip(new, (own_count + starts).tolist(), strict=False))
         shift = np.full(len(short) + len(long), -np.inf, np.float32)
         shift[starts[: len(new)]] = 0
-        if drawn:
-            shift[starts[len(new) :]] = math.log(len(self._further) / len(drawn))
+        shift[starts[len(new) :]] = share
         batch = DistillBatch(
             np.zeros((self.sequences, length), np.int32),
             np.zeros((self.sequences, length), bool),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from dyntok_jax.config import read_config
 from dyntok_jax.large_vocabulary.vocabulary import write_vocabulary
+from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.sharding import apply
 from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
@@ -80,10 +84,24 @@ def test_drawn_tokens_stand_for_all_of_the_vocabulary(make, vocabulary):
     assert (batch.shift[used] == 0).all()
     rest = np.setdiff1d(np.flatnonzero(~is_padding), used)
     assert 0 < len(rest) <= DRAWN
-    np.testing.assert_allclose(batch.shift[rest], math.log(NEW / len(rest)), rtol=1e-6)
-    assert [loaded.batch.shift.sum() for loaded in (next(task.batches(None)),)] == [
-        batch.shift.sum()
-    ]
+    np.testing.assert_allclose(batch.shift[rest], math.log(NEW / DRAWN), rtol=1e-6)
+    again = next(make(output=1.0, vocabulary=vocabulary, drawn=DRAWN).batches(None)).batch
+    for name, part in batch._asdict().items():
+        np.testing.assert_array_equal(getattr(again, name), part)
+
+
+def test_drawn_tokens_of_the_batch_do_not_change_the_others_share(make, vocabulary):
+    """Drawing all of them is the whole vocabulary: each token stands for itself."""
+    preparation = make(output=1.0, vocabulary=vocabulary, drawn=NEW).preparation
+    tokens = list(preparation._further)
+    merged = DynamicTokens([*tokens[:3], tokens[0]], np.arange(4))
+    base = BaseTokens(np.zeros(4, np.int32), ["a"] * 4, np.arange(4))
+    batch = preparation.arrays([base], [merged], tokens)
+    assert np.isfinite(batch.shift).sum() == NEW and batch.shift.max() == 0
+    batch = preparation.arrays([base], [merged], tokens[: NEW // 2])
+    found = batch.shift[np.isfinite(batch.shift)]
+    np.testing.assert_allclose(np.unique(found), [0, math.log(2)], rtol=1e-6)
+    assert (found == 0).sum() == 3
 
 
 def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
@@ -137,5 +155,32 @@ def test_losses_and_heads_that_are_not_there(make, encoder):
         make(divergence=1.0, layers=1)
     with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):
         make(model=encoder)
+    with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):
+        make(separate_output=False, model=encoder, output=1.0)
+    for wrong in ({"output": 0.0}, {"output": 1.0, "drawn": 0}, {"output": 1.0, "drawn": -3}):
+        with pytest.raises(DyntokError, match=r"distill\.vocabulary: tokens of it are drawn"):
+            make(vocabulary=Path("any"), **wrong)
     with pytest.raises(DyntokError, match="takes it from the model"):
         make(objective="zett")
+
+
+def test_a_vocabulary_of_another_model_is_refused(make, folders, tmp_path):
+    other = BaseTokenizer.from_folder(folders["unigram"])
+    write_vocabulary(tmp_path / "other", other, ["ab"], "other", {})
+    task = make(output=1.0, vocabulary=tmp_path / "other")
+    with pytest.raises(DyntokError, match="built for other, and this model's own vocabulary"):
+        next(task.batches(None))
+
+
+def test_a_dtype_of_the_teacher_that_is_none_is_one_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "{model: m, data: {sources: [{language: en, files: x}]}, training: {out: o, steps: 1},"
+        " distill: {teacher_dtype: bfloat16}}"
+    )
+    assert read_config(HypernetRun, path).distill.teacher_dtype == "bfloat16"
+    assert read_config(HypernetRun, path, ["distill.teacher_dtype=null"])
+    with pytest.raises(DyntokError, match=r"bfloat17"):
+        read_config(HypernetRun, path, ["distill.teacher_dtype=bfloat17"])
+    with pytest.raises(DyntokError, match=r"distill\.vocabulary: tokens of it are drawn"):
+        read_config(HypernetRun, path, ["distill.vocabulary=any"])

@@ -104,6 +104,12 @@ def test_greedy_takes_the_best_after_penalty_and_bias():
     assert taken(Sampling()) == LOGITS.argmax(axis=1).tolist()
     assert set(taken(Sampling(eos_bias=100.0))) <= {3, 7}
     assert set(taken(Sampling(eos_bias=-np.inf))).isdisjoint({3, 7})
+    # Of several best ones the first, and any place where none can be taken.
+    tied = Candidates(jnp.arange(3)[None], jnp.array([[1.0, 2.0, 2.0]]))
+    none = Candidates(jnp.arange(3)[None], jnp.full((1, 3), -jnp.inf))
+    for several in (tied, none):
+        place = choose(several, seen[:1], ENDS[:0], keys[:1], Sampling(), Plan())
+        assert place.tolist() == [int(np.argmax(several.logits))]
     punished = [ids.tolist() for ids in taken_from(Sampling(repetition_penalty=1e6))]
     assert taken(Sampling(repetition_penalty=1e6), penalized=True) == punished
 

@@ -2,7 +2,7 @@
 
 DIR/vocabulary.json     the tokens by id, in byte characters; special tokens are their ids
 DIR/manifest.json       sizes, hashes, base model, corpus and settings
-DIR/rows.safetensors    input, and output and bias where the model has them (``rows.py``)
+DIR/rows.safetensors    input, and output and bias where the provider gives them (``rows.py``)
 """
 
 from __future__ import annotations

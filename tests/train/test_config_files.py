@@ -25,6 +25,7 @@ FILES = sorted((ROOT / "configs" / "hypernet").glob("*.yaml"))
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
+    monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, path)
     make_schedule(run.training.optimizer.phases, run.training.steps)
     head = path.read_text("utf-8").split("model:")[0]
@@ -35,6 +36,7 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
 def test_overrides_win(monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
+    monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, FILES[0], ["training.steps=7", "compute.mesh.data=2"])
     assert run.training.steps == 7 and run.compute.mesh.data == 2
     with pytest.raises(DyntokError, match=r"training\.steps"):

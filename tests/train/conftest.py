@@ -17,12 +17,12 @@ __all__ = ["decoder", "encoder", "folders"]
 def new_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE unlike any other here, with padding at id 1 and a token of its own."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=320,  # pyright: ignore
-        special_tokens=["<end>", "<padding>", "<begin>", "<new>"],  # pyright: ignore
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # pyright: ignore
-        show_progress=False,  # pyright: ignore
+        vocab_size=320,  # pyright: ignore[reportCallIssue]
+        special_tokens=["<end>", "<padding>", "<begin>", "<new>"],  # pyright: ignore[reportCallIssue]
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # pyright: ignore[reportCallIssue]
+        show_progress=False,  # pyright: ignore[reportCallIssue]
     )
     tokenizer.train_from_iterator(["The quick fox and the lazy dog doze"] * 3, trainer)
     content = json.loads(tokenizer.to_str())

@@ -106,7 +106,7 @@ def _jax_turn(
     training = settings.training
     optimizer, schedule = make_optimizer(training.optimizer, training.steps)
     state, shardings = initial_state(task, optimizer, training.seed)
-    step = make_step(task, optimizer, schedule, shardings)
+    step = make_step(task, optimizer, schedule, shardings, training.products)
     sound = jax.device_put(np.True_, replicated(task.mesh))
     placed = [put(batch, task.mesh) for batch in drawn]
 

@@ -90,7 +90,7 @@ class JaxSide:
         training = task.run.training
         optimizer, schedule = make_optimizer(training.optimizer, steps)
         self.state, where = initial_state(task, optimizer, training.seed)
-        self._step = make_step(task, optimizer, schedule, where)
+        self._step = make_step(task, optimizer, schedule, where, training.products)
         self._sound = jax.device_put(np.True_, replicated(task.mesh))
         self._shapes: set[Any] = set()
 

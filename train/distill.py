@@ -20,12 +20,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, model_module
-from dyntok_jax.sharding import apply, replicated, shard_params
+from dyntok_jax.sharding import apply, make_mesh, replicated, shard_params
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.distill_losses import (
@@ -114,8 +115,7 @@ class Distillation:
         config: DistillConfig,
         data: DataConfig,
         preparation: Preparation,
-        mesh: jax.sharding.Mesh,
-        dtype: str,
+        compute: ComputeConfig,
         seed: int,
         held_out: HeldOut | None = None,
         start: Any = None,
@@ -128,8 +128,7 @@ class Distillation:
             config: loss.
             data: texts.
             preparation: texts to batches, in worker processes.
-            mesh: devices.
-            dtype: of the computation.
+            compute: mesh, dtype of matrix products and remat.
             seed: of the order of the texts and of the merge rates.
             held_out: text on which the losses are evaluated.
             start: parameters to start from; by default the hypernetwork starts at FVT rows.
@@ -139,21 +138,23 @@ class Distillation:
                 layers do not have.
         """
         _check(model, hypernet, config)
+        self.mesh = mesh = make_mesh(compute.mesh)
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.sequences % parts:
             raise DyntokError(
                 f"distill.sequences: {config.sequences} do not split over data×fsdp = {parts} "
                 "devices"
             )
-        self.mesh, self.config, self.hypernet_config = mesh, config, hypernet
+        self.config, self.hypernet_config = config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out
         self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
+        dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
         teacher_dtype = jnp.dtype(config.teacher_dtype or dtype)
-        self.network = model_module(_shortened(model, config.layers), jnp.dtype(dtype))
-        self.teacher = model_module(_shortened(model, config.layers), teacher_dtype)
+        self.network = model_module(shortened, dtype, compute.remat)
+        self.teacher = model_module(shortened, teacher_dtype)
         self.whole = model_module(model.architecture, teacher_dtype)
-        self.hypernet = Hypernet(hypernet, jnp.dtype(dtype))
+        self.hypernet = Hypernet(hypernet, dtype, compute.remat)
         params = shard_params(
             _first_layers(model, config.layers), abstract_params(self.network), mesh
         )

@@ -26,7 +26,6 @@ from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import LoadedModel, load_model, load_source
-from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
@@ -106,8 +105,7 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         config,
         run.data,
         preparation,
-        make_mesh(run.compute.mesh),
-        run.compute.dtype,
+        run.compute,
         run.training.seed,
         run.held_out and HeldOut(run.held_out, preparation, run.held_out_batches),
         _start(run.hypernet.start, shape),

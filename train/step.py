@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import optax
 from dyntok_jax.sharding import replicated
 from train.optim import optimizer_shardings
 from train.task import Task
+
+Products = Literal["float32", "bfloat16"]
 
 
 class State(NamedTuple):
@@ -43,18 +45,29 @@ class Report(NamedTuple):
 
 
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation, schedule: optax.Schedule, where: State
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    where: State,
+    products: Products = "float32",
 ) -> Callable[..., tuple[State, Report]]:
     """The jitted function ``(state, sound, frozen, batch)`` of a step; it takes the state over.
 
     A loss or gradient that is not finite leaves the state as it was, and so do all later steps:
     the host, which reads reports one step late, finds the parameters before the bad batch.
+
+    Args:
+        task: gives the loss.
+        optimizer, schedule: from ``optim.make_optimizer``.
+        where: shardings of the state.
+        products: what the factors of the loss's float32 products are rounded to.
     """
 
     def step(state: State, sound: jax.Array, frozen: Any, batch: Any) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         loss = jax.value_and_grad(task.loss, has_aux=True)
-        (value, metrics), grads = loss(state.trainables, frozen, batch, key)
+        with jax.default_matmul_precision(products):
+            (value, metrics), grads = loss(state.trainables, frozen, batch, key)
         norm = optax.tree.norm(grads)
         sound = sound & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, moments = optimizer.update(grads, state.optimizer, state.trainables)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, precision
+from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, product
 
 
 def logits(
@@ -19,12 +19,7 @@ def logits(
 
     The products are taken in the dtype of ``hidden``.
     """
-    scores = jnp.matmul(
-        hidden,
-        rows.astype(hidden.dtype).T,
-        precision=precision(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    scores = product(hidden, rows.astype(hidden.dtype).T)
     return scores if bias is None else scores + bias
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -56,7 +56,6 @@ class DistillConfig:
         prefix: put before every text, as an encoder expects it.
         layers: run the student through its first layers only, and compare hidden states there;
             None for all. The loss ``output`` then takes the teacher's last states for its own.
-        teacher_dtype: of the teacher's computation; None for that of the student's.
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
@@ -73,7 +72,6 @@ class DistillConfig:
     max_length: int = 64
     prefix: str = ""
     layers: int | None = None
-    teacher_dtype: Literal["float32", "bfloat16"] | None = None
     merge_rates: tuple[float, float] = (0.0, 100.0)
     hidden: float = 1.0
     pooled: float = 1.0
@@ -150,10 +148,9 @@ class Distillation:
         self.held_out = held_out
         self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
         dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
-        teacher_dtype = jnp.dtype(config.teacher_dtype or dtype)
         self.network = model_module(shortened, dtype, compute.remat)
-        self.teacher = model_module(shortened, teacher_dtype)
-        self.whole = model_module(model.architecture, teacher_dtype)
+        self.teacher = model_module(shortened, dtype)
+        self.whole = model_module(model.architecture, dtype)
         self.hypernet = Hypernet(hypernet, dtype, compute.remat)
         params = shard_params(
             _first_layers(model, config.layers), abstract_params(self.network), mesh

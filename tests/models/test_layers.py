@@ -23,6 +23,7 @@ from dyntok_jax.models.layers import (
     abstract_params,
     attend,
     positions_from_mask,
+    product,
 )
 from dyntok_jax.models.rotary import Llama3Scaling, RotaryConfig, frequencies, rotary_table, rotate
 from dyntok_jax.models.weights import model_module
@@ -86,6 +87,38 @@ def test_norms():
     np.testing.assert_allclose(
         run(RMSNorm(0.1), {"scale": params["scale"]}, x), expected, atol=1e-5
     )
+
+
+def test_products_and_their_gradients():
+    x, kernel, weights = normal(2, 5, 8), normal(8, 6), normal(2, 5, 6)
+
+    def loss(x, kernel):
+        return (product(x, kernel) * weights).sum()
+
+    of_x, of_kernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    np.testing.assert_allclose(product(x, kernel), x @ kernel, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_x, weights @ kernel.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_kernel, np.einsum("bti,bto->io", x, weights), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_factors_rounded_to_bfloat16_are_summed_exactly(dtype):
+    def rounded(values):
+        return np.asarray(jnp.asarray(values, jnp.bfloat16), np.float64)
+
+    x, kernel, weights = normal(3, 4, 16), normal(16, 6), normal(3, 4, 6)
+    with jax.default_matmul_precision("bfloat16"):
+        given = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+        y, back = jax.vjp(product, *given)
+        of_x, of_kernel = back(jnp.asarray(weights))
+    assert (y.dtype, of_x.dtype, of_kernel.dtype) == (jnp.float32, dtype, dtype)
+    near = 1e-5 if dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(y, rounded(x) @ rounded(kernel), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(y, x @ kernel, rtol=1e-5, atol=1e-5)
+    wanted = rounded(weights) @ rounded(kernel).T
+    np.testing.assert_allclose(np.asarray(of_x, np.float32), wanted, rtol=near, atol=near)
+    wanted = np.einsum("bti,bto->io", rounded(x), rounded(weights))
+    np.testing.assert_allclose(np.asarray(of_kernel, np.float32), wanted, rtol=near, atol=near)
 
 
 def test_gelu_is_exact():

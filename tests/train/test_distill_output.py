@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.flatten_util
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -139,15 +140,21 @@ def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
     assert "divergence" not in parts
 
 
-def test_a_teacher_in_half_precision_is_near(make):
-    rows = []
-    for dtype in (None, "bfloat16"):
-        task = make(output=0.0, teacher_dtype=dtype)
-        batch = next(task.batches(None)).batch
-        params = task.init(jax.random.key(0))
-        rows.append(float(jax.jit(task.loss)(params, task.frozen, batch, jax.random.key(0))[0]))
-    assert rows[0] != rows[1]
-    assert rows[1] == pytest.approx(rows[0], rel=0.02)
+def test_rounded_products_are_near(make):
+    losses, gradients = [], []
+    task = make(output=1.0)
+    batch = next(task.batches(None)).batch
+    params = task.init(jax.random.key(0))
+    for products in ("float32", "bfloat16"):
+        with jax.default_matmul_precision(products):
+            step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+            (loss, _), gradient = step(params, task.frozen, batch, jax.random.key(0))
+        losses.append(float(loss))
+        gradients.append(jax.flatten_util.ravel_pytree(gradient)[0])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    cosine = gradients[0] @ gradients[1] / np.prod([np.linalg.norm(g) for g in gradients])
+    assert cosine > 0.99
 
 
 def test_losses_and_heads_that_are_not_there(make, encoder):
@@ -172,15 +179,13 @@ def test_a_vocabulary_of_another_model_is_refused(make, folders, tmp_path):
         next(task.batches(None))
 
 
-def test_a_dtype_of_the_teacher_that_is_none_is_one_line(tmp_path):
+def test_settings_of_the_file_are_checked(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "{model: m, data: {sources: [{language: en, files: x}]}, training: {out: o, steps: 1},"
-        " distill: {teacher_dtype: bfloat16}}"
+        "{model: m, data: {sources: [{language: en, files: x}]}, training: {out: o, steps: 1}}"
     )
-    assert read_config(HypernetRun, path).distill.teacher_dtype == "bfloat16"
-    assert read_config(HypernetRun, path, ["distill.teacher_dtype=null"])
+    assert read_config(HypernetRun, path).training.products == "float32"
     with pytest.raises(DyntokError, match=r"bfloat17"):
-        read_config(HypernetRun, path, ["distill.teacher_dtype=bfloat17"])
+        read_config(HypernetRun, path, ["training.products=bfloat17"])
     with pytest.raises(DyntokError, match=r"distill\.vocabulary: tokens of it are drawn"):
         read_config(HypernetRun, path, ["distill.vocabulary=any"])

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import MeshConfig
+from dyntok_jax.models.layers import product
 from dyntok_jax.sharding import make_mesh
 from train.loop import TrainingConfig, train
 from train.optim import OptimizerConfig, Phase
@@ -45,7 +46,8 @@ class Regression:
 
     def loss(self, trainables, frozen, batch, key):
         x = batch["x"] + frozen["noise"] * jax.random.normal(key, batch["x"].shape)
-        y = jnp.tanh(x @ trainables["first"] + trainables["bias"]) @ trainables["second"]
+        inner = jnp.tanh(product(x, trainables["first"]) + trainables["bias"])
+        y = product(inner, trainables["second"])
         error = jnp.mean((y[..., 0] - batch["y"]) ** 2)
         return error, {"root": jnp.sqrt(error)}
 

@@ -92,6 +92,15 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, params)
 
 
+def test_products_of_a_step_are_rounded_on_request(tmp_path):
+    exact = train(Regression(), config(tmp_path / "exact", 5))
+    rounded = train(Regression(), config(tmp_path / "rounded", 5, products="bfloat16"))
+    assert not all(np.array_equal(exact[name], rounded[name]) for name in exact)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2), exact, rounded)
+    with pytest.raises(DyntokError, match=r"training\.products.*float32.*bfloat16"):
+        train(Regression(), config(tmp_path / "exact", 5, products="bfloat16"))
+
+
 def test_a_complete_run_gives_its_parameters_without_another_step(tmp_path):
     first = train(Regression(), config(tmp_path))
     task = Regression()

@@ -4,7 +4,8 @@
         --config configs/hypernet/e5_small.yaml --out eval/results/distill.json
 
 Both train the same hypernetwork from the same parameters on the same batches in one run, taking
-turns. Without torch the measurement is of this project's step alone, and the result says so.
+turns, once in float32 and once with products in bfloat16 (``training.products``; in torch
+autocast). Without torch the measurement is of this project's step alone, and the result says so.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from train.hypernet import make_task
 from train.loop import TrainingConfig, train
 from train.optim import Phase, make_optimizer
 from train.preparation import DistillBatch
-from train.step import initial_state, make_step
+from train.step import Products, initial_state, make_step
 
-TOLERANCE = 1e-3
-"""Largest relative difference of the two losses on any batch."""
+TOLERANCES: dict[Products, float] = {"float32": 1e-3, "bfloat16": 0.05}
+"""Largest relative difference of the two losses on any batch, by what products are rounded to."""
 
 
 def main() -> None:
@@ -77,36 +78,42 @@ def compare(
         DyntokError: too far, so that what is measured would not be the same.
     """
     drawn = [loaded.batch for loaded in islice(task.batches(None), batches)]
-    losses: dict[str, list[list[float]]] = {"jax": []}
-    turns = {"jax": _jax_turn(task, settings, drawn)}
-    if importlib.util.find_spec("torch"):
-        turns["torch"], losses["torch"] = _torch_turn(task, settings, drawn), []
-    tasks = {name: lambda name=name: losses[name].append(turns[name]()) for name in turns}
+    has_torch = importlib.util.find_spec("torch") is not None
+    turns: dict[str, Callable[[], list[float]]] = {}
+    for products in TOLERANCES:
+        turns[f"jax {products}"] = _jax_turn(task, settings, drawn, products)
+        if has_torch:
+            turns[f"torch {products}"] = _torch_turn(task, settings, drawn, products)
+    losses: dict[str, list[list[float]]] = {key: [] for key in turns}
+    tasks = {key: lambda key=key: losses[key].append(turns[key]()) for key in turns}
     seconds = medians(tasks, repeats)
-    shape = drawn[0].base_ids.shape
-    figures: dict[str, Any] = {"shape": list(shape), "batches": batches, "repeats": repeats}
-    figures |= {f"{name}_steps_per_s": batches / value for name, value in seconds.items()}
-    if "torch" not in turns:
+    figures: dict[str, Any] = {"shape": list(drawn[0].base_ids.shape)}
+    figures |= {"batches": batches, "repeats": repeats, "jax": {}, "torch": {}}
+    figures |= {"loss_difference": {}}
+    for key, value in seconds.items():
+        side, products = key.split()
+        figures[side][products] = batches / value
+    if not has_torch:
         return figures | {"torch_skipped": "torch is not installed"}
-    found, wanted = np.array(losses["jax"][0]), np.array(losses["torch"][0])
-    difference = float(np.max(np.abs(found - wanted) / np.abs(wanted)))
-    if not difference < TOLERANCE:
-        raise DyntokError(f"the losses of jax and torch differ: {found} and {wanted}")
+    for products, tolerance in TOLERANCES.items():
+        found, wanted = (np.array(losses[f"{side} {products}"][0]) for side in ("jax", "torch"))
+        difference = float(np.max(np.abs(found - wanted) / np.abs(wanted)))
+        if not difference < tolerance:
+            raise DyntokError(f"the losses of jax and torch differ: {found} and {wanted}")
+        figures["loss_difference"][products] = difference
     import torch  # pyright: ignore[reportMissingImports]
 
-    versions = {"torch": torch.__version__, "jax": jax.__version__}
-    ratio = seconds["torch"] / seconds["jax"]
-    return figures | {"ratio": ratio, "loss_difference": difference, "versions": versions}
+    return figures | {"versions": {"torch": torch.__version__, "jax": jax.__version__}}
 
 
 def _jax_turn(
-    task: Distillation, settings: HypernetRun, drawn: Sequence[DistillBatch]
+    task: Distillation, settings: HypernetRun, drawn: Sequence[DistillBatch], products: Products
 ) -> Callable[[], list[float]]:
     """A function that trains on all batches, and gives their losses."""
     training = settings.training
     optimizer, schedule = make_optimizer(training.optimizer, training.steps)
     state, shardings = initial_state(task, optimizer, training.seed)
-    step = make_step(task, optimizer, schedule, shardings, training.products)
+    step = make_step(task, optimizer, schedule, shardings, products)
     sound = jax.device_put(np.True_, replicated(task.mesh))
     placed = [put(batch, task.mesh) for batch in drawn]
 
@@ -122,7 +129,7 @@ def _jax_turn(
 
 
 def _torch_turn(
-    task: Distillation, settings: HypernetRun, drawn: Sequence[DistillBatch]
+    task: Distillation, settings: HypernetRun, drawn: Sequence[DistillBatch], products: Products
 ) -> Callable[[], list[float]]:
     """The same in torch."""
     from eval.torch_distill import TorchStep, torch_batch
@@ -131,14 +138,14 @@ def _torch_turn(
     params = task.hypernet_params(task.init(jax.random.key(training.seed)))
     with tempfile.TemporaryDirectory() as folder:
         save_hypernet(Path(folder), config, jax.device_get(params))
-        file = Path(folder) / "model.safetensors"
         step = TorchStep(
             resolve(settings.model),
             config,
-            file,
+            Path(folder) / "model.safetensors",
             task.config,
             training.optimizer,
             training.steps,
+            products,
         )
     placed = [torch_batch(batch, config.pad_id) for batch in drawn]
     return lambda: [step(batch) for batch in placed]
@@ -148,17 +155,31 @@ def loop_figures(task: Distillation, settings: HypernetRun, steps: int) -> dict[
     """Share of the time in which devices wait for a batch, in the second half of a short run."""
     with tempfile.TemporaryDirectory() as folder:
         optimizer = replace(settings.training.optimizer, phases=(Phase(),))
-        every = max(1, steps // 2)
-        train(task, TrainingConfig(Path(folder), steps, optimizer=optimizer, log_every=every))
+        every, products = max(1, steps // 2), settings.training.products
+        short = TrainingConfig(
+            Path(folder), steps, optimizer=optimizer, log_every=every, products=products
+        )
+        train(task, short)
         lines = (Path(folder) / "metrics.jsonl").read_text("utf-8").splitlines()
     return {"loop_steps": steps, "idle_share": json.loads(lines[-1])["input_wait"]}
 
 
 def _show(figures: dict[str, Any]) -> None:
-    table = Table("", "measured", title=f"distill, {figures['model']}, batches {figures['shape']}")
-    for name in ("jax_steps_per_s", "torch_steps_per_s", "ratio", "loss_difference", "idle_share"):
-        table.add_row(name, f"{figures[name]:.3g}" if name in figures else figures["torch_skipped"])
+    title = f"distill, {figures['model']}, batches {figures['shape']}: steps a second"
+    table = Table("products", "jax", "torch", "ratio", "difference of losses", title=title)
+    for products, speed in figures["jax"].items():
+        cells = (
+            [figures["torch_skipped"], "", ""]
+            if not figures["torch"]
+            else [
+                f"{figures['torch'][products]:.3g}",
+                f"{speed / figures['torch'][products]:.2f}",
+                f"{figures['loss_difference'][products]:.1g}",
+            ]
+        )
+        table.add_row(products, f"{speed:.3g}", *cells)
     print_table(table)
+    print(f"waiting for batches: {100 * figures['idle_share']:.1f} % of the time")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,24 @@ def markdown(report: dict[str, Any]) -> str:
 def distill(run: dict[str, Any]) -> str:
     """The table of a run of ``eval.bench_distill``."""
     shape, turn = "×".join(map(str, run["shape"])), f"{run['repeats']} × {run['batches']} steps"
-    measured = f"{run['jax_steps_per_s']:.3f}"
-    if "ratio" in run:
-        version = run["versions"]["torch"]
-        measured += f", torch {version} {run['torch_steps_per_s']:.3f}: {run['ratio']:.2f}×"
-    else:
-        measured += f" ({run['torch_skipped']})"
-    what = f"steps/s of `distill` on {run['model']}, batches {shape}, against plain torch ({turn})"
+    rows = []
+    for products, speed in run["jax"].items():
+        what = f"steps/s of `distill`, products in {products}"
+        if not run["torch"]:
+            rows.append((what, f"{speed:.3f} ({run['torch_skipped']})", "≥ 1.3×"))
+            continue
+        slow, plain = run["torch"][products], run["torch"]["float32"]
+        measured = f"{speed:.3f}, torch {slow:.3f}: {speed / slow:.2f}×"
+        if products != "float32":
+            measured += f" ({speed / plain:.2f}× plain torch in float32)"
+        rows.append((what, measured, "≥ 1.3×"))
     idle = f"share of {run['loop_steps']} steps of the loop in which devices wait for a batch"
-    rows = [(what, measured, "≥ 1.3×"), (idle, f"{100 * run['idle_share']:.1f} %", "≤ 10 %")]
+    rows.append((idle, f"{100 * run['idle_share']:.1f} %", "≤ 10 %"))
     lines = ["| what | measured | bound |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}:"
+    torch = f", torch {run['versions']['torch']}" if run["torch"] else ""
+    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}{torch}"
+    head += f", {run['model']}, batches {shape}, {turn}:"
     return "\n".join([head, "", *lines])
 
 

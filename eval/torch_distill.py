@@ -20,6 +20,7 @@ from dyntok_jax.types import DyntokError
 from train.distill import DistillConfig
 from train.optim import OptimizerConfig, make_schedule
 from train.preparation import DistillBatch
+from train.step import Products
 
 
 class TorchBatch(NamedTuple):
@@ -151,6 +152,7 @@ class TorchStep:
         loss: DistillConfig,
         optimizer: OptimizerConfig,
         steps: int,
+        products: Products = "float32",
     ):
         """Reads model and hypernetwork.
 
@@ -161,6 +163,7 @@ class TorchStep:
             loss: weights of the loss.
             optimizer: AdamW.
             steps: of the whole run, for the schedule.
+            products: of the forward and backward passes; bfloat16 is torch's autocast.
 
         Raises:
             DyntokError: settings that this step does not know.
@@ -182,10 +185,14 @@ class TorchStep:
         self.trained = [p for p in self.hypernet.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, betas=c.betas, eps=c.eps, weight_decay=0.0)
         self.clip, self.schedule = c.clip, make_schedule(c.phases, steps)
-        self.done = 0
+        self.done, self.products = 0, products
 
     def loss(self, batch: TorchBatch) -> Any:
         """As ``train.distill.Distillation.loss`` for encoders."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.products == "bfloat16"):
+            return self._loss(batch)
+
+    def _loss(self, batch: TorchBatch) -> Any:
         predicted = self.hypernet(self.table, batch.forms, batch.form_mask)
         rows = torch.cat([self.table[batch.own], predicted])
         student = self.network(

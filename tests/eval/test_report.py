@@ -127,7 +127,8 @@ def test_distillation_stands_with_torch_or_without():
         "shape": [24, 64],
         "batches": 8,
         "repeats": 3,
-        "jax_steps_per_s": 0.61234,
+        "jax": {"float32": 0.41234, "bfloat16": 1.2},
+        "torch": {},
         "loop_steps": 60,
         "idle_share": 0.0213,
         "command": "python -m eval.bench_distill",
@@ -135,12 +136,14 @@ def test_distillation_stands_with_torch_or_without():
         "machine": "x86_64, 2 cores",
     }
     table = report.TABLES["distill"]
-    torch = {"torch_steps_per_s": 0.4, "ratio": 1.53, "versions": {"torch": "2.13"}}
-    assert "24×64, against plain torch (3 × 8 steps) | 0.612, torch 2.13 0.400: 1.53× | ≥ 1.3×" in (
-        table([run | torch])
-    )
+    torch = {"torch": {"float32": 0.5, "bfloat16": 0.8}, "versions": {"torch": "2.13"}}
+    shown = table([run | torch])
+    assert "x86_64, 2 cores, torch 2.13, e5, batches 24×64, 3 × 8 steps:" in shown
+    assert "products in float32 | 0.412, torch 0.500: 0.82× | ≥ 1.3× |" in shown
+    both = "| 1.200, torch 0.800: 1.50× (2.40× plain torch in float32) | ≥ 1.3× |"
+    assert f"products in bfloat16 {both}" in shown
     without = table([run | {"torch_skipped": "torch is not installed"}])
-    assert "| 0.612 (torch is not installed) | ≥ 1.3× |" in without
+    assert "products in bfloat16 | 1.200 (torch is not installed) | ≥ 1.3× |" in without
     assert "devices wait for a batch | 2.1 % | ≤ 10 % |" in without
     assert report.kind(run, Path("a.json")) == "distill"
 

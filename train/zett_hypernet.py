@@ -117,6 +117,8 @@ def first_parameters(
         return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
 
     found = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    # Beside pieces of a larger deviation their order would be hardly seen.
+    found["positions"] *= read_deviation / READ_DEVIATION
     params, rescalers = split_rescalers(found)
     if rescalers:
         where = {name: shardings[name] for name in rescalers}

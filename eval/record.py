@@ -58,7 +58,7 @@ def run(
         with atomic_path(options.out) as partial:
             figures = measure(options)
             figures |= {
-                "command": shlex.join(["python", "-m", parser.prog, *sys.argv[1:]]),
+                "command": _command(parser.prog),
                 "commit": commit,
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "seconds": round(time.perf_counter() - start, 1),
@@ -134,6 +134,13 @@ def line_range(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"{text!r}: valid is A-B, lines A to B counted from 1")
     return int(first), int(last)
+
+
+def _command(program: str) -> str:
+    """What was typed, with JAX's precision of products if the environment sets one."""
+    name = "JAX_DEFAULT_MATMUL_PRECISION"
+    set_here = [f"{name}={os.environ[name]}"] if os.environ.get(name) else []
+    return shlex.join([*set_here, "python", "-m", program, *sys.argv[1:]])
 
 
 def read_lines(path: Path, lines: tuple[int, int] | None) -> list[str]:

@@ -41,6 +41,15 @@ def test_options_that_are_refused(parse, text: str):
         parse(text)
 
 
+def test_the_command_says_how_products_were_rounded(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["record.py", "--out", "a b.json"])
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
+    assert record._command("eval.recall") == "python -m eval.recall --out 'a b.json'"
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "bfloat16")
+    rounded = "JAX_DEFAULT_MATMUL_PRECISION=bfloat16 python -m eval.recall --out 'a b.json'"
+    assert record._command("eval.recall") == rounded
+
+
 def test_lines_are_counted_from_one(tmp_path):
     path = tmp_path / "xx.txt"
     # Only a line feed ends a line.

@@ -44,6 +44,8 @@ def main() -> None:
     for part in ("text/ntrex/de.txt", "xnli/dev-de.tsv"):
         if not (options.data / part).is_file():
             parser.error(f"no {part} in {options.data} (give --data FOLDER)")
+    for name in (ENCODER, DECODER):
+        resolve(name)  # so that no measured process downloads them
     # First, while this process is small: the peak that Linux gives for a child counts its parent's.
     memory = _memory(options.data)
     model = load(ENCODER, rows="fvt")

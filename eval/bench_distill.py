@@ -5,7 +5,8 @@
 
 Both train the same hypernetwork from the same parameters on the same batches in one run, taking
 turns, once in float32 and once with products in bfloat16 (``training.products``; in torch
-autocast). Without torch the measurement is of this project's step alone, and the result says so.
+autocast). Where ``compute.remat`` is on, this side's steps recompute the layers, torch's do not.
+Without torch the measurement is of this project's step alone, and the result says so.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def compare(
         found, wanted = (np.array(losses[f"{side} {products}"][0]) for side in ("jax", "torch"))
         difference = float(np.max(np.abs(found - wanted) / np.abs(wanted)))
         if not difference < tolerance:
-            raise DyntokError(f"the losses of jax and torch differ: {found} and {wanted}")
+            raise DyntokError(
+                f"products in {products}: the losses of jax and torch differ: {found} and {wanted}"
+            )
         figures["loss_difference"][products] = difference
     import torch  # pyright: ignore[reportMissingImports]
 

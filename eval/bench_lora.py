@@ -63,6 +63,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = read_config(LoraRun, options.config, options.overrides)
     settings = replace(settings, rows="base", base_rows=None, language=None)
     settings = replace(settings, tokenization=TokenizationConfig(), held_out_reductions=(0.0,))
+    # As peft's side computes: the two are held together value by value.
+    settings = replace(
+        settings,
+        training=replace(settings.training, products="float32"),
+        compute=replace(settings.compute, remat=False),
+    )
     task = make_task(settings)
     figures: dict[str, Any] = {"model": settings.model, "task": settings.task}
     figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}

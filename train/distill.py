@@ -42,8 +42,9 @@ from train.preparation import Preparation
 from train.task import Loaded
 from train.zett_hypernet import first_parameters, split_rescalers
 
-READ_DEVIATION = 1.0
-"""Standard deviation that the rows of pieces are scaled to: that of what LayerNorm gives."""
+DEVIATION = 1.0
+"""Standard deviation that the rows of pieces are scaled to, and of the first position table: that
+of what LayerNorm gives."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,6 @@ class Distillation:
         self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
         dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
         self.network = model_module(shortened, dtype, compute.remat)
-        self.teacher = model_module(shortened, dtype)
         self.whole = model_module(model.architecture, dtype)
         self.hypernet = Hypernet(hypernet, dtype, compute.remat)
         params = shard_params(
@@ -161,7 +161,7 @@ class Distillation:
         rows = jax.tree.map(lambda table: np.asarray(table, np.float32), rows)
         source = jax.device_put(rows, replicated(mesh))
         self._first = (
-            first_parameters(self.hypernet, source_table(source), mesh, seed, READ_DEVIATION)
+            first_parameters(self.hypernet, source_table(source), mesh, seed, DEVIATION, DEVIATION)
             if start is None
             else split_rescalers(shard_params(start, abstract_hypernet(hypernet), mesh))
         )
@@ -252,7 +252,7 @@ class Distillation:
         inputs = (rows, batch.ids, batch.mask)
         student = apply(self.network, frozen["model"], *inputs, mesh=self.mesh)
         student = student.astype(jnp.float32)
-        teacher = self._teacher(self.teacher, frozen["model"], source, batch)
+        teacher = self._teacher(self.network, frozen["model"], source, batch)
         if self.is_encoder:
             aligned = span_means(teacher, batch.owner, batch.mask.shape[1])
             return States(student, aligned, mean_over(teacher, batch.base_mask))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -60,13 +61,16 @@ def make_step(
         task: gives the loss.
         optimizer, schedule: from ``optim.make_optimizer``.
         where: shardings of the state.
-        products: what the factors of the loss's float32 products are rounded to.
+        products: what float32 factors of products with parameters and output rows are rounded to,
+            in the loss and its gradients. CPUs leave attention in float32.
     """
 
     def step(state: State, sound: jax.Array, frozen: Any, batch: Any) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         loss = jax.value_and_grad(task.loss, has_aux=True)
-        with jax.default_matmul_precision(products):
+        # Nothing is set for float32, which the networks ask for themselves.
+        rounds = products == "bfloat16"
+        with jax.default_matmul_precision(products) if rounds else nullcontext():
             (value, metrics), grads = loss(state.trainables, frozen, batch, key)
         norm = optax.tree.norm(grads)
         sound = sound & jnp.isfinite(value) & jnp.isfinite(norm)

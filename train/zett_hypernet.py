@@ -23,6 +23,9 @@ from dyntok_jax.types import Rows
 READ_DEVIATION = 0.02
 """Standard deviation that the rows of pieces are scaled to, that of a model's first parameters."""
 
+INIT_DEVIATION = 0.02
+"""Standard deviation of tables at first, ZeTT's."""
+
 EXAMPLES = 2048
 """Tokens from whose first predictions the scale of all is set."""
 
@@ -98,6 +101,7 @@ def first_parameters(
     mesh: Mesh,
     seed: int,
     read_deviation: float = READ_DEVIATION,
+    position_deviation: float = INIT_DEVIATION,
 ) -> FirstParameters:
     """Random parameters, and rescalers fitted to the model's rows and the first predictions.
 
@@ -107,6 +111,8 @@ def first_parameters(
         mesh: devices.
         seed: of the random ones.
         read_deviation: standard deviation that the rows of pieces are scaled to.
+        position_deviation: standard deviation of the position table. It is added to what LayerNorm
+            gives, of deviation 1, beside which the order of pieces is hardly seen at first.
     """
     config = network.config
     shardings = param_shardings(dict(abstract_hypernet(config)), mesh)
@@ -117,8 +123,7 @@ def first_parameters(
         return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
 
     found = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
-    # Beside pieces of a larger deviation their order would be hardly seen.
-    found["positions"] *= read_deviation / READ_DEVIATION
+    found["positions"] *= position_deviation / INIT_DEVIATION
     params, rescalers = split_rescalers(found)
     if rescalers:
         where = {name: shardings[name] for name in rescalers}

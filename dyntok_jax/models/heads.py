@@ -17,7 +17,7 @@ def logits(
 ) -> Float[Array, "... U"]:
     """Scores of U tokens from their output rows: ``hidden @ rows.T + bias``, float32.
 
-    The products are taken in the dtype of ``hidden``.
+    The products are taken in the dtype of ``hidden``, as ``layers.product`` does.
     """
     scores = product(hidden, rows.astype(hidden.dtype).T)
     return scores if bias is None else scores + bias

@@ -45,13 +45,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """Matmul precision that makes float32 mean float32: TPUs and GPUs round otherwise."""
-    exact = jnp.dtype(dtype) == jnp.float32 and not _rounds()
-    return jax.lax.Precision.HIGHEST if exact else None
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def _rounds() -> bool:
-    """Whether factors are rounded to bfloat16: by ``jax.default_matmul_precision("bfloat16")``."""
-    return jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore
+    """Whether ``jax.default_matmul_precision("bfloat16")`` holds."""
+    setting = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return setting == "bfloat16"
 
 
 @jax.custom_vjp
@@ -60,8 +60,8 @@ def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Arra
 
     Summed so, products in bfloat16 are closer, and on CPUs several times faster. The gradients are
     products of that dtype too: left to itself JAX would multiply the float32 gradient of the sum,
-    as slowly as if all were float32. Where ``jax.default_matmul_precision`` is "bfloat16" all
-    factors are rounded to it, as TPUs do by default; CPUs would go on in float32.
+    as slowly as if all were float32. Where ``jax.default_matmul_precision`` is "bfloat16" float32
+    factors are rounded to it, on any device: by themselves CPUs would not follow that setting.
     """
     return _contracted(x, kernel, (x.ndim - 1,), (0,))
 
@@ -261,7 +261,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
     bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
     if mask.shape[1] > 1:
         bias = jnp.tile(bias, (1, heads // groups, 1))
-    exact, single = precision(query.dtype), jnp.float32
+    exact, single = None if _rounds() else precision(query.dtype), jnp.float32
     scores = jnp.matmul(query, key.swapaxes(2, 3), precision=exact, preferred_element_type=single)
     scores = scores * (1 / math.sqrt(width)) + bias[:, None]
     scores = scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))

@@ -121,6 +121,20 @@ def test_factors_rounded_to_bfloat16_are_summed_exactly(dtype):
     np.testing.assert_allclose(np.asarray(of_kernel, np.float32), wanted, rtol=near, atol=near)
 
 
+def test_float32_products_are_exact_on_any_device():
+    """Devices that round by default are told not to; CPUs would not show it in the values."""
+    x, kernel = normal(4, 8), normal(8, 6)
+
+    def operations():
+        jaxpr = str(jax.make_jaxpr(jax.grad(lambda *a: product(*a).sum(), (0, 1)))(x, kernel))
+        return jaxpr.count("dot_general["), jaxpr.count("HIGHEST")
+
+    count, exact = operations()
+    assert count >= 2 and exact >= count
+    with jax.default_matmul_precision("bfloat16"):
+        assert operations() == (count, 0)
+
+
 def test_gelu_is_exact():
     x: Any = np.linspace(-6, 6, 101, dtype=np.float32)
     expected = 0.5 * x * (1 + erf(x / np.sqrt(2)))

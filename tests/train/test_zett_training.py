@@ -245,6 +245,11 @@ def test_predictions_start_with_the_mean_and_deviation_of_the_models_rows(task):
     np.testing.assert_allclose(predicted.input.std(0), own.std(0), rtol=0.1)
 
 
+def test_the_first_positions_are_those_that_are_published(task):
+    table = np.asarray(task.init(jax.random.key(0))["hypernet"]["positions"])
+    assert table.std() == pytest.approx(0.02, rel=0.05)
+
+
 @pytest.mark.slow
 def test_a_mesh_changes_nothing(make_task):
     compute = ComputeConfig(mesh=MeshConfig(1, 2, 2))

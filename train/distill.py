@@ -161,7 +161,7 @@ class Distillation:
         rows = jax.tree.map(lambda table: np.asarray(table, np.float32), rows)
         source = jax.device_put(rows, replicated(mesh))
         self._first = (
-            first_parameters(self.hypernet, source_table(source), mesh, seed, DEVIATION, DEVIATION)
+            first_parameters(self.hypernet, source_table(source), mesh, seed, DEVIATION)
             if start is None
             else split_rescalers(shard_params(start, abstract_hypernet(hypernet), mesh))
         )

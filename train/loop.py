@@ -47,7 +47,7 @@ class TrainingConfig:
         tensorboard: whether to write event files too.
         products: bfloat16 rounds the float32 factors of a step's products with parameters and
             output rows, in the losses and their gradients, and leaves all else in float32;
-            evaluations stay exact. CPUs that multiply in bfloat16 then train about twice as fast.
+            evaluations stay exact. Faster on CPUs that multiply in bfloat16.
     """
 
     out: Path

@@ -20,11 +20,8 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_converted
 from dyntok_jax.types import Rows
 
-READ_DEVIATION = 0.02
-"""Standard deviation that the rows of pieces are scaled to, that of a model's first parameters."""
-
-INIT_DEVIATION = 0.02
-"""Standard deviation of tables at first, ZeTT's."""
+FIRST_DEVIATION = 0.02
+"""Standard deviation of a model's first parameters, to which ZeTT scales the rows of pieces too."""
 
 EXAMPLES = 2048
 """Tokens from whose first predictions the scale of all is set."""
@@ -100,8 +97,7 @@ def first_parameters(
     source: Float[Array, "V E"],
     mesh: Mesh,
     seed: int,
-    read_deviation: float = READ_DEVIATION,
-    position_deviation: float = INIT_DEVIATION,
+    deviation: float = FIRST_DEVIATION,
 ) -> FirstParameters:
     """Random parameters, and rescalers fitted to the model's rows and the first predictions.
 
@@ -110,9 +106,9 @@ def first_parameters(
         source: the model's rows.
         mesh: devices.
         seed: of the random ones.
-        read_deviation: standard deviation that the rows of pieces are scaled to.
-        position_deviation: standard deviation of the position table. It is added to what LayerNorm
-            gives, of deviation 1, beside which the order of pieces is hardly seen at first.
+        deviation: that the rows of pieces are scaled to, and of the first position table. The
+            table is added to what LayerNorm gives, of deviation 1: with much less than that the
+            order of pieces is hardly seen at first.
     """
     config = network.config
     shardings = param_shardings(dict(abstract_hypernet(config)), mesh)
@@ -123,13 +119,13 @@ def first_parameters(
         return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
 
     found = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
-    found["positions"] *= position_deviation / INIT_DEVIATION
+    found["positions"] *= deviation / FIRST_DEVIATION
     params, rescalers = split_rescalers(found)
     if rescalers:
         where = {name: shardings[name] for name in rescalers}
 
         def fit(params: Any, rescalers: Any, source: Any) -> dict[str, Any]:
-            return _fitted(network, params, rescalers, source, mesh, read_deviation)
+            return _fitted(network, params, rescalers, source, mesh, deviation)
 
         rescalers = jax.jit(fit, out_shardings=where)(params, rescalers, source)
     return FirstParameters(params, rescalers)

@@ -19,7 +19,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig, TextBatch
-from train.distill import DistillConfig
+from train.distill import Distillation, DistillConfig
 from train.distill_losses import relative_error, scored_positions, span_means
 from train.hypernet import main, make_task
 from train.loop import TrainingConfig
@@ -131,6 +131,7 @@ def test_order_is_seen_from_the_start(task):
 def test_layers_of_both_networks_are_recomputed_on_request(encoder, text_file, tmp_path, remat):
     run = make_run(encoder, text_file, tmp_path / "run")
     task = make_task(dataclasses.replace(run, compute=ComputeConfig(remat=remat)))
+    assert isinstance(task, Distillation)
     assert (task.network.remat, task.hypernet.remat) == (remat, remat)
 
 

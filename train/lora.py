@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run = read_config(LoraRun, options.config, options.overrides)
         task = make_task(run)
-        training = length(run, task)
+        training = replace(run.training, steps=task.steps)
         if options.dry_run:
             print(dry_run(task, training))
             return
@@ -70,13 +70,6 @@ def make_task(run: LoraRun) -> LoraTask:
     if run.start is not None:
         start = read_adapter(run.start, architecture)
     return LoraTask(run, model, architecture, start)
-
-
-def length(run: LoraRun, task: LoraTask) -> TrainingConfig:
-    """The run's training with its epochs counted in steps."""
-    if not run.epochs:
-        return run.training
-    return replace(run.training, steps=run.epochs * task.batcher.per_epoch)
 
 
 if __name__ == "__main__":

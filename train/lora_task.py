@@ -117,6 +117,11 @@ class LoraTask:
         settings |= {"base": self.base, "dtype": jnp.dtype(self.module.dtype).name}
         return json.loads(json.dumps(settings, default=str))
 
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.run.epochs * self.batcher.per_epoch or self.run.training.steps
+
     def shardings(self) -> Any:
         """Sharding of every array of the adapter and the head."""
         return param_shardings(self._abstract, self.mesh)
@@ -215,7 +220,7 @@ class LoraTask:
             "language": run.language,
             "tokenization": asdict(run.tokenization),
             "epochs": run.epochs,
-            "steps": run.training.steps,
+            "steps": self.steps,
             "seed": run.training.seed,
         }
         return Adapter(

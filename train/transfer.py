@@ -9,7 +9,8 @@ hypernetwork of its base (section 5): it gets the rows predicted from the *base'
 tokens included, in place of its own, and keeps the weights and heads of fine-tuning. So what
 fine-tuning did to the rows is not carried over. (The authors add a part of the weights' change
 too where the base was trained on with its new tokenizer; nothing is trained here, so there is
-none.)
+none.) A decoder whose output rows are its input rows gets output rows of its own where the
+hypernetwork has learned to predict them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import re
 import shutil
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,11 @@ def transfer(
                 f"{base}: rows of width {source.input.shape[1]}, {model} has {own.input.shape[1]}: "
                 "it was not fine-tuned from that"
             )
-        found = predict(rows, source, own, old.tokenizer, matched, language, base_rows)
+        untie = architecture.head == "causal_lm" and architecture.tied
+        found = predict(rows, source, own, old.tokenizer, matched, untie, language, base_rows)
+        if untie and found.output is not None:
+            config["tie_word_embeddings"] = False
+            own = replace(own, output=own.input)
         if base:
             _keep_own(found, own, matched, model)
         write_tensors(folder / "model.safetensors", _tensors(model, architecture, found, config))
@@ -108,6 +114,7 @@ def predict(
     wanted: SourceEmbeddings,
     tokenizer: BaseTokenizer,
     matched: Matched,
+    untie: bool = False,
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
 ) -> Rows:
@@ -117,14 +124,14 @@ def predict(
         name: of the row provider, or a hypernetwork's folder.
         source: the base model's rows.
         wanted: the rows of the model that is to get them: with output rows and bias as these.
+        untie: whether a model without output rows gets those that the provider has.
         tokenizer: the base model's.
         matched: the new vocabulary.
         language, base_rows: see ``embed.providers.row_provider``.
 
     Returns:
         (V', D) float32, and where wanted (V', D) output rows and (V',) bias. A bias that the
-        provider does not give is the mean of the pieces'; output rows that are not wanted, of a
-        tied model, are left out.
+        provider does not give is the mean of the pieces'.
 
     Raises:
         DyntokError: a provider that does not fit the base, or a base without output rows that
@@ -143,7 +150,7 @@ def predict(
     if missing:
         raise DyntokError(f"rows {name!r} of this base have no {missing[0]}, which the model has")
     rows = rows._replace(
-        output=None if wanted.output is None else rows.output,
+        output=rows.output if untie or wanted.output is not None else None,
         bias=None if wanted.bias is None else rows.bias,
     )
     for field, table in rows._asdict().items():
@@ -239,6 +246,10 @@ def _tensors(
         elif re.fullmatch(table.ignored, plain) and not re.fullmatch(UNREAD_WEIGHTS, plain):
             continue
         tensors[name] = LazyTensor(shape, load, tensor.dtype)
+        if field == "input" and architecture.tied and (output := rows.output) is not None:
+            tensors["lm_head.weight"] = LazyTensor(
+                shape, lambda values=output: values, tensor.dtype
+            )
     return tensors
 
 

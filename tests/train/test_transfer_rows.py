@@ -109,7 +109,7 @@ def test_rows_of_a_distilled_hypernetwork_begin_as_means(
             np.testing.assert_allclose(table, want, atol=1e-5)
 
 
-def test_a_tied_model_gets_no_output_rows(tiny_tokenizers, new_tokenizer, tmp_path):
+def test_a_tied_model_gets_the_output_rows_it_lacks(tiny_tokenizers, new_tokenizer, tmp_path):
     """Also where ids without a token get mean rows."""
     base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"], pad_token_id=2)
     content = json.loads((new_tokenizer / "tokenizer.json").read_text("utf-8"))
@@ -121,8 +121,23 @@ def test_a_tied_model_gets_no_output_rows(tiny_tokenizers, new_tokenizer, tmp_pa
     transfer(base, "fvt", folder, tmp_path / "mean")
     assert len(matched.gaps) == 1
     found, means = (load_model(tmp_path / folder).source for folder in ("out", "mean"))
-    assert found.output is None
-    np.testing.assert_allclose(found.input, means.input, atol=1e-5)
+    assert means.output is None and found.output is not None
+    for table in (found.input, found.output):
+        np.testing.assert_allclose(table, means.input, atol=1e-5)
+    config, params = load_hypernet(rows)
+    rng = np.random.default_rng(0)
+    drawn = {
+        name: jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), params[name])
+        for name in ("output_head", "rescale_output")
+        if name in params
+    }
+    save_hypernet(rows, config, {**params, **drawn})
+    transfer(base, str(rows), folder, tmp_path / "apart")
+    apart = load_model(tmp_path / "apart").source
+    np.testing.assert_allclose(apart.input, means.input, atol=1e-5)
+    assert apart.output is not None and np.abs(apart.output - means.input).max() > 0.05
+    kept = list(matched.kept)
+    np.testing.assert_array_equal(apart.output[kept], apart.input[kept])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,10 @@ def test_a_hypernetwork_that_does_not_fit_is_refused_in_one_line(
     base = make_model("llama_tied", tmp_path / "base", tiny_tokenizers["byte_bpe"], pad_token_id=2)
     other = make_model("llama_tied", tmp_path / "other", tiny_tokenizers["byte_bpe"], seed=7)
     cases = {
-        "language None: this hypernetwork has languages 0 to 1": (base, "zett"),
+        "no language: this hypernetwork has languages 0 to 1; give one by --language": (
+            base,
+            "zett",
+        ),
         "this hypernetwork was trained for another model": (other, "distill"),
     }
     for number, (words, (model, kind)) in enumerate(cases.items()):

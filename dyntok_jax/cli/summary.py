@@ -27,4 +27,6 @@ def summarize(
         parts.append(f"row cache {cache.hits} hits, {cache.misses} misses")
         if cache.evictions or cache.growths:
             parts.append(f"{cache.evictions} evictions, {cache.growths} growths")
+        if cache.cut:
+            parts.append(f"{cache.cut} rows of the first pieces only")
     click.echo(", ".join([*parts, f"{seconds:.2f} s"]), err=True)

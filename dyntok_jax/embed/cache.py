@@ -112,6 +112,11 @@ class RowCache:
             lambda empty: jnp.zeros((capacity, *empty.shape[1:]), empty.dtype), provider.rows([])
         )
 
+    @property
+    def cut(self) -> int:
+        """How many tokens were longer than what the provider reads of one."""
+        return getattr(self._provider, "truncated", 0)
+
     def lookup(self, tokens: Sequence[Token]) -> Int[np.ndarray, " U"]:
         """Slots (U,) int32 of a batch's unique tokens, fetching the rows of those not there.
 

@@ -60,7 +60,7 @@ def read_architecture(folder: Path) -> Architecture:
         raw = json.loads(path.read_text(encoding="utf-8"))
         model_type = raw.get("model_type")
     except OSError as error:
-        raise DyntokError(f"{path}: {error.strerror}") from error
+        raise DyntokError(f"{path}: {error.strerror}; a model's folder has it") from error
     except (ValueError, AttributeError) as error:
         raise DyntokError(f"{path}: not a JSON object") from error
     families = ENCODERS | DECODERS

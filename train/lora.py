@@ -23,7 +23,7 @@ from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
-from train.loop import TrainingConfig, dry_run, train
+from train.loop import dry_run, train
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 

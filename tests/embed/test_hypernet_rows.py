@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from test_hypernet import FORMS, TINY, apply, random_params, run, source_of
 
+from dyntok_jax.cli.summary import summarize
 from dyntok_jax.config import MeshConfig
+from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.hypernet import Hypernet
 from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES, HypernetRows
 from dyntok_jax.embed.source import SourceEmbeddings
@@ -133,7 +135,9 @@ class Bytes:
         return list(to_bytes(token))
 
 
-def test_long_tokens_are_counted_and_warned_about_once(caplog: pytest.LogCaptureFixture):
+def test_long_tokens_are_counted_and_warned_about_once(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
     rows_of = provider()
     with caplog.at_level(logging.WARNING):
         cut = rows_of.rows(["2345", "234", "23456"])
@@ -141,6 +145,8 @@ def test_long_tokens_are_counted_and_warned_about_once(caplog: pytest.LogCapture
     assert rows_of.truncated == 3
     assert len(caplog.records) == 1 and "2 of 3 tokens" in caplog.messages[0]
     np.testing.assert_array_equal(cut.input[0], cut.input[1])
+    summarize(9, 3, 1, 0, 0.5, RowCache(rows_of, 8))
+    assert "3 rows of the first pieces only" in capsys.readouterr().err
 
 
 def test_only_rows_in_use_are_read():

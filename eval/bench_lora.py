@@ -78,7 +78,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
         mode = TokenizationConfig("fixed", options.reduction)
-        merged = replace(settings, rows=options.rows, tokenization=mode, held_out=())
+        training = replace(settings.training, evaluate_every=0)
+        merged = replace(
+            settings, rows=options.rows, tokenization=mode, held_out=(), training=training
+        )
         figures["merged"] = {"reduction": options.reduction, "rows": options.rows}
         figures["merged"] |= against_merged(task, make_task(merged), options.steps)
     return figures

@@ -77,14 +77,17 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
-        mode = TokenizationConfig("fixed", options.reduction)
-        training = replace(settings.training, evaluate_every=0)
-        merged = replace(
-            settings, rows=options.rows, tokenization=mode, held_out=(), training=training
-        )
+        merged = merged_run(settings, options.rows, options.reduction)
         figures["merged"] = {"reduction": options.reduction, "rows": options.rows}
         figures["merged"] |= against_merged(task, make_task(merged), options.steps)
     return figures
+
+
+def merged_run(settings: LoraRun, rows: str, reduction: float) -> LoraRun:
+    """The run with merged batches, and without evaluations."""
+    training = replace(settings.training, evaluate_every=0)
+    mode = TokenizationConfig("fixed", reduction)
+    return replace(settings, rows=rows, tokenization=mode, held_out=(), training=training)
 
 
 class JaxSide:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.tasks.source import TaskSource
-from eval.bench_lora import against_merged, against_torch
+from eval.bench_lora import against_merged, against_torch, merged_run
 from train.loop import TrainingConfig
 from train.lora import make_task
-from train.lora_config import LoraRun, TokenizationConfig
+from train.lora_config import LoraRun
 from train.optim import OptimizerConfig, Phase
 
 LINES = [
@@ -57,9 +58,12 @@ def test_losses_are_those_of_peft(make):
 
 @pytest.mark.slow
 def test_merged_batches_have_their_share_of_tokens(make):
-    mode = TokenizationConfig("fixed", 100.0)
-    found = against_merged(make(), make(rows="fvt", tokenization=mode, held_out=()), 4)
+    static = make()
+    # Configs evaluate; what is only timed does not.
+    training = replace(static.run.training, evaluate_every=2)
+    merged = merged_run(replace(static.run, training=training), "fvt", 100.0)
+    found = against_merged(static, make_task(merged), 4)
     # Five words and two special tokens are left.
-    base = make().batcher.examples.base[0]
+    base = static.batcher.examples.base[0]
     assert found["share_of_tokens"] == 7 / len(base.tokens)
     assert found["timed"] == 3 and found["share_of_time"] > 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def main() -> None:
     try:
         for path in options.runs:
             run = json.loads(path.read_text("utf-8"))
-            found.setdefault(kind(run, path), []).append(run)
+            found.setdefault(kind(run, path), []).append(_with_plots(run, path, options.readme))
         text = options.readme.read_text("utf-8")
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
@@ -75,6 +76,17 @@ def main() -> None:
         text = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.DOTALL)
     with atomic_path(options.readme) as partial:
         partial.write_text(text, "utf-8")
+
+
+def _with_plots(run: Run, path: Path, readme: Path) -> Run:
+    """The run with its plots as the README reaches them: they stand beside the run's file."""
+    folder = os.path.relpath(path.parent, readme.parent)
+    drawn = {
+        name: (Path(folder) / Path(run[name]).name).as_posix()
+        for name in ("plot", "likelihood_plot")
+        if name in run
+    }
+    return run | drawn
 
 
 def kind(run: Run, path: Path) -> str:

@@ -121,6 +121,16 @@ def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
     assert readme.read_text() == text
 
 
+def test_plots_are_found_from_the_readme_beside_their_run(tmp_path, monkeypatch):
+    readme, run = tmp_path / "README.md", tmp_path / "kept" / "uner.json"
+    readme.write_text("<!-- uner --><!-- /uner -->")
+    run.parent.mkdir()
+    run.write_text(json.dumps(TASK))
+    monkeypatch.setattr(sys, "argv", ["eval.report", str(run), str(readme)])
+    report.main()
+    assert "(kept/uner.svg)" in readme.read_text()
+
+
 def test_distillation_stands_with_torch_or_without():
     run = {
         "model": "e5",

@@ -20,7 +20,7 @@ from dyntok_jax.config import MeshConfig
 from dyntok_jax.lora import adapted_params, base_hash, read_adapter, write_adapter
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import EncoderConfig
-from dyntok_jax.models.layers import Dense, abstract_params
+from dyntok_jax.models.layers import Dense, abstract_params, dropped
 from dyntok_jax.models.lora import LoraConfig, abstract_lora, additions, init_lora, targeted
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.sharding import make_mesh, param_shardings
@@ -281,3 +281,11 @@ def test_arrays_are_cut_like_their_kernels():
     specs = param_shardings(abstract, mesh)["stack"]["layers"]["attention"]["query"]
     assert tuple(specs["A"].spec) == (None, "fsdp", None)
     assert tuple(specs["B"].spec) == (None, None, "model")
+
+
+def test_dropout_of_an_odd_width_keeps_the_mean_and_draws_every_place_alone():
+    kept = dropped(jnp.ones((400, 5)), jnp.float32(0.25), jax.random.key(0))
+    np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-4)
+    gone = np.asarray(kept) == 0
+    assert np.abs(gone.mean(axis=0) - 0.25).max() < 0.08
+    assert np.abs(np.corrcoef(gone.T) - np.eye(5)).max() < 0.2

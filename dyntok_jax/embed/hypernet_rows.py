@@ -65,10 +65,9 @@ class HypernetRows:
             source = replace(source, output=source.input)
         _check_source(config, source)
         if config.languages and (language is None or not 0 <= language < config.languages):
-            what = "no language" if language is None else f"language {language}"
+            what = "no language given" if language is None else f"language {language}"
             raise DyntokError(
-                f"{what}: this hypernetwork has languages 0 to {config.languages - 1}; give one by "
-                "--language"
+                f"{what}: this hypernetwork has languages 0 to {config.languages - 1}"
             )
         if language is not None and not config.languages:
             raise DyntokError(f"language {language}: this hypernetwork has no languages")

@@ -172,7 +172,7 @@ PLAIN = source_of(TINY)[:, :4]
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: provider(language=None), "no language: .* has languages 0 to 2"),
+        (lambda: provider(language=None), "no language given: .* has languages 0 to 2"),
         (lambda: provider(language=3), "language 3: .* has languages 0 to 2"),
         (lambda: provider(replace(TINY, languages=0), language=0), "has no languages"),
         (lambda: bound(SourceEmbeddings(PLAIN)), "reads separate output rows and the model has"),

@@ -114,7 +114,7 @@ def predict(
     wanted: SourceEmbeddings,
     tokenizer: BaseTokenizer,
     matched: Matched,
-    untie: bool = False,
+    untie: bool,
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
 ) -> Rows:
@@ -124,9 +124,9 @@ def predict(
         name: of the row provider, or a hypernetwork's folder.
         source: the base model's rows.
         wanted: the rows of the model that is to get them: with output rows and bias as these.
-        untie: whether a model without output rows gets those that the provider has.
         tokenizer: the base model's.
         matched: the new vocabulary.
+        untie: whether a model without output rows gets those that the provider has.
         language, base_rows: see ``embed.providers.row_provider``.
 
     Returns:

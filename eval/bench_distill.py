@@ -6,7 +6,8 @@
 Both train the same hypernetwork from the same parameters on the same batches in one run, taking
 turns, once in float32 and once with products in bfloat16 (``training.products``; in torch
 autocast). Where ``compute.remat`` is on, this side's steps recompute the layers, torch's do not.
-Without torch the measurement is of this project's step alone, and the result says so.
+The optimizer is AdamW, which both have. Without torch the measurement is of this project's step
+alone, and the result says so.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    changes = {"model": options.model, "held_out": None}
-    settings = replace(read_config(HypernetRun, options.config), **changes)
+    read = read_config(HypernetRun, options.config)
+    training = replace(read.training, optimizer=replace(read.training.optimizer, name="adamw"))
+    settings = replace(read, model=options.model, held_out=None, training=training)
     task = make_task(settings)
     if not isinstance(task, Distillation) or not task.is_encoder:
         raise DyntokError(f"{options.config}: not a run of distill with an encoder")

@@ -13,7 +13,6 @@ from optax import contrib
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
 
-
 NEWTON_SCHULZ_STEPS = 3
 """Iterations by which muon orthogonalizes."""
 
@@ -44,7 +43,7 @@ class OptimizerConfig:
     Attributes:
         name: ``adamw``, ``adafactor`` for little memory, or ``muon``
             (https://arxiv.org/abs/2502.16982): maps' kernels are updated by their orthogonalized
-            momentum, all else as by adamw.
+            momentum, all else as by adamw with Nesterov's momentum.
         phases: the learning rate, one stretch after the other.
         betas: decay of the first and second moments; of no effect for adafactor.
         eps: added to the root of the second moment; of no effect for adafactor.
@@ -119,6 +118,9 @@ def make_optimizer(
     schedule = make_schedule(config.phases, steps)
     if config.accumulate < 1:
         raise DyntokError(f"optimizer.accumulate: {config.accumulate} is not at least 1")
+
+    if not config.update_rms > 0:
+        raise DyntokError(f"optimizer.update_rms: {config.update_rms} is not above 0")
 
     def rate(updates: Any) -> Any:
         return schedule(updates * config.accumulate)

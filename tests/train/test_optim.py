@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -68,6 +69,7 @@ def test_phases_that_do_not_fit(phases, said):
     [
         ({"name": "sgd"}, "'sgd'"),
         ({"accumulate": 0}, "accumulate: 0"),
+        ({"name": "muon", "update_rms": 0.0}, "update_rms: 0.0"),
         ({"phases": (Phase(decay="step"),)}, "'step'"),  # pyright: ignore[reportArgumentType]
     ],
 )
@@ -95,6 +97,39 @@ def test_the_gradient_is_clipped_as_a_whole():
     _, state = optimizer.update(grads, optimizer.init(params), params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (1,)]
     np.testing.assert_allclose(np.ravel(moments)[:2], [0.06, 0.08], rtol=1e-6)
+
+
+def steps_of_muon(params, grads, **fields):
+    phases = (Phase(peak=0.1, decay="constant"),)
+    optimizer, _ = make_optimizer(OptimizerConfig("muon", phases, clip=0.0, **fields), 10)
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+
+def test_muon_makes_all_directions_of_a_kernel_equally_strong():
+    """Stacked or not, and of the size asked for, whatever the gradient's."""
+    random = np.random.default_rng(0)
+    plain, stacked = random.normal(size=(6, 4)), random.normal(size=(3, 4, 6))
+    # Singular values of 100 : 10 : 3 : 1 in the gradient.
+    left, _, right = np.linalg.svd(plain, full_matrices=False)
+    grads = {"kernel": jnp.asarray(left * [100, 10, 3, 1] @ right)}, {"kernel": stacked}
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates: Any = steps_of_muon(params, grads, update_rms=0.5)
+    for update in [updates[0]["kernel"], *updates[1]["kernel"]]:
+        # Orthogonal matrices of this size have a root mean square of 6 ** -0.5 without the scale.
+        values = np.linalg.svd(update, compute_uv=False) / (0.1 * 0.5 * np.sqrt(6))
+        assert 0.2 < values.min() and values.max() < 1.3
+    alignment = np.sum(np.asarray(updates[0]["kernel"]) * grads[0]["kernel"])
+    assert alignment < 0
+
+
+def test_muon_leaves_tables_and_vectors_to_nadam():
+    params = {"bias": jnp.ones(4), "positions": jnp.ones((4, 4))}
+    grads = jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    updates: Any = steps_of_muon(params, grads)
+    nadam = optax.nadam(0.1, 0.9, 0.999, 1e-8)
+    expected: Any = nadam.update(grads, nadam.init(params), params)[0]
+    for name in params:
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

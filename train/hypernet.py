@@ -5,13 +5,17 @@
 
 Stopped by a signal or by accident, the same command goes on from the newest checkpoint. The result
 is a folder ``hypernet/`` in the run's folder, which every ``--rows`` option takes: the parameters
-of the best checkpoint by the figure ``training.best``, without one those of the last step.
+of the best checkpoint by the figure ``training.best``, without one those of the last step. A model
+that was trained as well (``zett.train_backbone``) is in ``model/``, in Hugging Face layout, with
+the base's own rows: ``python -m train.transfer --model RUN/model --rows RUN/hypernet`` gives it
+those of another tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from dyntok_jax.embed.shipped import write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.weights import LoadedModel, load_model, load_source
+from dyntok_jax.models.weights import LoadedModel, load_model, load_source, save_model
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
@@ -35,6 +39,15 @@ from train.loop import dry_run, train
 from train.preparation import Preparation
 from train.zett import ZettTask
 from train.zett_hypernet import zett_shape
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""Files of a model's folder beside its weights and ``config.json``."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,9 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(dry_run(task, run.training))
             return
-        params = task.hypernet_params(train(task, run.training))
+        trained = train(task, run.training)
         if jax.process_index() == 0:
-            _export(run, task.hypernet_config, params)
+            _export(run, task.hypernet_config, task.hypernet_params(trained))
+            if isinstance(task, ZettTask) and (model := task.trained_model(trained)):
+                _export_model(run, model)
     except DyntokError as error:
         sys.exit(f"error: {error}")
 
@@ -74,6 +89,16 @@ def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
     source = SourceEmbeddings(load_source(base).input)
     write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
     logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)
+
+
+def _export_model(run: HypernetRun, model: LoadedModel) -> None:
+    """Write the trained model into the run's folder, with the other files of its base."""
+    folder, base = run.training.out / "model", resolve(run.model)
+    save_model(folder, model)
+    for name in COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    logging.info("%s: the model, trained as well", folder)
 
 
 def make_task(run: HypernetRun) -> Distillation | ZettTask:

@@ -172,6 +172,12 @@ class ZettTask:
         """All parameters of the hypernetwork, as ``embed.zett.save_hypernet`` takes them."""
         return trainables["hypernet"] | self.frozen["rescalers"]
 
+    def trained_model(self, trainables: Any) -> LoadedModel | None:
+        """The model as it was trained beside the hypernetwork; None where it was frozen."""
+        if not self.config.train_backbone:
+            return None
+        return self._base._replace(params=trainables["model"], head_params=trainables.get("head"))
+
     def scores(
         self,
         trainables: Any,

@@ -160,12 +160,15 @@ class Distillation:
             rows = rows._replace(output=rows.input)
         rows = jax.tree.map(lambda table: np.asarray(table, np.float32), rows)
         source = jax.device_put(rows, replicated(mesh))
+        # Joined once: in a step that would be a copy of the whole table.
+        table = source_table(source)
         self._first = (
-            first_parameters(self.hypernet, source_table(source), mesh, seed, DEVIATION)
+            first_parameters(self.hypernet, table, mesh, seed, DEVIATION)
             if start is None
             else split_rescalers(shard_params(start, abstract_hypernet(hypernet), mesh))
         )
-        self.frozen = {"model": params, "source": source, "rescalers": self._first.rescalers}
+        rescalers = self._first.rescalers
+        self.frozen = {"model": params, "source": source, "table": table, "rescalers": rescalers}
         if config.layers and config.output:
             abstract = abstract_params(self.whole)
             self.frozen["whole"] = shard_params(model.params, abstract, mesh)
@@ -233,7 +236,7 @@ class Distillation:
 
     def predicted(self, trainables: Any, frozen: Any, batch: Any) -> Rows:
         """(M + N, D) rows of the batch's merged tokens, the short ones first."""
-        params, source = trainables | frozen["rescalers"], source_table(frozen["source"])
+        params, source = trainables | frozen["rescalers"], frozen["table"]
 
         def rows(forms: Any) -> Rows:
             mask = forms != self.hypernet_config.pad_id

@@ -32,7 +32,7 @@ def retrieval(run: dict[str, Any]) -> str:
 
 
 def continuation(runs: Sequence[dict[str, Any]]) -> str:
-    """Bits per byte of what follows a merged prefix, a line a text, rows and reduction."""
+    """Bits per byte of what follows a merged prefix, a line for each text and reduction."""
     first = runs[0]
     commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
     head = (
@@ -45,6 +45,7 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
         for path, figures in run["files"].items():
             for part in figures["reductions"]:
                 cells = [_above(row) for row in part["rows"].values()]
+                cells += [_closed(row) for row in part["rows"].values() if "gap_closed" in row]
                 static = f"{figures['static_bits_per_byte']:.3f}"
                 saved = f"{part['prefix_shorter_percent']:.0f} %"
                 place = "/".join(Path(path).parts[-2:])
@@ -53,6 +54,7 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     names = first["files"].values()
     rows = next(iter(names))["reductions"][0]["rows"]
     columns = ["text", "windows", "reduction", "tokens saved", "static", *map(_short, rows)]
+    columns += [f"{_short(name)} closes" for name, row in rows.items() if "gap_closed" in row]
     commands = "\n".join(run["command"] for run in runs)
     return f"{head}\n\n```\n{commands}\n```\n\n{table(columns, lines)}"
 
@@ -60,6 +62,11 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
 def _above(row: dict[str, Any]) -> str:
     low, high = row["above_static_interval"]
     return f"{row['above_static_percent']:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _closed(row: dict[str, Any]) -> str:
+    low, high = row["gap_closed_interval"]
+    return f"{100 * row['gap_closed']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _short(name: str) -> str:

@@ -48,7 +48,13 @@ CONTINUATION = {
                         "fvt": {
                             "above_static_percent": 6.94,
                             "above_static_interval": [5.0, 8.0],
-                        }
+                        },
+                        "out/trained": {
+                            "above_static_percent": 1.74,
+                            "above_static_interval": [1.0, 2.0],
+                            "gap_closed": 0.75,
+                            "gap_closed_interval": [0.7, 0.8],
+                        },
                     },
                 }
             ],
@@ -116,7 +122,9 @@ def test_tables_stand_between_their_marks(tmp_path, monkeypatch):
     text = readme.read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("\nafter\n")
     assert "| de | 98.0 | 88.0 | 96.0 | 80 % | 31 % |" in text
-    assert "| wiki/de.txt | 20 | 50 % | 22 % | 2.500 | +6.9 % (+5.0 to +8.0) |" in text
+    assert "| static | fvt | trained | trained closes |" in text
+    fvt, trained = "+6.9 % (+5.0 to +8.0)", "+1.7 % (+1.0 to +2.0) | 75 % (70 to 80)"
+    assert f"| wiki/de.txt | 20 | 50 % | 22 % | 2.500 | {fvt} | {trained} |" in text
     report.main()
     assert readme.read_text() == text
 

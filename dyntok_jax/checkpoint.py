@@ -51,7 +51,8 @@ class Checkpoints:
         Args:
             folder: holds this run's checkpoints and nothing else.
             keep: newest checkpoints that are kept.
-            best: name of the figure whose best checkpoint is kept as well.
+            best: name of the figure whose best checkpoint is kept as well; one whose figure is
+                missing or cannot be read is never the best.
             direction: whether the best is the largest or the smallest.
 
         Raises:
@@ -82,7 +83,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = _Manager(folder.absolute(), best, options)
         except OSError as error:
             raise DyntokError(f"{folder}: cannot hold checkpoints ({_line(error)})") from error
 
@@ -166,7 +167,8 @@ class Checkpoints:
     def restore(self, trainables: Any, rest: Any, settings: Mapping[str, Any]) -> Restored | None:
         """The newest checkpoint that is whole, put where the given trees say.
 
-        Damaged newer ones are deleted once an older one is read, with one warning.
+        Damaged newer ones are deleted once an older one is read, with one warning; another names
+        those that cannot be the best, as their figures are damaged.
 
         Args:
             trainables: ``jax.ShapeDtypeStruct`` leaves with shardings of the running task's mesh,
@@ -194,6 +196,7 @@ class Checkpoints:
                 damaged[step] = _line(error)
                 continue
             self._drop(damaged, step)
+            self._tell_unranked()
             return Restored(step, arrays[0], arrays[1], run["position"])
         if damaged:
             said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -246,6 +249,43 @@ class Checkpoints:
         )
         for step in damaged:
             self._manager.delete(step)
+            self._manager.unranked.pop(step, None)
+
+    def _tell_unranked(self) -> None:
+        unranked = sorted(self._manager.unranked.items())
+        if unranked:
+            said = "; ".join(f"{step}: {reason}" for step, reason in unranked)
+            logger.warning("%s: checkpoints that cannot be the best (%s)", self.folder, said)
+
+
+class _Manager(ocp.CheckpointManager):
+    """The storage layer's manager, to which figures that cannot be read are none.
+
+    Attributes:
+        unranked: why the figures of a step are none.
+    """
+
+    def __init__(self, folder: Path, best: str | None, options: ocp.CheckpointManagerOptions):
+        self.best, self.unranked = best, dict[int, str]()
+        super().__init__(folder, options=options)
+
+    def metrics(self, step: int) -> Any:
+        """Figures of a checkpoint; opening the folder asks for those of all."""
+        if self.best is None:
+            return None
+        try:
+            figures = super().metrics(step)
+        except Exception as error:  # damage shows in many ways
+            self.unranked[step] = _line(error)
+            return None
+        if figures is None or isinstance(_figure(figures, self.best), int | float):
+            return figures
+        self.unranked[step] = f"no figure {self.best!r}"
+        return None
+
+
+def _figure(figures: Any, name: str) -> Any:
+    return figures.get(name) if isinstance(figures, dict) else None
 
 
 @jax.jit

@@ -51,15 +51,19 @@ def save(checkpoints, step, **options):
     checkpoints.save(step, *trees(step), position, SETTINGS, **options)
 
 
+def warned(caplog):
+    return [r.getMessage() for r in caplog.records if r.name.startswith("dyntok_jax")]
+
+
 def restore(checkpoints, devices=1, settings=SETTINGS):
     return checkpoints.restore(*map(abstract, trees(0, devices)), settings)
 
 
 def saved(folder, *steps):
-    """A folder with these checkpoints."""
-    with Checkpoints(folder, keep=5) as checkpoints:
+    """A folder with these checkpoints; the figure is the better, the earlier."""
+    with Checkpoints(folder, keep=5, best="score") as checkpoints:
         for step in steps:
-            save(checkpoints, step)
+            save(checkpoints, step, figures={"score": -step})
         checkpoints.wait()
     return folder
 
@@ -146,27 +150,96 @@ def lose_metadata(folder):
     truncate(folder / "rest")
 
 
+def lose_figures(folder):
+    """Damage to what is saved, and to the figures on top."""
+    garble_json(folder)
+    garble_figures(folder)
+
+
+def garble_figures(folder):
+    (folder / "metrics" / "metrics").write_bytes(b"\xff{garbled")
+
+
+def other_figures(folder):
+    (folder / "metrics" / "metrics").write_text('{"other": 1.0, "score": "good"}')
+
+
+def no_figures(folder):
+    (folder / "metrics" / "metrics").write_text("[1.0]")
+
+
 def files(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, change_values, garble_json, lose_metadata])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage):
+DAMAGES = [truncate, empty, change_values, garble_json, lose_metadata, lose_figures]
+
+
+@pytest.mark.parametrize("best", [None, "score"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage, best):
     saved(tmp_path, 3, 7)
     damage(tmp_path / "7")
     caplog.clear()
-    with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING, "dyntok_jax"):
+    with (
+        Checkpoints(tmp_path, best=best) as checkpoints,
+        caplog.at_level(logging.WARNING, "dyntok_jax"),
+    ):
         restored = restore(checkpoints)
         assert restored is not None
         equal(restored, 3)
-        warnings = [r.getMessage() for r in caplog.records if r.name.startswith("dyntok_jax")]
+        warnings = warned(caplog)
         assert len(warnings) == 1
         assert "step 3" in warnings[0] and "7: " in warnings[0] and "\n" not in warnings[0]
-        save(checkpoints, 7)
+        save(checkpoints, 7, figures={"score": 1.0})
         checkpoints.wait()
         again = restore(checkpoints)
         assert again is not None
         equal(again, 7)
+        assert checkpoints.best_step() == 7
+        assert warned(caplog) == warnings
+
+
+@pytest.mark.parametrize("direction", ["max", "min"])
+@pytest.mark.parametrize("damage", [garble_figures, other_figures, no_figures])
+def test_damaged_figures_are_never_the_best(tmp_path, caplog, damage, direction):
+    saved(tmp_path, 3, 5, 7)
+    for step in ("3", "7"):  # the best of either direction
+        damage(tmp_path / step)
+    with (
+        Checkpoints(tmp_path, best="score", direction=direction) as checkpoints,
+        caplog.at_level(logging.WARNING, "dyntok_jax"),
+    ):
+        restored = restore(checkpoints)
+        assert restored is not None
+        equal(restored, 7)
+        assert checkpoints.best_step() == 5
+        (warning,) = warned(caplog)
+        assert "cannot be the best (3: " in warning and "; 7: " in warning
+        save(checkpoints, 8)
+        checkpoints.wait()
+        assert checkpoints.steps() == [5, 7, 8]
+
+
+def test_another_figure_may_be_the_best_from_now_on(tmp_path, caplog):
+    saved(tmp_path, 3, 7)
+    with Checkpoints(tmp_path, best="loss", direction="min") as checkpoints:
+        assert restore(checkpoints) is not None
+        assert warned(caplog)[0].endswith(
+            "cannot be the best (3: no figure 'loss'; 7: no figure 'loss')"
+        )
+        assert checkpoints.restore_best(abstract(trees(0)[0])) is None
+        save(checkpoints, 8, figures={"loss": 2.0})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 8
+
+
+def test_figures_are_not_read_where_no_best_is_kept(tmp_path, caplog):
+    saved(tmp_path, 3)
+    garble_figures(tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = restore(checkpoints)
+    assert restored is not None and not warned(caplog)
 
 
 def test_nothing_but_damage_is_an_error_and_nothing_is_deleted(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -52,6 +54,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     path.write_bytes(b"before")
     with pytest.raises(ValueError, match=r"x: values \(2,\), declared \(3,\)"):
         write_tensors(path, {"x": LazyTensor((3,), lambda: np.zeros(2))})
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    path = tmp_path / "out.safetensors"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(DyntokError, match=r"out\.safetensors: cannot be written \(File too"):
+            write_tensors(path, {"x": LazyTensor((9_000,), lambda: np.zeros(9_000))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 

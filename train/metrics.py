@@ -29,13 +29,19 @@ class Metrics:
             done: steps done, 0 for a new run.
             steps: of the whole run.
             tensorboard: whether to write event files too, under ``tensorboard/``.
+
+        Raises:
+            DyntokError: it cannot be read or written.
         """
         self._file = self._board = self._bar = None
         if jax.process_index() != 0:
             return
         path = folder / "metrics.jsonl"
-        _drop_after(path, done)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            _drop_after(path, done)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise DyntokError(f"{path}: cannot be written ({error.strerror})") from error
         if tensorboard:
             from tensorboardX import SummaryWriter
 

@@ -181,7 +181,8 @@ def save_hypernet(
         dtype: of the tensors in the file.
 
     Raises:
-        DyntokError: the folder holds tensors in the other format, which would stay as they are.
+        DyntokError: the folder holds tensors in the other format, which would stay as they are; it
+            cannot be made or written.
     """
     other = next(file for name, file in FILES.items() if name != format)
     if (folder / other).exists():
@@ -196,12 +197,16 @@ def save_hypernet(
     name = UNREAD[format]
     zeros = np.zeros((rows[format], config.hidden), dtype)
     tensors[name] = (unread or {}).get(name, zeros)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyntokError(f"{folder}: cannot be written ({error.strerror})") from error
+    text = json.dumps(config_to_json(config, dtype), indent=2, sort_keys=True) + "\n"
+    # Neither takes its place before both are written.
     with atomic_path(folder / FILES[format]) as path:
         _write_tensors(path, tensors, format)
-    text = json.dumps(config_to_json(config, dtype), indent=2, sort_keys=True) + "\n"
-    with atomic_path(folder / "config.json") as path:
-        path.write_text(text, "utf-8")
+        with atomic_path(folder / "config.json") as beside:
+            beside.write_text(text, "utf-8")
 
 
 def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:

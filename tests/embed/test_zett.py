@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -282,3 +283,32 @@ def test_a_folder_keeps_to_one_format(tmp_path: Path):
     with pytest.raises(DyntokError, match=r"holds another model\.safetensors"):
         save_hypernet(tmp_path, TINY, params, "msgpack")
     assert not (tmp_path / FILES["msgpack"]).exists()
+
+
+@pytest.mark.parametrize("format", ["safetensors", "msgpack"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, format: Format):
+    """A limit on the size of files stands for the full disk."""
+    save_hypernet(tmp_path, TINY, random_params(TINY), format)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    params = jax.tree.map(lambda leaf: leaf + 1, random_params(TINY))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
+    try:
+        with pytest.raises(DyntokError, match=rf"{FILES[format]}: cannot be written \(File too"):
+            save_hypernet(tmp_path, TINY, params, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_tensors_do_not_stay_without_their_config(tmp_path: Path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(DyntokError, match=r"config\.json: is no regular file"):
+        save_hypernet(tmp_path, TINY, random_params(TINY))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DyntokError, match=r"file/a: cannot be written \(Not a directory\)"):
+        save_hypernet(tmp_path / "file" / "a", TINY, random_params(TINY))

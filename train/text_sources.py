@@ -94,7 +94,11 @@ class Stream(Protocol):
         ...
 
     def read(self, count: int) -> list[str]:
-        """The next texts: ``count``, or what is left; none at the end."""
+        """The next texts: ``count``, or what is left; none at the end.
+
+        Raises:
+            DyntokError: a record that cannot be read, or whose column is not there or not text.
+        """
         ...
 
 
@@ -141,11 +145,16 @@ def _records(source: TextSource) -> Any:
 
 def _hub_records(source: TextSource) -> Any:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     options = {"split": source.split or "train", "streaming": source.streaming}
-    if source.file_kind:
-        return datasets.load_dataset(source.file_kind, data_files=source.dataset, **options)
-    return datasets.load_dataset(source.dataset or "", source.config_name, **options)
+    try:
+        if source.file_kind:
+            return datasets.load_dataset(source.file_kind, data_files=source.dataset, **options)
+        return datasets.load_dataset(source.dataset or "", source.config_name, **options)
+    except DatasetGenerationError as error:
+        # It says that there is an error, and its cause says which.
+        raise DyntokError(f"{error}: {error.__cause__}") from error
 
 
 def _tfds_records(source: TextSource) -> Any:
@@ -159,7 +168,13 @@ def _tfds_records(source: TextSource) -> Any:
 
 
 def _values(source: TextSource, records: Iterable[Any]) -> Iterator[str]:
-    return (text_of(record, source.column, str(source)) for record in records)
+    try:
+        for record in records:
+            yield text_of(record, source.column, str(source))
+    except DyntokError:
+        raise
+    except Exception as error:  # likewise of many kinds, for what is not UTF-8 or damaged
+        raise DyntokError(f"{source}: cannot be read ({one_line(error)})") from error
 
 
 class _HubStream:

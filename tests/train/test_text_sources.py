@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -220,6 +221,47 @@ def test_mistakes_in_a_dataset_are_named(hub_folder, fields, message):
         hub_stream(hub_folder, **fields).read(1)
 
 
+def latin_lines(folder: Path) -> None:
+    (folder / "train.jsonl").write_bytes('{"text": "gut"}\n{"text": "fünf"}\n'.encode("latin-1"))
+
+
+def latin_text(folder: Path) -> None:
+    (folder / "train.txt").write_bytes("gut\nfünf\n".encode("latin-1"))
+
+
+def latin_parquet(folder: Path) -> None:
+    raw = pa.array(["gut".encode("latin-1"), "fünf".encode("latin-1")], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    pq.write_table(pa.table({"text": strings}), folder / "train.parquet")
+
+
+def broken_lines(folder: Path) -> None:
+    (folder / "train.jsonl").write_text('{"text": "gut"}\n{no')
+
+
+NOT_UTF8 = "can't decode byte 0xfc"
+DAMAGES = [
+    (latin_lines, NOT_UTF8),
+    (latin_text, NOT_UTF8),
+    (latin_parquet, NOT_UTF8),
+    (broken_lines, "JSON parse error"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES)
+def test_a_damaged_dataset_is_named_with_the_reason(tmp_path, monkeypatch, damage, reason):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    damage(folder)
+    for read in (hub, lambda folder: hub_stream(folder).read(9)):
+        with pytest.raises(DyntokError) as error:
+            read(folder)
+        message = str(error.value)
+        assert message.startswith(f"dataset {folder} (de): cannot be ") and reason in message
+        assert "\n" not in message
+
+
 @pytest.fixture(scope="session")
 def tfds_folder(tmp_path_factory) -> str:
     """Ten texts, prepared as TFDS keeps them."""
@@ -273,6 +315,17 @@ def test_tfds_is_streamed_from_any_position_in_disjoint_parts(tfds_folder):
 def test_mistakes_in_tfds_are_named(tfds_folder, fields, message):
     with pytest.raises(DyntokError, match=message):
         open_texts(TextSource("de", tfds=tfds_folder, **fields), 100)
+
+
+def test_a_damaged_tfds_is_named_with_the_reason(tfds_folder, tmp_path):
+    shutil.copytree(tfds_folder, folder := tmp_path / "tiny_text" / "1.0.0")
+    (data,) = folder.glob("*.array_record*")
+    raw = data.read_bytes()
+    # The sum that the file keeps of its records is no longer theirs.
+    data.write_bytes(raw.replace("übung".encode(), b"\xff" * 6))
+    source = TextSource("de", tfds=str(folder), streaming=True)
+    with pytest.raises(DyntokError, match=r"tfds .*1\.0\.0 \(de\): cannot be read \(.+\)$"):
+        open_stream(source).read(9)
 
 
 def test_an_unknown_tfds_is_named_in_one_line():

@@ -47,6 +47,17 @@ class ComputeConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
+def at_least(config: Any, **least: float) -> None:
+    """Check fields of a dataclass that must not be smaller than a number.
+
+    Raises:
+        DyntokError: the first one that is smaller, or no number.
+    """
+    for name, bound in least.items():
+        if not getattr(config, name) >= bound:
+            raise DyntokError(f"{name}: {getattr(config, name)} is not at least {bound:g}")
+
+
 def load_config(path: Path | None) -> ComputeConfig:
     """Read a YAML file of :class:`ComputeConfig`'s fields; None gives the defaults.
 

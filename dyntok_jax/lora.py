@@ -101,6 +101,15 @@ class Base(Protocol):
         ...
 
 
+def params_digest(params: Any) -> hashlib._Hash:
+    """SHA-256 of nested parameters as float32, to which more can be added."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.asarray(leaf, np.float32, order="C").tobytes())
+    return digest
+
+
 def headed(architecture: Architecture, kind: Any, labels: Sequence[str]) -> Architecture:
     """The architecture with a task's head in place of whatever head it has."""
     return replace(architecture, head=kind, labels=tuple(labels))
@@ -108,10 +117,7 @@ def headed(architecture: Architecture, kind: Any, labels: Sequence[str]) -> Arch
 
 def base_hash(model: Base) -> str:
     """SHA-256 of a model's parameters and of some of its rows, as float32."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(model.params, sep="/").items()):
-        digest.update(path.encode())
-        digest.update(np.asarray(leaf, np.float32, order="C").tobytes())
+    digest = params_digest(model.params)
     rows = model.source.input
     places = np.unique(np.linspace(0, len(rows) - 1, HASHED_ROWS).astype(int))
     digest.update(np.asarray(rows[places], np.float32).tobytes())

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -137,6 +138,16 @@ def shard_params(params: Any, abstract: Any, mesh: Mesh) -> Any:
         DyntokError: as :func:`param_shardings`.
     """
     return jax.device_put(params, param_shardings(abstract, mesh))
+
+
+def on_host(arrays: Any) -> Any:
+    """Host copies of arrays, also of those that lie on devices of several processes.
+
+    In a run of several processes all of them must ask, and all get whole arrays.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 def gathered(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dyntok_jax.config import ComputeConfig
+from dyntok_jax.config import ComputeConfig, at_least
+from dyntok_jax.types import DyntokError
 from train.data import DataConfig
 from train.distill import DistillConfig
 from train.loop import TrainingConfig
@@ -42,6 +43,11 @@ class HypernetShape:
     separate_output: bool = False
     start: Path | None = None
 
+    def __post_init__(self) -> None:
+        at_least(self, hidden=1, feed_forward=1, layers=1, heads=1, surface_length=1)
+        if self.hidden % self.heads:
+            raise DyntokError(f"hidden: {self.hidden} units do not split into {self.heads} heads")
+
 
 @dataclass(frozen=True)
 class HypernetRun:
@@ -70,3 +76,6 @@ class HypernetRun:
     distill: DistillConfig = field(default_factory=DistillConfig)
     zett: ZettConfig = field(default_factory=ZettConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, held_out_batches=1)

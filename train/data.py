@@ -188,7 +188,13 @@ def _shares(config: DataConfig, sizes: Sequence[int | None]) -> tuple[np.ndarray
         mass = source.weight * (size if countable and size else 1)
         masses[languages.index(source.language), number] = mass
     of_languages = masses.sum(1)
-    powers = (of_languages / of_languages.max()) ** config.exponent
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        powers = (of_languages / of_languages.max()) ** config.exponent
+    if not np.isfinite(powers.sum()):
+        weights = ", ".join(f"{source.weight:g}" for source in config.sources)
+        raise DyntokError(
+            f"data.exponent {config.exponent:g} and sources of weight {weights} give no shares"
+        )
     return powers / powers.sum(), masses / of_languages[:, None]
 
 

@@ -8,7 +8,7 @@ hypernetwork is trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dyntok_jax.config import ComputeConfig
+from dyntok_jax.config import ComputeConfig, at_least
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.lora import base_hash, params_digest
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
@@ -83,6 +84,13 @@ class DistillConfig:
     drawn: int = 256
 
     def __post_init__(self) -> None:
+        at_least(self, sequences=1, max_length=2, hidden=0, pooled=0, divergence=0, output=0)
+        at_least(self, scored=1)
+        if self.layers is not None:
+            at_least(self, layers=1)
+        low, high = self.merge_rates
+        if not 0 <= low <= high <= 100 or not high:
+            raise DyntokError(f"merge_rates: {low} to {high} is no range of percentages")
         if self.vocabulary is not None and (self.drawn < 1 or not self.output):
             raise DyntokError(
                 "distill.vocabulary: tokens of it are drawn for the loss distill.output; give that "
@@ -147,7 +155,10 @@ class Distillation:
         self.config, self.hypernet_config = config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out
-        self.is_encoder, self.hf_config = model.kind == "encoder", model.hf_config
+        self.is_encoder = model.kind == "encoder"
+        # Rescalers, which never change, come from the start as well, and are in no checkpoint.
+        first = None if start is None else params_digest(start).hexdigest()
+        self._origin = {"model": model.hf_config, "base": base_hash(model), "start": first}
         dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
         self.network = model_module(shortened, dtype, compute.remat)
         self.whole = model_module(model.architecture, dtype)
@@ -185,9 +196,13 @@ class Distillation:
             "data": data,
             "seed": self.seed,
             "dtype": jnp.dtype(self.hypernet.dtype).name,
-            "model": self.hf_config,
         }
-        return json.loads(json.dumps(settings, default=str))
+        return json.loads(json.dumps(settings | self._origin, default=str))
+
+    @property
+    def beginnings(self) -> Sequence[Any]:
+        """There is one kind of batches."""
+        return (None,)
 
     def shardings(self) -> Any:
         """Sharding of the trained parameters."""

@@ -30,12 +30,13 @@ from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import LoadedModel, load_model, load_source, save_model
+from dyntok_jax.sharding import on_host
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.held_out import HeldOut
-from train.loop import dry_run, train
+from train.loop import dry_run, make_folder, train
 from train.preparation import Preparation
 from train.zett import ZettTask
 from train.zett_hypernet import zett_shape
@@ -69,14 +70,18 @@ def main(arguments: list[str] | None = None) -> None:
         run = read_config(HypernetRun, options.config, options.overrides)
         if options.distributed:
             jax.distributed.initialize()
+        if not options.dry_run:
+            make_folder(run.training.out)
         task = make_task(run)
         if options.dry_run:
-            print(dry_run(task, run.training))
+            print(*dry_run(task, run.training), sep="\n")
             return
         trained = train(task, run.training)
+        params = on_host(task.hypernet_params(trained))
+        model = task.trained_model(on_host(trained)) if isinstance(task, ZettTask) else None
         if jax.process_index() == 0:
-            _export(run, task.hypernet_config, task.hypernet_params(trained))
-            if isinstance(task, ZettTask) and (model := task.trained_model(trained)):
+            _export(run, task.hypernet_config, params)
+            if model:
                 _export_model(run, model)
     except DyntokError as error:
         sys.exit(f"error: {error}")
@@ -85,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
     """Write the trained hypernetwork into the run's folder."""
     folder, base = run.training.out / "hypernet", resolve(run.model)
-    save_hypernet(folder, config, jax.device_get(params), dtype=jnp.float16)
+    save_hypernet(folder, config, params, dtype=jnp.float16)
     source = SourceEmbeddings(load_source(base).input)
     write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
     logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dyntok_jax.checkpoint import Checkpoints
+from dyntok_jax.config import at_least
 from dyntok_jax.files import atomic_path
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
@@ -23,6 +24,7 @@ from train.feed import Fed, Feed, put
 from train.metrics import Clock, Metrics
 from train.optim import OptimizerConfig, make_optimizer
 from train.step import Products, Report, State, initial_state, make_step
+from train.step_cost import product_flops
 from train.stopping import Stop, stop_signals
 from train.task import Task
 
@@ -63,6 +65,9 @@ class TrainingConfig:
     tensorboard: bool = False
     products: Products = "float32"
 
+    def __post_init__(self) -> None:
+        at_least(self, seed=0, log_every=1, keep=1, checkpoint_every=0, evaluate_every=0)
+
 
 class Flight(NamedTuple):
     """A step that was handed to the devices and whose report was not read yet."""
@@ -87,7 +92,7 @@ def train(task: Task, config: TrainingConfig) -> Any:
             finite (the batch is saved and named), a checkpoint that cannot be saved or read.
     """
     _check(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     folder = config.out / "checkpoints"
     with Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints:
         run = _Run(task, config, checkpoints)
@@ -97,13 +102,22 @@ def train(task: Task, config: TrainingConfig) -> Any:
         return run.trained()
 
 
+def make_folder(out: Path | None) -> None:
+    """Make the folder of a run, before anything is loaded that would be lost without it.
+
+    Raises:
+        DyntokError: it cannot be made.
+    """
+    if not out:
+        raise DyntokError("training.out: is empty; give a folder for the run")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyntokError(f"training.out: {out} cannot be made ({error.strerror})") from error
+
+
 def _check(config: TrainingConfig) -> None:
-    for name, least in (("steps", 1), ("log_every", 1), ("keep", 1)):
-        if getattr(config, name) < least:
-            raise DyntokError(f"{name}: {getattr(config, name)} is not at least {least}")
-    for name in ("checkpoint_every", "evaluate_every"):
-        if getattr(config, name) < 0:
-            raise DyntokError(f"{name}: {getattr(config, name)} is negative")
+    at_least(config, steps=1)
     if config.best is not None and not config.evaluate_every:
         raise DyntokError(f"best: {config.best} needs evaluations, but evaluate_every is 0")
 
@@ -257,8 +271,16 @@ class _Run:
         self.reports, self.tokens, self.feed.waited = [], 0, 0.0
 
     def _evaluate(self) -> dict[str, float]:
-        figures = self.task.evaluate(self.state.trainables)
+        try:
+            figures = self.task.evaluate(self.state.trainables)
+        except Exception:
+            # What is wrong with the held-out texts should not cost the steps so far.
+            self._save(None)
+            self.checkpoints.wait()
+            raise
         if self.config.best is not None and self.config.best not in figures:
+            self._save(None)
+            self.checkpoints.wait()
             names = ", ".join(figures)
             raise DyntokError(f"best: no figure {self.config.best!r} in the evaluation ({names})")
         self.metrics.write(self.done, "evaluation", figures)
@@ -275,12 +297,18 @@ class _Run:
         )
 
     def _fail(self, flight: Flight, report: Report) -> None:
-        path = save_batch(self.config.out, flight.step, flight.fed.loaded.batch)
         self._save(None)
         self.checkpoints.wait()
+        found = f"loss {report.loss}, gradient norm {report.grad_norm}"
+        if np.isfinite([report.loss, report.grad_norm]).all():
+            found += ", but the optimizer's update is not finite"
+        try:
+            where = f"is in {save_batch(self.config.out, flight.step, flight.fed.loaded.batch)}"
+        except (DyntokError, OSError) as error:
+            where = f"could not be saved ({error})"
         raise DyntokError(
-            f"step {flight.step}: loss {report.loss}, gradient norm {report.grad_norm}; the batch "
-            f"is in {path}, the parameters before it in the checkpoint of step {self.done}"
+            f"step {flight.step}: {found}; the batch {where}, the parameters before it are in the "
+            f"checkpoint of step {self.done}"
         )
 
 
@@ -310,30 +338,37 @@ class DryRun(NamedTuple):
 
     Attributes:
         parameters: trainable ones.
+        batch: what kind of batch the step takes.
         bytes_per_device: arguments, results and temporaries of a step.
-        flops: of a step on one device, as the compiler counts them.
-        compile_seconds: to compile the step for the shapes of the first batch.
+        flops: of the step's matrix products, on all devices together.
+        compile_seconds: to compile the step for the shapes of such a batch.
     """
 
     parameters: int
+    batch: str
     bytes_per_device: int
-    flops: float
+    flops: int
     compile_seconds: float
 
 
-def dry_run(task: Task, config: TrainingConfig) -> DryRun:
-    """Compiles the step for the task's first batch without running it."""
+def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
+    """Compiles the step for a batch of each kind that the task has, without running it."""
     _check(config)
     optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state, shardings = initial_state(task, optimizer, config.seed)
-    batch = put(next(task.batches(None)).batch, task.mesh)
     sound = jax.device_put(np.True_, replicated(task.mesh))
-    start = time.perf_counter()
-    step: Any = make_step(task, optimizer, schedule, shardings, config.products)
-    compiled = step.lower(state, sound, task.frozen, batch).compile()
-    seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    step = make_step(task, optimizer, schedule, shardings, config.products)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.trainables))
-    return DryRun(parameters, needed, float(cost.get("flops", 0.0)), seconds)
+
+    def compiled(batch: Any) -> DryRun:
+        inputs = (state, sound, task.frozen, put(batch, task.mesh))
+        start = time.perf_counter()
+        program: Any = step.lower(*inputs).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        seconds = time.perf_counter() - start
+        memory = program.memory_analysis()
+        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        kind = type(batch).__name__
+        return DryRun(parameters, kind, needed, product_flops(step, *inputs), seconds)
+
+    return [compiled(next(task.batches(place)).batch) for place in task.beginnings]

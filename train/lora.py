@@ -23,7 +23,7 @@ from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
-from train.loop import dry_run, train
+from train.loop import dry_run, make_folder, train
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 
@@ -42,10 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run = read_config(LoraRun, options.config, options.overrides)
+        if not options.dry_run:
+            make_folder(run.training.out)
         task = make_task(run)
         training = replace(run.training, steps=task.steps)
         if options.dry_run:
-            print(dry_run(task, training))
+            print(*dry_run(task, training), sep="\n")
             return
         folder = run.training.out / "adapter"
         adapter = task.adapter(train(task, training))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -121,6 +121,11 @@ class LoraTask:
     def steps(self) -> int:
         """Length of the run."""
         return self.run.epochs * self.batcher.per_epoch or self.run.training.steps
+
+    @property
+    def beginnings(self) -> Sequence[Any]:
+        """There is one kind of batches."""
+        return (None,)
 
     def shardings(self) -> Any:
         """Sharding of every array of the adapter and the head."""

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from optax import contrib
 
+from dyntok_jax.config import at_least
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
 
@@ -34,6 +35,9 @@ class Phase:
     warmup: int = 0
     decay: Literal["constant", "linear", "cosine"] = "linear"
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, peak=0, end=0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, eps=0, weight_decay=0, clip=0, accumulate=1)
+        if not self.update_rms > 0:
+            raise DyntokError(f"update_rms: {self.update_rms} is not above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise DyntokError(f"betas: {self.betas} are not from 0 to below 1")
 
 
 def make_schedule(phases: tuple[Phase, ...], steps: int) -> optax.Schedule:
@@ -116,11 +127,11 @@ def make_optimizer(
         DyntokError: an unknown name, or a value outside its range.
     """
     schedule = make_schedule(config.phases, steps)
-    if config.accumulate < 1:
-        raise DyntokError(f"optimizer.accumulate: {config.accumulate} is not at least 1")
-
-    if not config.update_rms > 0:
-        raise DyntokError(f"optimizer.update_rms: {config.update_rms} is not above 0")
+    if config.accumulate > steps:
+        raise DyntokError(
+            f"optimizer.accumulate: {config.accumulate} batches make an update, and the run has "
+            f"{steps}"
+        )
 
     def rate(updates: Any) -> Any:
         return schedule(updates * config.accumulate)

@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Scalars of a step; ``sound`` is False from the first step whose loss is not finite on."""
+    """Scalars of a step; ``sound`` is False from the first step with what is not finite on."""
 
     sound: jax.Array
     loss: jax.Array
@@ -54,8 +54,8 @@ def make_step(
 ) -> Callable[..., tuple[State, Report]]:
     """The jitted function ``(state, sound, frozen, batch)`` of a step; it takes the state over.
 
-    A loss or gradient that is not finite leaves the state as it was, and so do all later steps:
-    the host, which reads reports one step late, finds the parameters before the bad batch.
+    A loss, gradient or update that is not finite leaves the state as it was, and so do all later
+    steps: the host, which reads reports one step late, finds the parameters before the bad batch.
 
     Args:
         task: gives the loss.
@@ -75,6 +75,8 @@ def make_step(
         norm = optax.tree.norm(grads)
         sound = sound & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, moments = optimizer.update(grads, state.optimizer, state.trainables)
+        # A learning rate or moment that is not finite spoils the parameters before any loss.
+        sound = sound & jnp.isfinite(optax.tree.norm(updates))
         trainables = optax.apply_updates(state.trainables, updates)
         new = State(trainables, moments, state.key, state.step + 1)
         new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)

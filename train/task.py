@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -40,6 +40,11 @@ class Task(Protocol):
     @property
     def frozen(self) -> Any:
         """Arrays that the loss reads and nothing changes, on the mesh."""
+        ...
+
+    @property
+    def beginnings(self) -> Sequence[Any]:
+        """A position where batches of each kind begin; None is the start."""
         ...
 
     def init(self, key: PRNGKeyArray) -> Any:

@@ -59,8 +59,11 @@ class SamplerConfig:
             problems.append(f"sizes from {self.minimum} to {self.maximum}")
         if min(self.texts, self.longest, self.stride) < 1:
             problems.append("texts, longest or stride below 1")
-        if min(self.std, self.noise, self.noise_spread) < 0:
-            problems.append("a negative std, noise or noise_spread")
+        spreads = (self.std, self.noise, self.noise_spread)
+        if not all(0 <= spread < math.inf for spread in spreads):
+            problems.append("a negative or infinite std, noise or noise_spread")
+        if not math.isfinite(self.mean):
+            problems.append(f"a mean of {self.mean}")
         if problems:
             raise DyntokError(f"sampler: {'; '.join(problems)}")
 

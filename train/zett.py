@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig
+from dyntok_jax.lora import base_hash
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
@@ -116,6 +117,7 @@ class ZettTask:
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,
+            "base": base_hash(self._base),
         }
         return json.loads(json.dumps(settings))
 
@@ -128,6 +130,15 @@ class ZettTask:
         """
         del key
         return self._first
+
+    @property
+    def beginnings(self) -> Sequence[Any]:
+        """Identity batches come first, if there are any, then those of texts."""
+        count = self.config.identity_steps
+        if self.config.identity_only:
+            return (None,)
+        texts = {"identity": count, "language": None}
+        return (None, texts) if count else (texts,)
 
     def shardings(self) -> Any:
         """Sharding of every trainable parameter."""
@@ -236,7 +247,8 @@ class ZettTask:
 
     @cached_property
     def _jitted_predict(self) -> Any:
-        return jax.jit(self.predict)
+        # Whole everywhere: of several processes each reads all rows.
+        return jax.jit(self.predict, out_shardings=replicated(self.mesh))
 
     @cached_property
     def _jitted_loss(self) -> Any:

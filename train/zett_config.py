@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dyntok_jax.config import at_least
 from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -45,6 +46,10 @@ class ZettConfig:
     language_table: bool = True
     evaluation_batches: int = 4
     targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_least(self, identity_steps=0, identity_rows=1, sequences=1, overlap_weight=0)
+        at_least(self, evaluation_batches=1)
 
 
 def mask_id(tokenizer: BaseTokenizer) -> int | None:

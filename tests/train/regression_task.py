@@ -30,6 +30,10 @@ class Regression:
         self.frozen = {"noise": jnp.float32(0.01)}
         self.taken = []
 
+    @property
+    def beginnings(self):
+        return (None,)
+
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, key):
         shapes = {"first": (4, self.width), "bias": (self.width,), "second": (self.width, 1)}

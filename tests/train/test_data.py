@@ -334,3 +334,9 @@ def test_a_run_that_ends_with_batches_begun_does_not_hang(start):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
     assert errors == ""
+
+
+@pytest.mark.parametrize("changes", [{"exponent": float("nan")}, {"exponent": -1e4}])
+def test_shares_that_are_no_numbers(config, changes):
+    with pytest.raises(DyntokError, match="give no shares"):
+        next(batches(dataclasses.replace(config, workers=0, **changes), keep, seed=0))

@@ -232,6 +232,18 @@ def test_command_trains_and_its_result_is_loaded(encoder, text_file, tmp_path, m
         (["training.steps=0"], "steps: 0"),
         (["data.sources=[]"], "sources is empty"),
         (["distill.sequences=3"], "3 do not split over"),
+        (["distill.sequences=-8"], "sequences: -8 is not at least 1"),
+        (["distill.merge_rates=[90, 10]"], "merge_rates: 90.0 to 10.0"),
+        (["distill.merge_rates=[.nan, 10]"], "merge_rates: nan"),
+        (["distill.layers=0"], "layers: 0 is not at least 1"),
+        (["hypernet.heads=3"], "16 units do not split into 3 heads"),
+        (["hypernet.heads=0"], "heads: 0 is not at least 1"),
+        (["held_out_batches=0"], "held_out_batches: 0"),
+        (["training.seed=-1"], "seed: -1"),
+        (["training.out="], "training.out: is empty"),
+        (["training.out=/dev/null/run"], "/dev/null/run cannot be made"),
+        (["training.optimizer.phases=[{peak: .nan}]"], "peak: nan"),
+        (["training.optimizer.betas=[0.9, 1.0]"], "betas"),
     ],
 )
 def test_command_refuses_in_one_line(overrides, words, encoder, text_file, tmp_path, monkeypatch):

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.zett import save_hypernet
+from dyntok_jax.models.weights import load_model, save_model
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
@@ -20,14 +23,33 @@ from train.loop import TrainingConfig, _Run, train
 from train.text_sources import TextSource
 
 
-def test_another_model_or_dtype_cannot_go_on(encoder, tmp_path):
+@pytest.fixture
+def run(encoder, tmp_path) -> HypernetRun:
     text_file = tmp_path / "xx.txt"
     text_file.write_text("The lazy dog sleeps all day long.\n" * 8, "utf-8")
     data = DataConfig((TextSource("xx", files=str(text_file)),), texts=4, workers=0)
     shape = HypernetShape(hidden=16, feed_forward=16, layers=1, heads=2, surface_length=6)
     sizes = DistillConfig(sequences=8, max_length=32)
     out = TrainingConfig(tmp_path / "run", steps=4)
-    run = HypernetRun(str(encoder), data, out, hypernet=shape, distill=sizes)
+    return HypernetRun(str(encoder), data, out, hypernet=shape, distill=sizes)
+
+
+def test_settings_tell_other_weights_and_another_start(run, encoder, tmp_path):
+    task = make_task(run)
+    first = task.settings
+    shutil.copytree(encoder, tmp_path / "tuned")
+    model = load_model(encoder)
+    save_model(tmp_path / "tuned", model._replace(params=jax.tree.map(jnp.sin, model.params)))
+    tuned = make_task(dataclasses.replace(run, model=str(tmp_path / "tuned"))).settings
+    assert {name for name in first if first[name] != tuned[name]} == {"base"}
+    params = task.hypernet_params(task.init(jax.random.key(0)))
+    save_hypernet(tmp_path / "start", task.hypernet_config, params)
+    shape = dataclasses.replace(run.hypernet, start=tmp_path / "start")
+    started = make_task(dataclasses.replace(run, hypernet=shape)).settings
+    assert {name for name in first if first[name] != started[name]} == {"start"}
+
+
+def test_another_model_or_dtype_cannot_go_on(run, encoder, tmp_path):
     task, training = make_task(run), run.training
     with Checkpoints(training.out / "checkpoints") as checkpoints:
         settings = _Run(task, training, checkpoints).settings

@@ -19,8 +19,8 @@ def write_run(folder: Path, model: Path) -> Path:
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     lines = [" ".join(random.choice(TEXT.split(), 24)) for _ in range(64)]
-    texts = {"texts": 8, "workers": 0}
-    texts["sources"] = [{"language": "en", "files": str(folder / "en.txt")}]
+    source = {"language": "en", "files": str(folder / "en.txt")}
+    texts = {"texts": 8, "workers": 0, "sources": [source]}
     (folder / "en.txt").write_text("\n".join(lines), "utf-8")
     run = {
         "model": str(model),

@@ -164,6 +164,16 @@ def test_more_devices_go_on_where_one_stopped(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, whole)
 
 
+def test_an_update_that_is_not_finite_never_reaches_the_parameters(tmp_path):
+    phases = (Phase(peak=float("inf"), decay="constant"),)
+    with pytest.raises(DyntokError, match=r"step 1: .* the optimizer's update is not finite"):
+        train(Regression(), config(tmp_path, 4, optimizer=OptimizerConfig(phases=phases)))
+    phases = (Phase(peak=1e-2, warmup=2, steps=2), Phase(peak=float("inf"), decay="constant"))
+    with pytest.raises(DyntokError, match="in the checkpoint of step 2"):
+        train(Regression(), config(tmp_path / "later", 4, optimizer=OptimizerConfig(phases=phases)))
+    assert checkpoints(tmp_path / "later")[-1] == 2
+
+
 def stop_after(task, step):
     """Sends this process SIGTERM in the evaluation after a step."""
     evaluate, calls = task.evaluate, []

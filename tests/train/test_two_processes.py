@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    (tmp_path / "xx.txt").write_text("\n".join(f"text {i}" for i in range(40)), "utf-8")
+def run_both(program: Sequence[str | Path], *arguments: str | Path) -> None:
+    """Runs a Python program twice at once, each with its index, a port and these arguments."""
     root, port = PROGRAM.parents[2], str(free_port())
     path = os.pathsep.join(map(str, (root, PROGRAM.parent)))
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path}
     processes = [
         subprocess.Popen(
-            [sys.executable, PROGRAM, str(index), port, tmp_path],
+            [sys.executable, *program, str(index), port, *arguments],
             env=env,
             cwd=root,
             stderr=subprocess.PIPE,
@@ -45,6 +45,12 @@ def test_two_processes_train_as_one(tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    (tmp_path / "xx.txt").write_text("\n".join(f"text {i}" for i in range(40)), "utf-8")
+    run_both([PROGRAM], tmp_path)
     found = [json.loads((tmp_path / f"process_{i}.json").read_text("utf-8")) for i in range(2)]
     first, second = (set(process["texts"]) for process in found)
     assert len(first) == len(second) == 20 and not first & second

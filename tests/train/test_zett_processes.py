@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from test_two_processes import free_port
+from test_two_processes import run_both
 from zett_run import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -19,33 +19,18 @@ PROGRAM = """
 import sys
 import jax
 from train.hypernet import main
-jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 main(["--config", *sys.argv[3:]])
 """
 
 
 @pytest.mark.slow
 def test_two_processes_leave_what_one_does(decoder, tmp_path):
-    mesh = ["compute.mesh={data: 1, fsdp: 2}"]
     two = write_run(tmp_path / "two", decoder)
-    port, env = str(free_port()), os.environ | {"XLA_FLAGS": ""}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(index), str(two), *mesh],
-            env=env,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=600)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
+    run_both(["-c", PROGRAM], two, "compute.mesh={data: 1, fsdp: 2}")
     one = write_run(tmp_path / "one", decoder)
     command = [sys.executable, "-m", "train.hypernet", "--config", str(one)]
+    env = os.environ | {"XLA_FLAGS": ""}
     subprocess.run([*command, "compute.mesh={data: 1}"], env=env, cwd=ROOT, check=True)
     runs = [yaml.safe_load(path.read_text())["training"]["out"] for path in (one, two)]
     for part, tolerance in (("hypernet", 2e-3), ("model", 1e-5)):

@@ -20,7 +20,7 @@ from train.hypernet import make_task
 from train.loop import train
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 30
 TEXTS = (
     "The lazy dog sleeps all day long while the quick fox jumps over it.",
     "Der alte Mann erzählte heute Abend Geschichten über ferne Länder.",
@@ -42,8 +42,8 @@ def write_run(folder: Path, model: Path) -> Path:
             "out": str(folder / "killed"),
             "steps": STEPS,
             "checkpoint_every": 1,
-            "keep": STEPS,
-            "optimizer": {"name": "muon", "phases": [{"peak": 1e-2}]},
+            "keep": 2,
+            "optimizer": {"name": "muon", "phases": [{"peak": 1e-3}]},
         },
         "compute": {"mesh": {"data": 1}},
     }
@@ -59,8 +59,9 @@ def trained(config: Path, out: Path, *overrides: str):
 
 
 def newest(out: Path) -> int:
-    steps = (out / "checkpoints").glob("*/commit_success.txt")
-    return max((int(path.parent.name) for path in steps), default=0)
+    """Step of the newest checkpoint that was written to the end."""
+    folders = (path.parent.name for path in (out / "checkpoints").glob("*/commit_success.txt"))
+    return max((int(name) for name in folders if name.isdigit()), default=0)
 
 
 def kill_at(config: Path, out: Path, step: int) -> None:
@@ -77,7 +78,7 @@ def kill_at(config: Path, out: Path, step: int) -> None:
 @pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one(encoder, tmp_path):
     config = write_run(tmp_path, encoder)
-    step = int(np.random.default_rng().integers(2, STEPS - 3))
+    step = int(np.random.default_rng().integers(2, 9))
     kill_at(config, tmp_path / "killed", step)
     assert step <= newest(tmp_path / "killed") < STEPS
     shutil.copytree(tmp_path / "killed", tmp_path / "moved")

@@ -273,16 +273,16 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         try:
             figures = self.task.evaluate(self.state.trainables)
+            if self.config.best is not None and self.config.best not in figures:
+                names = ", ".join(figures)
+                raise DyntokError(
+                    f"best: no figure {self.config.best!r} in the evaluation ({names})"
+                )
         except Exception:
-            # What is wrong with the held-out texts should not cost the steps so far.
+            # What is wrong with an evaluation should not cost the steps so far.
             self._save(None)
             self.checkpoints.wait()
             raise
-        if self.config.best is not None and self.config.best not in figures:
-            self._save(None)
-            self.checkpoints.wait()
-            names = ", ".join(figures)
-            raise DyntokError(f"best: no figure {self.config.best!r} in the evaluation ({names})")
         self.metrics.write(self.done, "evaluation", figures)
         return figures
 
@@ -357,13 +357,13 @@ def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
     optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state, shardings = initial_state(task, optimizer, config.seed)
     sound = jax.device_put(np.True_, replicated(task.mesh))
-    step = make_step(task, optimizer, schedule, shardings, config.products)
+    step: Any = make_step(task, optimizer, schedule, shardings, config.products)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.trainables))
 
     def compiled(batch: Any) -> DryRun:
         inputs = (state, sound, task.frozen, put(batch, task.mesh))
         start = time.perf_counter()
-        program: Any = step.lower(*inputs).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        program = step.lower(*inputs).compile()
         seconds = time.perf_counter() - start
         memory = program.memory_analysis()
         needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes

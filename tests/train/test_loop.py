@@ -174,6 +174,16 @@ def test_an_update_that_is_not_finite_never_reaches_the_parameters(tmp_path):
     assert checkpoints(tmp_path / "later")[-1] == 2
 
 
+@pytest.mark.parametrize("fields", [{}, {"best": "nothing"}])
+def test_a_failing_evaluation_keeps_the_steps_before_it(tmp_path, monkeypatch, fields):
+    task = Regression()
+    if not fields:
+        monkeypatch.setattr(task, "evaluate", lambda trainables: 1 / 0)
+    with pytest.raises((ZeroDivisionError, DyntokError), match=r"division|no figure 'nothing'"):
+        train(task, config(tmp_path, 9, evaluate_every=3, **fields))
+    assert checkpoints(tmp_path) == [3]
+
+
 def stop_after(task, step):
     """Sends this process SIGTERM in the evaluation after a step."""
     evaluate, calls = task.evaluate, []

@@ -81,6 +81,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["B"]))
 
 
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch's first axis the devices of this process hold, and of how many parts.
+
+    Processes that only differ along ``model`` hold the same part.
+
+    Raises:
+        DyntokError: the devices of this process hold no part, or none of one piece.
+    """
+    cuts = mesh.shape["data"] * mesh.shape["fsdp"]
+    held = batch_sharding(mesh).addressable_devices_indices_map((cuts,)).values()
+    starts = sorted({index[0].start or 0 for index in held if index is not None})
+    if not starts or starts[-1] - starts[0] != len(starts) - 1 or starts[0] % len(starts):
+        raise DyntokError(
+            f"mesh {dict(mesh.shape)}: process {jax.process_index()} has no part of the batch of "
+            "one piece; choose data×fsdp so that each process has equally many of its devices"
+        )
+    return starts[0] // len(starts), cuts // len(starts)
+
+
 def param_shardings(abstract: Any, mesh: Mesh) -> Any:
     """Sharding of every parameter, a tree like the parameters'.
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig, at_least
@@ -27,7 +28,7 @@ from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, model_module
-from dyntok_jax.sharding import apply, make_mesh, replicated, shard_params
+from dyntok_jax.sharding import apply, batch_part, make_mesh, replicated, shard_params
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.distill_losses import (
@@ -222,15 +223,26 @@ class Distillation:
         return trainables | self.frozen["rescalers"]
 
     def batches(self, position: Any) -> Iterator[Loaded]:
-        """Merged texts, endless."""
+        """Merged texts, endless; of several processes each reads and merges its own."""
+        index, count = batch_part(self.mesh)
         return batches(
-            self.data,
-            self.preparation,
+            replace(self.data, texts=-(-self.data.texts // count)),
+            replace(self.preparation, sequences=self.config.sequences // count),
             seed=self.seed,
             position=position,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
+
+    def agree(self, batch: Any) -> Any:
+        """The part of this process, in the sizes of the largest part."""
+        index, count = batch_part(self.mesh)
+        if count == 1:
+            return batch
+        sizes = np.array(batch.sizes)
+        if jax.process_count() > 1:
+            sizes = multihost_utils.process_allgather(sizes).max(0)
+        return self.preparation.as_part(batch, sizes.tolist(), index, count)
 
     def loss(
         self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray
@@ -301,7 +313,11 @@ class Distillation:
         merged = predicted.input if predicted.output is None else predicted.output
         student = logits(last[row, place], own)
         valid = batch.mask[row, place] & batch.mask[row, place + 1]
-        beyond = logits(last[row, place], merged) + batch.shift
+        beyond = logits(last[row, place], merged)
+        beyond += jnp.concatenate([batch.short_shift, batch.long_shift])
+        # What other processes merged is no choice here: the same token may be among it again.
+        makers = jnp.concatenate([batch.short_maker, batch.long_maker])
+        beyond = jnp.where(batch.maker[row][:, None] == makers, beyond, -jnp.inf)
         following = batch.ids[row, place + 1]
         is_own = following < len(batch.own)
         target = jnp.where(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dyntok_jax.sharding import batch_sharding, replicated
+from dyntok_jax.sharding import batch_part, batch_sharding, replicated
 from train.task import Loaded
 
 
 class Fed(NamedTuple):
-    """A batch on the host and on the devices."""
+    """A batch on the host and on the devices, where it waits for an agreement until it is taken."""
 
     loaded: Loaded
     arrays: Any
@@ -26,17 +26,26 @@ class Fed(NamedTuple):
 class Feed:
     """A thread that takes batches from an iterator, some ahead; use it as a context manager."""
 
-    def __init__(self, batches: Iterator[Loaded], mesh: Mesh, ahead: int = 3):
+    def __init__(
+        self,
+        batches: Iterator[Loaded],
+        mesh: Mesh,
+        ahead: int = 3,
+        agree: Callable[[Any], Any] | None = None,
+    ):
         """Starts the thread.
 
         Args:
             batches: endless; only the thread touches it.
             mesh: devices of the run.
             ahead: batches that may wait.
+            agree: makes a batch one that all processes can put together, or None. Processes talk
+                by programs on the devices, which must be started in one order everywhere: it is
+                called by ``next``, between two steps, and not by the thread.
         """
         self.waited = 0.0
         """Seconds for which the devices had nothing to do but wait for a batch."""
-        self._mesh = mesh
+        self._mesh, self._agree = mesh, agree
         self._queue: queue.Queue[Fed | BaseException] = queue.Queue(ahead)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(batches,), daemon=True)
@@ -68,12 +77,21 @@ class Feed:
             self.waited += time.perf_counter() - start
         if isinstance(item, BaseException):
             raise item
-        return item
+        return item if self._agree is None else self._agreed(item, self._agree, running)
+
+    def _agreed(self, item: Fed, agree: Callable[[Any], Any], running: Any) -> Fed:
+        jax.block_until_ready(running)
+        start = time.perf_counter()
+        batch = agree(item.loaded.batch)
+        agreed = Fed(item.loaded._replace(batch=batch), put(batch, self._mesh))
+        self.waited += time.perf_counter() - start
+        return agreed
 
     def _run(self, batches: Iterator[Loaded]) -> None:
         try:
             for loaded in batches:
-                self._put(Fed(loaded, put(loaded.batch, self._mesh)))
+                arrays = None if self._agree else put(loaded.batch, self._mesh)
+                self._put(Fed(loaded, arrays))
                 if self._stopping.is_set():
                     return
             self._put(RuntimeError("the batches of a task must be endless"))
@@ -95,16 +113,17 @@ class Feed:
 def put(batch: Any, mesh: Mesh) -> Any:
     """A batch on the devices, each array split along its first axis where the mesh divides it.
 
-    In a run of several processes each gives its own part of the first axis; arrays that the mesh
-    does not divide must then be alike everywhere.
+    In a run of several processes each gives its own part of the first axis
+    (``sharding.batch_part``); arrays that the mesh does not divide must then be alike everywhere.
     """
     split, whole = batch_sharding(mesh), replicated(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    cuts = mesh.shape["data"] * mesh.shape["fsdp"]
+    _, parts = batch_part(mesh)
 
     def place(array: Any) -> jax.Array:
         array = np.asarray(array)
-        size = array.shape[0] * jax.process_count() if array.ndim else 0
-        where = split if array.ndim and size % parts == 0 else whole
+        size = array.shape[0] * parts if array.ndim else 0
+        where = split if array.ndim and size % cuts == 0 else whole
         return jax.make_array_from_process_local_data(where, array)
 
     return jax.tree.map(place, batch)

@@ -112,9 +112,6 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
     model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
     if run.objective == "zett":
         return _zett(run, model, tokenizer)
-    if jax.process_count() > 1:
-        # Their batches would differ in shape: each is rounded up to buckets of its own.
-        raise DyntokError("objective distill runs in one process, on all of its devices")
     shape = hypernet_config(run.hypernet, model, tokenizer)
     config = run.distill
     preparation = Preparation(

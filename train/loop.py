@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.config import at_least
 from dyntok_jax.files import atomic_path
-from dyntok_jax.sharding import replicated
+from dyntok_jax.sharding import batch_part, replicated
 from dyntok_jax.types import DyntokError
 from train.feed import Fed, Feed, put
 from train.metrics import Clock, Metrics
@@ -144,6 +144,7 @@ class _Run:
             }
         }
         self.done, self.position = 0, None
+        _, self.parts = batch_part(task.mesh)
         self.shapes: set[Any] = set()
         self.clock = Clock()
         self.reports: list[dict[str, float]] = []
@@ -168,10 +169,11 @@ class _Run:
         """Trains up to the last step."""
         config = self.config
         batches = self.task.batches(self.position)
+        agree = self.task.agree if jax.process_count() > 1 else None
         self.metrics = Metrics(config.out, self.done, config.steps, config.tensorboard)
         with (
             contextlib.closing(self.metrics),
-            Feed(batches, self.task.mesh) as self.feed,
+            Feed(batches, self.task.mesh, agree=agree) as self.feed,
             stop_signals() as stop,
         ):
             self._steps(stop)
@@ -245,7 +247,7 @@ class _Run:
         if not report.sound:
             self._fail(flight, report)
         self.done, self.position = flight.step, flight.fed.loaded.position
-        self.tokens += flight.fed.loaded.tokens * jax.process_count()
+        self.tokens += flight.fed.loaded.tokens * self.parts
         self.reports.append(
             {"loss": report.loss, "grad_norm": report.grad_norm} | dict(report.metrics)
         )
@@ -371,4 +373,4 @@ def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
         kind = type(batch).__name__
         return DryRun(parameters, kind, needed, product_flops(step, *inputs), seconds)
 
-    return [compiled(next(task.batches(place)).batch) for place in task.beginnings]
+    return [compiled(task.agree(next(task.batches(place)).batch)) for place in task.beginnings]

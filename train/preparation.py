@@ -48,9 +48,11 @@ class DistillBatch(NamedTuple):
         short: (M, S / 2) surface forms of the merged tokens in use that have few pieces; padding
             rows have none.
         long: (N, S) those of the others; their rows come after the short ones'.
-        shift: (M + N,) float32 added to the scores of ``short`` and ``long`` as next tokens: 0 for
-            the batch's own tokens, the logarithm of how many tokens a drawn one stands for, and
-            minus infinity at padding.
+        short_shift, long_shift: (M,) and (N,) float32 added to the scores of ``short`` and ``long``
+            as next tokens: 0 for the batch's own tokens, the logarithm of how many tokens a drawn
+            one stands for, and minus infinity at padding.
+        maker, short_maker, long_maker: (B,), (M,) and (N,) number of the part that the sequence or
+            row is of; in a run of several processes each makes a part.
     """
 
     base_ids: Int[np.ndarray, "B T"]
@@ -62,7 +64,16 @@ class DistillBatch(NamedTuple):
     own: Int[np.ndarray, " O"]
     short: Int[np.ndarray, "M s"]
     long: Int[np.ndarray, "N S"]
-    shift: Float[np.ndarray, " R"]
+    short_shift: Float[np.ndarray, " M"]
+    long_shift: Float[np.ndarray, " N"]
+    maker: Int[np.ndarray, " B"]
+    short_maker: Int[np.ndarray, " M"]
+    long_maker: Int[np.ndarray, " N"]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """T', M and N, which differ from batch to batch."""
+        return self.ids.shape[1], len(self.short), len(self.long)
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,11 @@ class Preparation:
             np.zeros(own_count, np.int32),
             short,
             long,
-            shift,
+            shift[: len(short)],
+            shift[len(short) :],
+            np.zeros(self.sequences, np.int32),
+            np.zeros(len(short), np.int32),
+            np.zeros(len(long), np.int32),
         )
         for i, (before, after) in enumerate(zip(base, merged, strict=True)):
             count, now = len(before.tokens), len(after.tokens)
@@ -200,6 +215,43 @@ class Preparation:
             batch.mask[i, :now], batch.last[i, :now] = True, ends - 1
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
         return batch
+
+    def as_part(
+        self, batch: DistillBatch, sizes: Sequence[int], index: int, count: int
+    ) -> DistillBatch:
+        """A batch as one of several that are put one after another, axis by axis.
+
+        Args:
+            batch: from ``arrays``.
+            sizes: T', M and N of every part, at least the batch's own.
+            index: of this part.
+            count: parts.
+        """
+        width, short, long = sizes
+        own, row = len(batch.own), batch.ids - len(batch.own)
+        ids = np.select(
+            [row < 0, row < len(batch.short)],
+            [batch.ids + index * own, row + count * own + index * short],
+            row - len(batch.short) + count * (own + short) + index * long,
+        )
+
+        def padded(array: np.ndarray, size: int, axis: int, value: float = 0) -> np.ndarray:
+            lacking = [(0, size - array.shape[i] if i == axis else 0) for i in range(array.ndim)]
+            return np.pad(array, lacking, constant_values=value)
+
+        return batch._replace(
+            owner=np.where(batch.owner == batch.ids.shape[1], width, batch.owner),
+            ids=padded(ids, width, 1),
+            mask=padded(batch.mask, width, 1),
+            last=padded(batch.last, width, 1),
+            short=padded(batch.short, short, 0, self.pad_id),
+            long=padded(batch.long, long, 0, self.pad_id),
+            short_shift=padded(batch.short_shift, short, 0, -np.inf),
+            long_shift=padded(batch.long_shift, long, 0, -np.inf),
+            maker=np.full_like(batch.maker, index),
+            short_maker=np.full(short, index, np.int32),
+            long_maker=np.full(long, index, np.int32),
+        )
 
     def _padded(self, forms: Int[np.ndarray, "n S"]) -> Int[np.ndarray, "M S"]:
         padded = np.full((bucket(len(forms), ROW_BUCKETS), forms.shape[1]), self.pad_id, np.int32)

@@ -14,7 +14,8 @@ class Loaded(NamedTuple):
     """A batch from the input side.
 
     Attributes:
-        batch: pytree of numpy arrays of bucketed shapes; its type may choose the loss.
+        batch: pytree of numpy arrays of bucketed shapes; its type may choose the loss. In a run of
+            several processes each has its part of the first axes (``sharding.batch_part``).
         tokens: tokens in it, padding not counted, for the reported speed.
         position: JSON value with which the input side goes on right after this batch.
     """
@@ -63,6 +64,13 @@ class Task(Protocol):
 
     def batches(self, position: Any) -> Iterator[Loaded]:
         """Batches from a position on, or from the start for None; endless."""
+        ...
+
+    def agree(self, batch: Any) -> Any:
+        """A batch of ``batches`` in shapes that are alike in all processes of the run.
+
+        All call it for one batch after the other, between two steps.
+        """
         ...
 
     def evaluate(self, trainables: Any) -> dict[str, float]:

@@ -25,7 +25,7 @@ from dyntok_jax.lora import base_hash
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
-from dyntok_jax.sharding import apply, make_mesh, replicated, shard_params
+from dyntok_jax.sharding import apply, batch_part, make_mesh, replicated, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import Rows
 from train.data import DataConfig
@@ -217,8 +217,12 @@ class ZettTask:
         prepare = self._preparation
         for loaded in language_batches(self._data, prepare, seed=self._seed, position=begin):
             place = {"identity": self.config.identity_steps, "language": loaded.position}
-            tokens = loaded.tokens // jax.process_count()
+            tokens = loaded.tokens // batch_part(self.mesh)[1]
             yield Loaded(self._part(loaded.batch), tokens, place)
+
+    def agree(self, batch: Any) -> Any:
+        """All processes make the same batches."""
+        return batch
 
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Median cosine of predicted rows to own ones, and losses on held-out text."""
@@ -340,11 +344,11 @@ class ZettTask:
 
     def _part(self, batch: Any) -> Any:
         """This process's part of what all processes made alike."""
-        index, count = jax.process_index(), jax.process_count()
+        index, count = batch_part(self.mesh)
         if count == 1:
             return batch
         return jax.tree.map(
-            lambda x: np.array_split(x, count)[index] if x.ndim and len(x) % count == 0 else x,
+            lambda x: np.split(x, count)[index] if x.ndim and len(x) % self._parts == 0 else x,
             batch,
         )
 

@@ -70,6 +70,11 @@ def make(decoder, tmp_path):
     return run
 
 
+def shift(batch):
+    """What is added to the scores of all rows."""
+    return np.concatenate([batch.short_shift, batch.long_shift])
+
+
 def test_drawn_tokens_stand_for_all_of_the_vocabulary(make, vocabulary):
     task = make(output=1.0, vocabulary=vocabulary, drawn=DRAWN)
     plain = next(make(output=1.0).batches(None)).batch
@@ -79,13 +84,13 @@ def test_drawn_tokens_stand_for_all_of_the_vocabulary(make, vocabulary):
     forms = np.concatenate([np.pad(batch.short, ((0, 0), (0, 3)), constant_values=-1), batch.long])
     pad_id = task.hypernet_config.pad_id
     is_padding = forms[:, 0] == pad_id
-    np.testing.assert_array_equal(np.isneginf(batch.shift), is_padding)
+    np.testing.assert_array_equal(np.isneginf(shift(batch)), is_padding)
     used = np.unique(batch.ids[batch.mask])
     used = used[used >= len(batch.own)] - len(batch.own)
-    assert (batch.shift[used] == 0).all()
+    assert (shift(batch)[used] == 0).all()
     rest = np.setdiff1d(np.flatnonzero(~is_padding), used)
     assert 0 < len(rest) <= DRAWN
-    np.testing.assert_allclose(batch.shift[rest], math.log(NEW / DRAWN), rtol=1e-6)
+    np.testing.assert_allclose(shift(batch)[rest], math.log(NEW / DRAWN), rtol=1e-6)
     again = next(make(output=1.0, vocabulary=vocabulary, drawn=DRAWN).batches(None)).batch
     for name, part in batch._asdict().items():
         np.testing.assert_array_equal(getattr(again, name), part)
@@ -98,9 +103,9 @@ def test_drawn_tokens_of_the_batch_do_not_change_the_others_share(make, vocabula
     merged = DynamicTokens([*tokens[:3], tokens[0]], np.arange(4))
     base = BaseTokens(np.zeros(4, np.int32), ["a"] * 4, np.arange(4))
     batch = preparation.arrays([base], [merged], tokens)
-    assert np.isfinite(batch.shift).sum() == NEW and batch.shift.max() == 0
+    assert np.isfinite(shift(batch)).sum() == NEW and shift(batch).max() == 0
     batch = preparation.arrays([base], [merged], tokens[: NEW // 2])
-    found = batch.shift[np.isfinite(batch.shift)]
+    found = shift(batch)[np.isfinite(shift(batch))]
     np.testing.assert_allclose(np.unique(found), [0, math.log(2)], rtol=1e-6)
     assert (found == 0).sum() == 3
 
@@ -130,7 +135,7 @@ def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
     losses = []
     for row, place in zip(*map(np.asarray, scored_positions(batch.mask, key, 20)), strict=True):
         state = states[row, batch.last[row, place]]
-        beyond = np.asarray(predicted.output, np.float64) @ state + batch.shift
+        beyond = np.asarray(predicted.output, np.float64) @ state + shift(batch)
         scores = np.concatenate([own @ state, beyond])
         index = batch.ids[row, place + 1]
         known = index < len(batch.own)

@@ -1,12 +1,13 @@
 """Training steps of an adapter: against transformers and peft in torch, and static against merged.
 
     UNER=FOLDER python -m eval.bench_lora --config configs/lora/uner_e5.yaml --steps 200 \
-        --out eval/results/lora_bench.json lora.dropout=0.0
+        --out out/lora_bench.json lora.dropout=0.0 'training.optimizer.phases=[{peak: 5.0e-4}]'
 
-Both sides start from the same values and take the same batches of base tokens in one run, turn and
-turn about; a step in a shape that is new is not timed, on either side. Without dropout their losses
-are compared, and at the end their figures on held-out examples. With ``--reduction PCT`` steps on
-merged batches are timed against static ones, with everything that comes before them.
+All start from the same values and take the same batches of base tokens in one run, turn and turn
+about: torch, the step in float32, as torch computes, and the step as configured. One in a shape
+that is new is not timed. Without dropout the losses of the first two are compared, and at the end
+their figures on held-out examples. With ``--reduction PCT`` configured steps on merged batches are
+timed against static ones, with everything that comes before them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,17 +64,14 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = read_config(LoraRun, options.config, options.overrides)
     settings = replace(settings, rows="base", base_rows=None, language=None)
     settings = replace(settings, tokenization=TokenizationConfig(), held_out_reductions=(0.0,))
-    # As peft's side computes: the two are held together value by value.
-    settings = replace(
-        settings,
-        training=replace(settings.training, products="float32"),
-        compute=replace(settings.compute, remat=False),
-    )
     task = make_task(settings)
-    figures: dict[str, Any] = {"model": settings.model, "task": settings.task}
+    figures: dict[str, Any] = {"model": settings.model, "adapter": settings.task}
     figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}
+    figures["products"] = settings.training.products
     if importlib.util.find_spec("torch"):
-        figures |= against_torch(task, options.steps)
+        # The two are held together value by value.
+        exact = replace(settings, training=replace(settings.training, products="float32"))
+        figures |= against_torch(make_task(exact), task, options.steps)
     else:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
@@ -141,13 +139,19 @@ def drawn(task: LoraTask, steps: int) -> Iterator[Drawn]:
         yield Drawn(next(stream).batch, ids)
 
 
-def against_torch(task: LoraTask, steps: int) -> dict[str, Any]:
-    """Seconds and losses of both sides on the same batches, and their figures at the end."""
+def against_torch(task: LoraTask, configured: LoraTask, steps: int) -> dict[str, Any]:
+    """Seconds and losses on the same batches, and figures at the end.
+
+    Args:
+        task: computes as torch does.
+        configured: the same task, computing as it likes; only its seconds count.
+        steps: batches.
+    """
     import torch  # pyright: ignore[reportMissingImports]
 
     from eval.torch_lora import TorchLora
 
-    settings, side = task.run, JaxSide(task, steps)
+    settings, side, other_side = task.run, JaxSide(task, steps), JaxSide(configured, steps)
     folder, labels = resolve(settings.model), task.batcher.examples.task.labels
     kind = task.batcher.examples.task.kind
     with tempfile.TemporaryDirectory() as first:
@@ -157,18 +161,20 @@ def against_torch(task: LoraTask, steps: int) -> dict[str, Any]:
             folder, Path(first), kind, len(labels), settings.training.optimizer, steps
         )
     losses: list[tuple[float, float]] = []
-    seconds: list[tuple[float, float]] = []
+    seconds: list[tuple[float, float, float]] = []
     for number, (batch, ids) in enumerate(drawn(task, steps)):
         ours, timed = side.step(number, lambda batch=batch: batch)
+        other_side.step(number, lambda batch=batch: batch)
         count, longest = len(ids), max(map(len, ids))
         wanted = batch.labels[(slice(count), slice(longest)) if kind == "token" else slice(count)]
         begin = time.perf_counter()
         losses.append((ours, other.step(ids, wanted)))
         if timed:
-            seconds.append((side.seconds[number], time.perf_counter() - begin))
+            torch_seconds = time.perf_counter() - begin
+            seconds.append((side.seconds[number], other_side.seconds[number], torch_seconds))
     versions = {"torch": torch.__version__, "jax": jax.__version__}
     found = {"steps": steps, "dropout": settings.lora.dropout, "versions": versions}
-    found |= _seconds(seconds, ("jax", "torch"))
+    found |= _seconds(seconds, ("jax", "configured", "torch"))
     if not settings.lora.dropout:
         apart = np.abs(np.diff(np.array(losses), axis=1))[:, 0]
         found |= {"losses": losses, f"apart_{EARLY}": float(apart[:EARLY].max())}
@@ -176,14 +182,18 @@ def against_torch(task: LoraTask, steps: int) -> dict[str, Any]:
     return found
 
 
-def _seconds(pairs: list[tuple[float, float]], names: tuple[str, str]) -> dict[str, Any]:
-    """Medians and sums of two sides' seconds, and how many times longer the second takes."""
-    if not pairs:
+def _seconds(steps: list[tuple[float, ...]], names: Sequence[str]) -> dict[str, Any]:
+    """Medians of every side's seconds, and how many times longer than it the last side takes."""
+    if not steps:
         raise DyntokError("too few steps: no shape of a batch came twice")
-    table = np.array(pairs)
-    found = {f"{name}_s": float(np.median(table[:, i])) for i, name in enumerate(names)}
+    table = np.array(steps)
     sums = table.sum(0)
-    return {"timed": len(pairs), **found, "ratio": float(sums[1] / sums[0])}
+    found: dict[str, Any] = {"timed": len(steps)}
+    for i, name in enumerate(names):
+        found[f"{name}_s"] = float(np.median(table[:, i]))
+        if name != names[-1]:
+            found[f"{name}_ratio"] = float(sums[-1] / sums[i])
+    return found
 
 
 def _figures(task: LoraTask, side: JaxSide, other: Any) -> dict[str, Any]:
@@ -220,15 +230,16 @@ def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, 
     both = sides[0].seconds.keys() & sides[1].seconds.keys()
     pairs = [(sides[1].seconds[n], sides[0].seconds[n]) for n in sorted(both)]
     found = _seconds(pairs, ("merged", "static"))
-    found["share_of_time"] = 1 / found.pop("ratio")
+    found["share_of_time"] = 1 / found.pop("merged_ratio")
     return found | {"share_of_tokens": float(tokens[1] / tokens[0])}
 
 
 def _show(figures: dict[str, Any]) -> None:
     table = Table("what", "measured")
-    if "ratio" in figures:
-        said = f"{figures['jax_s']:.3f} s, torch {figures['torch_s']:.3f} s"
-        table.add_row(f"step, rank {figures['rank']}", f"{said}: {figures['ratio']:.2f}×")
+    for name in ("jax", "configured"):
+        if f"{name}_ratio" in figures:
+            said = f"{figures[f'{name}_s']:.3f} s, torch {figures['torch_s']:.3f} s"
+            table.add_row(f"step, {name}", f"{said}: {figures[f'{name}_ratio']:.2f}×")
     for name, value in figures.items():
         if name.startswith("apart") or name.endswith(("_jax", "_torch")):
             table.add_row(name, f"{value:.6g}")

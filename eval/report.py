@@ -29,6 +29,7 @@ Run = dict[str, Any]
 TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
     "distill": lambda runs: "\n\n".join(map(report_bench.distill, runs)),
+    "lora": lambda runs: "\n\n".join(map(report_bench.lora, runs)),
     "generation": lambda runs: "\n\n".join(map(report_bench.generation, runs)),
     "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
     "continuation": report_rows.continuation,
@@ -100,6 +101,7 @@ def kind(run: Run, path: Path) -> str:
     marks = {
         "merging": "bench",
         "idle_share": "distill",
+        "adapter": "lora",
         "generation": "generation",
         "max_pieces": "retrieval",
         "recall": "recall",

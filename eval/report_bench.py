@@ -39,6 +39,35 @@ def distill(run: dict[str, Any]) -> str:
     return "\n".join([head, "", *lines])
 
 
+def lora(run: dict[str, Any]) -> str:
+    """The table of a run of ``eval.bench_lora``."""
+    what = f"a step of an adapter for {run['adapter']}, rank {run['rank']}, "
+    what += f"{run['sequences']} sequences"
+    rows = []
+    if "torch_skipped" in run:
+        rows.append((what, run["torch_skipped"], "≥ 1.2×"))
+    else:
+        how = f"products in {run['products']}"
+        for name, computed in (("jax", "all in float32"), ("configured", how)):
+            measured = f"{run[f'{name}_s']:.2f} s, transformers and peft {run['torch_s']:.2f} s: "
+            measured += f"{run[f'{name}_ratio']:.2f}×"
+            rows.append((f"{what}, {computed}", measured, "≥ 1.2×"))
+    if "apart" in run:
+        losses = f"{run['apart_50']:.1e} in 50 steps, {run['apart']:.1e} in {run['steps']}"
+        rows.append(("losses apart from theirs", losses, "≤ 1e-3, 1e-2"))
+        name = next(key.removesuffix("_torch") for key in run if key.endswith("_torch"))
+        both = f"{run[f'{name}_jax']:.1f}, theirs {run[f'{name}_torch']:.1f}"
+        rows.append((f"{name.upper()} after them", both, "within 0.5"))
+    if merged := run.get("merged"):
+        what = f"steps at {merged['reduction']:g} % reduction, {merged['rows']} rows, ÷ static"
+        measured = f"{merged['share_of_time']:.2f} ({merged['share_of_tokens']:.2f} of the tokens)"
+        rows.append((what, measured, "≤ 0.85"))
+    lines = ["| what | measured | bound |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}, {run['model']}:"
+    return "\n".join([head, "", *lines])
+
+
 def generation(run: dict[str, Any]) -> str:
     """The table of a run of ``eval.bench_generation``."""
     lines = ["| what | measured | bound |", "|---|---|---|"]

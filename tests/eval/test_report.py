@@ -166,6 +166,38 @@ def test_distillation_stands_with_torch_or_without():
     assert report.kind(run, Path("a.json")) == "distill"
 
 
+def test_steps_of_an_adapter_stand_with_torch_or_without():
+    run = {
+        "model": "e5",
+        "adapter": "uner",
+        "rank": 64,
+        "sequences": 32,
+        "products": "bfloat16",
+        "merged": {
+            "reduction": 75.0,
+            "rows": "fvt",
+            "share_of_time": 0.8123,
+            "share_of_tokens": 0.7456,
+        },
+        "command": "python -m eval.bench_lora",
+        "commit": "abc1234",
+        "machine": "x86_64, 2 cores",
+    }
+    table = report.TABLES["lora"]
+    torch = {"jax_s": 1.6, "configured_s": 0.8, "torch_s": 1.0, "steps": 200}
+    torch |= {"jax_ratio": 0.62, "configured_ratio": 1.254, "f1_jax": 61.23, "f1_torch": 61.3}
+    torch |= {"apart_50": 2e-5, "apart": 0.0031}
+    shown = table([run | torch])
+    assert "all in float32 | 1.60 s, transformers and peft 1.00 s: 0.62× | ≥ 1.2× |" in shown
+    assert "products in bfloat16 | 0.80 s, transformers" in shown and "1.25×" in shown
+    assert "| losses apart from theirs | 2.0e-05 in 50 steps, 3.1e-03 in 200 |" in shown
+    assert "| F1 after them | 61.2, theirs 61.3 | within 0.5 |" in shown
+    without = table([run | {"torch_skipped": "torch is not installed"}])
+    assert "rank 64, 32 sequences | torch is not installed | ≥ 1.2× |" in without
+    assert "75 % reduction, fvt rows, ÷ static | 0.81 (0.75 of the tokens) | ≤ 0.85 |" in without
+    assert report.kind(run, Path("a.json")) == "lora"
+
+
 def test_continuation_names_the_command_of_every_run():
     second = CONTINUATION | {"command": "python -m eval.continuation --text b.txt"}
     table = report.TABLES["continuation"]([CONTINUATION, second])

@@ -97,7 +97,9 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     except DyntokError as error:
         raise DyntokError(f"{path}: {error}") from error
     except Exception as error:  # draccus raises many kinds; all mean a bad field
-        raise DyntokError(f"{path}: {_line(error)}; {valid}") from error
+        # What is said of a wrong value names the field already.
+        said, unknown = _line(error), "not valid for" in str(error)
+        raise DyntokError(f"{path}: {said}" + (f"; {valid}" if unknown else "")) from error
 
 
 def _fields(kind: Any, prefix: str = "") -> list[str]:

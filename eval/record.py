@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,6 +92,16 @@ def names(text: str) -> list[str]:
     if "" in found or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r}: valid are different names between commas")
     return found
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of rows for a table: the ends of paths, as many parts of them as tell all apart."""
+    longest = max((len(Path(name).parts) for name in names), default=1)
+    for count in range(1, longest + 1):
+        short = ["/".join(Path(name).parts[-count:]) for name in names]
+        if len(set(short)) == len(short):
+            return short
+    return [*names]
 
 
 def numbers(text: str) -> list[int]:

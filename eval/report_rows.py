@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.record import short_names
+
 
 def retrieval(run: dict[str, Any]) -> str:
     """Accuracies by language, with the share of the gap between FVT and static that is closed."""
@@ -17,7 +19,8 @@ def retrieval(run: dict[str, Any]) -> str:
         f"`{run['command']}`"
     )
     closed = [name for name in names if run["mean"]["gap_closed"].get(name) is not None]
-    columns = ["", *map(_short, names), *(f"{_short(n)} closes" for n in closed), "tokens saved"]
+    short = dict(zip(names, short_names(names), strict=True))
+    columns = ["", *short.values(), *(f"{short[n]} closes" for n in closed), "tokens saved"]
     rows = [*run["languages"].items(), ("mean", run["mean"])]
     lines = [
         [
@@ -53,8 +56,9 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
                 lines.append([place, windows, f"{part['reduction']:g} %", saved, static, *cells])
     names = first["files"].values()
     rows = next(iter(names))["reductions"][0]["rows"]
-    columns = ["text", "windows", "reduction", "tokens saved", "static", *map(_short, rows)]
-    columns += [f"{_short(name)} closes" for name, row in rows.items() if "gap_closed" in row]
+    short = dict(zip(rows, short_names([*rows]), strict=True))
+    columns = ["text", "windows", "reduction", "tokens saved", "static", *short.values()]
+    columns += [f"{short[name]} closes" for name, row in rows.items() if "gap_closed" in row]
     commands = "\n".join(run["command"] for run in runs)
     return f"{head}\n\n```\n{commands}\n```\n\n{table(columns, lines)}"
 
@@ -67,10 +71,6 @@ def _above(row: dict[str, Any]) -> str:
 def _closed(row: dict[str, Any]) -> str:
     low, high = row["gap_closed_interval"]
     return f"{100 * row['gap_closed']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def _short(name: str) -> str:
-    return Path(name).name
 
 
 def _percent(share: float | None) -> str:

@@ -58,6 +58,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     languages = options.languages or sorted(
         path.stem for path in options.text.glob("*.txt") if path.stem != "en"
     )
+    if "en" in languages:
+        raise DyntokError("--languages: en is what is searched; name others")
     texts = {name: _lines(options, name) for name in dict.fromkeys(["en", *languages])}
     if not languages:
         raise DyntokError(f"{options.text}: no xx.txt beside en.txt")
@@ -88,6 +90,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _lines(options: argparse.Namespace, name: str) -> list[str]:
     lines = record.read_lines(options.text / f"{name}.txt", options.lines)
     first = options.lines[0] if options.lines else 1
+    last = first + len(lines) - 1
+    if beyond := [number for number in options.skip_lines if not first <= number <= last]:
+        raise DyntokError(f"--skip-lines: {beyond[0]} is none of the lines {first} to {last}")
     skipped = {number - first for number in options.skip_lines}
     return [line for place, line in enumerate(lines) if place not in skipped]
 
@@ -194,8 +199,7 @@ def show(figures: dict[str, Any]) -> None:
     title = f"{figures['model']}: accuracy@1 xx→en over {figures['texts']} texts, percent"
     if figures["mean"]["gap_closed"]:
         title += " (share of the gap between fvt and static closed)"
-    rows = (Path(name).name for name in figures["rows"])
-    table = Table("", *rows, "shorter by", "text only", title=title)
+    table = Table("", *record.short_names(figures["rows"]), "shorter by", "text only", title=title)
     for language, row in [*figures["languages"].items(), ("mean", figures["mean"])]:
         if language == "mean":
             table.add_section()

@@ -102,6 +102,8 @@ def test_mistakes_are_one_line(text, said, tmp_path):
         load_config(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and said in message and "\n" not in message
+    # Where the field is known, a list of all of them would hide what is said of its value.
+    assert ("the fields are dtype" in message) == said.endswith(("not valid", "mapping of fields"))
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -77,7 +77,7 @@ class BaseTokenizer:
         """Reads ``tokenizer.json`` and, where present, ``tokenizer_config.json``.
 
         Raises:
-            DyntokError: no tokenizer.json, or one that cannot be read.
+            DyntokError: no tokenizer.json, or files that cannot be read.
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
@@ -86,6 +86,11 @@ class BaseTokenizer:
         template_path = path.with_name("chat_template.jinja")
         try:
             config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+            if not isinstance(config, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise DyntokError(f"{config_path}: not a tokenizer's config ({error})") from error
+        try:
             if template_path.is_file():
                 config["chat_template"] = template_path.read_text("utf-8")
             return cls(json.loads(path.read_text("utf-8")), config)

@@ -75,6 +75,12 @@ def test_files_that_are_refused(tmp_path, content: bytes | None, message: str):
         record.read_lines(path, (2, 3))
 
 
+def test_names_of_rows_are_as_short_as_tells_them_apart():
+    assert record.short_names(["static", "out/a/hypernet"]) == ["static", "hypernet"]
+    trained = ["out/a/hypernet", "out/b/hypernet"]
+    assert record.short_names(["fvt", *trained]) == ["fvt", "a/hypernet", "b/hypernet"]
+
+
 def test_the_gap_closed():
     assert record.gap_closed(98.0, 83.0, 95.0) == pytest.approx(0.8)
     # Of bits, fewer are better.

@@ -275,6 +275,14 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, content: str | None, messa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("config", ["{", "[]"])
+def test_a_config_that_cannot_be_read_is_named(content: dict, tmp_path: Path, config: str):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(config, "utf-8")
+    with pytest.raises(DyntokError, match=r"tokenizer_config.json: not a tokenizer's config"):
+        BaseTokenizer.from_folder(tmp_path)
+
+
 def test_a_tokenizer_that_loses_spaces_is_refused(tiny_tokenizers, tmp_path: Path):
     content = copy.deepcopy(tiny_tokenizers["byte_bpe"].json)
     content["pre_tokenizer"] = {"type": "Whitespace"}

@@ -274,6 +274,30 @@ def test_every_layer_and_map_drops_anew():
     assert np.abs(np.asarray(scores[0]) - np.asarray(scores[2])).max() > 1e-4
 
 
+def test_dropout_is_drawn_once_where_layers_are_recomputed():
+    """The gradients are those of activations that are all kept, by as many draws."""
+    model = load_model(FOLDER / "bert_token")
+    config, abstract = make_lora(model, rank=4, dropout=0.5)
+    lora = jax.tree.map(lambda x: jnp.ones_like(x) * 0.02, init_lora(abstract, jax.random.key(0)))
+    assert isinstance(model.config, EncoderConfig)
+    rows, mask = jnp.ones((1, 5, model.config.width)), jnp.ones((1, 5), bool)
+    found = []
+    for remat in (False, True):
+        module = Classifier(model.config, "token", 3, remat=remat)
+        params = meta.unbox(jax.jit(module.init)(jax.random.key(0), rows, mask))["params"]
+
+        def loss(lora: Any, module: Any = module, params: Any = params) -> Any:
+            variables = {"params": params, "lora": {"model": additions(lora, config)}}
+            scores = module.apply(variables, rows, mask, rngs={"dropout": jax.random.key(1)})
+            return jnp.square(scores).sum()
+
+        gradient = jax.jit(jax.grad(loss))
+        found.append((gradient(lora), str(gradient.trace(lora).jaxpr).count("random_bits")))
+    (plain, draws), (recomputed, again) = found
+    assert draws == again > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, recomputed)
+
+
 def test_arrays_are_cut_like_their_kernels():
     model = load_model(FOLDER / "bert_token")
     _, abstract = make_lora(model, rank=4)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 from flax.linen import spmd
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -177,7 +178,8 @@ def dropped(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)
     scale = 2**16 / (2**16 - cut.astype(jnp.float32))
-    return jnp.where(bits[..., : x.shape[-1]] >= cut, x * scale.astype(x.dtype), 0)
+    kept = checkpoint_name(bits[..., : x.shape[-1]] >= cut, KEPT)
+    return jnp.where(kept, x * scale.astype(x.dtype), 0)
 
 
 class LayerNorm(nn.Module):
@@ -219,6 +221,9 @@ def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
+
+KEPT = "kept"
+"""Name of what dropout keeps, which is not drawn again where layers are recomputed."""
 
 QUERY_BLOCK = 512
 """Queries that attend together: longer sequences go block by block, so that the scores of all
@@ -351,9 +356,10 @@ def scan_layers(layer: nn.Module, x: jax.Array, *inputs: object, length: int, re
         result = module(x, *inputs)  # pyright: ignore[reportCallIssue]
         return result if isinstance(result, tuple) else (result, None)
 
+    # prevent_cse is needless inside a loop and would only hinder the compiler.
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     scanned = nn.scan(
-        # prevent_cse is needless inside a loop and would only hinder the compiler.
-        nn.remat(step, prevent_cse=False) if remat else step,
+        nn.remat(step, prevent_cse=False, policy=policy) if remat else step,
         variable_axes={"params": 0, "lora": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

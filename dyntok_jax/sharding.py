@@ -7,10 +7,11 @@ says which mesh axis cuts a logical axis. A laptop is a mesh of one device.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -81,23 +82,69 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["B"]))
 
 
-def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """Which part of a batch's first axis the devices of this process hold, and of how many parts.
+class BatchPart(NamedTuple):
+    """What a process's devices hold of the first axis of a batch.
 
-    Processes that only differ along ``model`` hold the same part.
+    Attributes:
+        index: number of the part; processes that differ along ``model`` only hold the same.
+        count: parts.
+        blocks: which of the axis's equal blocks, one for each step along data×fsdp, are in it. They
+            need not stand side by side: a mesh follows the wires between devices, not processes.
+    """
+
+    index: int
+    count: int
+    blocks: tuple[int, ...]
+
+    def places(self, rows: int) -> Int[np.ndarray, " rows"]:
+        """Where in the batch the rows of this part are.
+
+        Raises:
+            DyntokError: the part's devices cannot hold equally many of them.
+        """
+        size, rest = divmod(rows, len(self.blocks))
+        if rest:
+            raise DyntokError(f"{rows} rows do not split over {len(self.blocks)} devices")
+        return (np.array(self.blocks)[:, None] * size + np.arange(size)).ravel()
+
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """The rows of this part, of an array of the whole batch."""
+        rows, rest = divmod(len(whole), self.count)
+        if rest:
+            raise DyntokError(f"{len(whole)} rows do not split into {self.count} parts")
+        return whole[self.places(rows)]
+
+
+def batch_part(mesh: Mesh, process: int | None = None) -> BatchPart:
+    """The part of a batch that a process gives and holds, by default this one.
 
     Raises:
-        DyntokError: the devices of this process hold no part, or none of one piece.
+        DyntokError: parts of different size or that overlap, or processes without one.
     """
-    cuts = mesh.shape["data"] * mesh.shape["fsdp"]
-    held = batch_sharding(mesh).addressable_devices_indices_map((cuts,)).values()
-    starts = sorted({index[0].start or 0 for index in held if index is not None})
-    if not starts or starts[-1] - starts[0] != len(starts) - 1 or starts[0] % len(starts):
+    process = jax.process_index() if process is None else process
+    blocks = mesh.shape["data"] * mesh.shape["fsdp"]
+    held: dict[int, set[int]] = {}
+    for device, (index,) in batch_sharding(mesh).devices_indices_map((blocks,)).items():
+        held.setdefault(device.process_index, set()).add(index.start or 0)
+    parts = sorted({tuple(sorted(part)) for part in held.values()})
+    whole = sum(map(len, parts)) == blocks and len(set(map(len, parts))) == 1
+    if not whole or len(held) < jax.process_count():
+        sizes = "×".join(str(size) for size in mesh.shape.values())
         raise DyntokError(
-            f"mesh {dict(mesh.shape)}: process {jax.process_index()} has no part of the batch of "
-            "one piece; choose data×fsdp so that each process has equally many of its devices"
+            f"mesh {sizes} (data×fsdp×model) does not cut a batch into a part of one size for each "
+            f"of {jax.process_count()} processes"
         )
-    return starts[0] // len(starts), cuts // len(starts)
+    own = tuple(sorted(held[process]))
+    return BatchPart(parts.index(own), len(parts), own)
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """A JSON value of every process, by process; all must call it in the same order."""
+    said = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int32(len(said))).max())
+    padded = np.pad(said, (0, longest - len(said)), constant_values=ord(" "))
+    rows = np.reshape(multihost_utils.process_allgather(padded), (-1, longest))
+    return [json.loads(bytes(row)) for row in rows]
 
 
 def param_shardings(abstract: Any, mesh: Mesh) -> Any:

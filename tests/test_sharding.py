@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dyntok_jax import sharding
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from dyntok_jax.models.encoder import Encoder, EncoderConfig, EncoderLayer
 from dyntok_jax.models.heads import SequenceClassifier
 from dyntok_jax.models.layers import abstract_params, parameter
 from dyntok_jax.sharding import (
+    batch_part,
     compiled_forward,
     forward,
     gathered,
@@ -208,6 +211,55 @@ def test_parameters_must_be_on_the_mesh(case):
     for misplaced in (params, jax.tree.map(jnp.asarray, params), other):
         with pytest.raises(DyntokError, match="pass them through shard_params"):
             forward(module, misplaced, ROWS, IDS, MASK, mesh=mesh)
+
+
+def of_processes(monkeypatch, processes):
+    """A mesh whose blocks along data×fsdp lie, one by one, on devices of these processes."""
+
+    class Device:
+        """Known by itself, as a dictionary's key."""
+
+        def __init__(self, process: int):
+            self.process_index = process
+
+    devices = {Device(p): (slice(i, i + 1),) for i, p in processes}
+    found = SimpleNamespace(devices_indices_map=lambda shape: devices)
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: found)
+    blocks = 1 + max(i for i, _ in processes)
+    return SimpleNamespace(shape={"data": 1, "fsdp": blocks, "model": 1})
+
+
+def test_the_part_of_a_process_follows_the_mesh(monkeypatch):
+    # As on a v4-16, where the mesh follows the wires and not the hosts.
+    mesh: Any = of_processes(monkeypatch, [*enumerate([0, 1, 0, 1, 0, 1, 0, 1])])
+    first, second = batch_part(mesh, 0), batch_part(mesh, 1)
+    assert first == (0, 2, (0, 2, 4, 6)) and second == (1, 2, (1, 3, 5, 7))
+    np.testing.assert_array_equal(second.places(8), [2, 3, 6, 7, 10, 11, 14, 15])
+    whole = np.arange(16)
+    both = np.concatenate([first.of(whole), second.of(whole)])
+    assert sorted(both) == [*whole]
+    with pytest.raises(DyntokError, match="6 rows do not split over 4"):
+        first.places(6)
+    with pytest.raises(DyntokError, match="15 rows do not split into 2"):
+        first.of(whole[:15])
+
+
+def test_processes_apart_along_model_hold_the_same_part(monkeypatch):
+    mesh: Any = of_processes(monkeypatch, [(0, 0), (1, 0), (0, 1), (1, 1), (2, 2), (3, 2), (2, 3)])
+    with pytest.raises(DyntokError, match="1×4×1"):
+        batch_part(mesh, 0)  # the last process holds less than the third
+    pairs = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 2), (3, 2), (2, 3), (3, 3)]
+    mesh = of_processes(monkeypatch, pairs)
+    assert [batch_part(mesh, p) for p in range(4)] == [(0, 2, (0, 1))] * 2 + [(1, 2, (2, 3))] * 2
+
+
+@pytest.mark.parametrize("processes", [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1]])
+def test_parts_of_one_size_are_wanted(monkeypatch, processes):
+    """All processes say so, since those that went on would wait for the others."""
+    mesh: Any = of_processes(monkeypatch, [*enumerate(processes)])
+    for process in (0, 1):
+        with pytest.raises(DyntokError, match="a part of one size"):
+            batch_part(mesh, process)
 
 
 def test_mesh_sizes(caplog):

@@ -60,7 +60,8 @@ class TextBatch(NamedTuple):
     Attributes:
         texts: none is empty.
         languages: of each text.
-        seed: 32 bits for random choices of the preparation; the same in every process.
+        seed: 32 bits for random choices of the preparation; the same in every process, until one of
+            them skips a batch.
     """
 
     texts: list[str]
@@ -141,8 +142,13 @@ class _Sampler:
         self, config: DataConfig, seed: int, process_index: int, process_count: int, position: Any
     ):
         self.config = config
-        self.seed = seed
+        self.seed, self.parts = seed, process_count
         states = position["sources"] if position else [None] * len(config.sources)
+        parts = position.get("parts", process_count) if position else process_count
+        if parts != process_count and any(source.streaming for source in config.sources):
+            raise DyntokError(
+                f"streams go on in as many parts as before, {parts}; these are {process_count}"
+            )
         if len(states) != len(config.sources):
             raise DyntokError(
                 f"the data position is of {len(states)} sources, data.sources has "
@@ -176,6 +182,7 @@ class _Sampler:
         names = [self.config.sources[i].language for i in chosen]
         self.batch += 1
         position = {"batch": self.batch, "sources": [reader.state() for reader in self.readers]}
+        position["parts"] = self.parts
         return _Drawn(TextBatch(texts, names, batch_seed), position)
 
 

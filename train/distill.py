@@ -8,7 +8,7 @@ hypernetwork is trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from train.distill_losses import (
     span_means,
 )
 from train.held_out import HeldOut
-from train.preparation import Preparation
+from train.preparation import ROW_BUCKETS, Preparation
 from train.task import Loaded
 from train.zett_hypernet import first_parameters, split_rescalers
 
@@ -63,7 +63,8 @@ class DistillConfig:
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
-        output: weight of the next dynamic token's cross-entropy (decoders).
+        output: weight of the next dynamic token's cross-entropy (decoders), among the vocabulary
+            and what was merged in the same process.
         scored: positions of a batch at which the last two are taken.
         vocabulary: folder of a large vocabulary, of which ``drawn`` tokens stand beside the batch's
             own in ``output``, each for its share of all (sampled softmax): rows so trained keep
@@ -147,12 +148,15 @@ class Distillation:
         """
         _check(model, hypernet, config)
         self.mesh = mesh = make_mesh(compute.mesh)
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
-        if config.sequences % parts:
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.sequences % devices:
             raise DyntokError(
-                f"distill.sequences: {config.sequences} do not split over data×fsdp = {parts} "
+                f"distill.sequences: {config.sequences} do not split over data×fsdp = {devices} "
                 "devices"
             )
+        self._part = batch_part(mesh)
+        if self._part.count > 1:
+            self._part.places(ROW_BUCKETS[0])  # refuses devices that rows do not split over
         self.config, self.hypernet_config = config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out
@@ -224,25 +228,30 @@ class Distillation:
 
     def batches(self, position: Any) -> Iterator[Loaded]:
         """Merged texts, endless; of several processes each reads and merges its own."""
-        index, count = batch_part(self.mesh)
         return batches(
-            replace(self.data, texts=-(-self.data.texts // count)),
-            replace(self.preparation, sequences=self.config.sequences // count),
+            replace(self.data, texts=-(-self.data.texts // self._part.count)),
+            replace(self.preparation, sequences=self.config.sequences // self._part.count),
             seed=self.seed,
             position=position,
-            process_index=index,
-            process_count=count,
+            process_index=self._part.index,
+            process_count=self._part.count,
         )
 
-    def agree(self, batch: Any) -> Any:
-        """The part of this process, in the sizes of the largest part."""
-        index, count = batch_part(self.mesh)
-        if count == 1:
-            return batch
-        sizes = np.array(batch.sizes)
-        if jax.process_count() > 1:
-            sizes = multihost_utils.process_allgather(sizes).max(0)
-        return self.preparation.as_part(batch, sizes.tolist(), index, count)
+    @property
+    def agree(self) -> Callable[[Any], Any] | None:
+        """Gives each part the sizes of the largest."""
+        return self._agreed if self._part.count > 1 else None
+
+    def _agreed(self, batch: Any) -> Any:
+        failed = (-1, -1, -1)
+        sizes = multihost_utils.process_allgather(
+            np.array(failed if batch is None else batch.sizes)
+        )
+        if batch is None:
+            return None
+        if sizes.min() < 0:
+            raise DyntokError("the input of another process failed; its own message says why")
+        return self.preparation.as_part(batch, sizes.max(0).tolist(), self._part)
 
     def loss(
         self, trainables: Any, frozen: Any, batch: Any, key: PRNGKeyArray

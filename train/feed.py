@@ -17,7 +17,7 @@ from train.task import Loaded
 
 
 class Fed(NamedTuple):
-    """A batch on the host and on the devices, where it waits for an agreement until it is taken."""
+    """A batch on the host and, unless processes are to agree on it first, on the devices."""
 
     loaded: Loaded
     arrays: Any
@@ -39,9 +39,9 @@ class Feed:
             batches: endless; only the thread touches it.
             mesh: devices of the run.
             ahead: batches that may wait.
-            agree: makes a batch one that all processes can put together, or None. Processes talk
-                by programs on the devices, which must be started in one order everywhere: it is
-                called by ``next``, between two steps, and not by the thread.
+            agree: of the task, or None. Processes talk by programs on the devices, which must be
+                started in one order everywhere: it is called by ``next``, between two steps, and
+                not by the thread. Batches are put on the devices only then.
         """
         self.waited = 0.0
         """Seconds for which the devices had nothing to do but wait for a batch."""
@@ -75,17 +75,16 @@ class Feed:
             start = time.perf_counter()
             item = self._queue.get()
             self.waited += time.perf_counter() - start
+        if self._agree is not None:
+            jax.block_until_ready(running)
+            start = time.perf_counter()
+            batch = self._agree(item.loaded.batch if isinstance(item, Fed) else None)
+            if isinstance(item, Fed):
+                item = Fed(item.loaded._replace(batch=batch), put(batch, self._mesh))
+            self.waited += time.perf_counter() - start
         if isinstance(item, BaseException):
             raise item
-        return item if self._agree is None else self._agreed(item, self._agree, running)
-
-    def _agreed(self, item: Fed, agree: Callable[[Any], Any], running: Any) -> Fed:
-        jax.block_until_ready(running)
-        start = time.perf_counter()
-        batch = agree(item.loaded.batch)
-        agreed = Fed(item.loaded._replace(batch=batch), put(batch, self._mesh))
-        self.waited += time.perf_counter() - start
-        return agreed
+        return item
 
     def _run(self, batches: Iterator[Loaded]) -> None:
         try:
@@ -113,17 +112,15 @@ class Feed:
 def put(batch: Any, mesh: Mesh) -> Any:
     """A batch on the devices, each array split along its first axis where the mesh divides it.
 
-    In a run of several processes each gives its own part of the first axis
-    (``sharding.batch_part``); arrays that the mesh does not divide must then be alike everywhere.
+    In a run of several processes each gives its part of the first axis (``sharding.batch_part``);
+    arrays that its devices cannot share equally must be alike everywhere.
     """
     split, whole = batch_sharding(mesh), replicated(mesh)
-    cuts = mesh.shape["data"] * mesh.shape["fsdp"]
-    _, parts = batch_part(mesh)
+    devices = len(batch_part(mesh).blocks)
 
     def place(array: Any) -> jax.Array:
         array = np.asarray(array)
-        size = array.shape[0] * parts if array.ndim else 0
-        where = split if array.ndim and size % cuts == 0 else whole
+        where = split if array.ndim and array.shape[0] % devices == 0 else whole
         return jax.make_array_from_process_local_data(where, array)
 
     return jax.tree.map(place, batch)

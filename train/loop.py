@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.config import at_least
 from dyntok_jax.files import atomic_path
-from dyntok_jax.sharding import batch_part, replicated
+from dyntok_jax.sharding import batch_part, of_all_processes, replicated
 from dyntok_jax.types import DyntokError
 from train.feed import Fed, Feed, put
 from train.metrics import Clock, Metrics
@@ -144,7 +144,7 @@ class _Run:
             }
         }
         self.done, self.position = 0, None
-        _, self.parts = batch_part(task.mesh)
+        self.part = batch_part(task.mesh)
         self.shapes: set[Any] = set()
         self.clock = Clock()
         self.reports: list[dict[str, float]] = []
@@ -162,18 +162,17 @@ class _Run:
         restored = self.checkpoints.restore(self.abstract, _rest(abstract), self.settings)
         if restored is not None:
             self.state = State(restored.trainables, **restored.rest)
-            self.done, self.position = restored.step, restored.position
+            self.done, self.position = restored.step, self._own(restored.position)
             logger.info("%s: resumed at step %d", self.config.out, self.done)
 
     def go(self) -> None:
         """Trains up to the last step."""
         config = self.config
         batches = self.task.batches(self.position)
-        agree = self.task.agree if jax.process_count() > 1 else None
         self.metrics = Metrics(config.out, self.done, config.steps, config.tensorboard)
         with (
             contextlib.closing(self.metrics),
-            Feed(batches, self.task.mesh, agree=agree) as self.feed,
+            Feed(batches, self.task.mesh, agree=self.task.agree) as self.feed,
             stop_signals() as stop,
         ):
             self._steps(stop)
@@ -247,7 +246,7 @@ class _Run:
         if not report.sound:
             self._fail(flight, report)
         self.done, self.position = flight.step, flight.fed.loaded.position
-        self.tokens += flight.fed.loaded.tokens * self.parts
+        self.tokens += flight.fed.loaded.tokens * self.part.count
         self.reports.append(
             {"loss": report.loss, "grad_norm": report.grad_norm} | dict(report.metrics)
         )
@@ -293,10 +292,24 @@ class _Run:
             self.done,
             self.state.trainables,
             _rest(self.state),
-            self.position,
+            self._of_all(self.position),
             self.settings,
             figures,
         )
+
+    def _of_all(self, position: Any) -> Any:
+        """The positions of all parts of the input, since one process writes for all."""
+        if self.part.count == 1:
+            return position
+        found = dict(of_all_processes([self.part.index, position]))
+        return {"parts": [found[index] for index in range(self.part.count)]}
+
+    def _own(self, position: Any) -> Any:
+        """This process's, of a checkpoint; of other parts than there are now, the first one's."""
+        parts = position.get("parts") if isinstance(position, dict) else None
+        if parts is None:
+            return position
+        return parts[self.part.index if len(parts) == self.part.count else 0]
 
     def _fail(self, flight: Flight, report: Report) -> None:
         self._save(None)
@@ -373,4 +386,5 @@ def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
         kind = type(batch).__name__
         return DryRun(parameters, kind, needed, product_flops(step, *inputs), seconds)
 
-    return [compiled(task.agree(next(task.batches(place)).batch)) for place in task.beginnings]
+    agree = task.agree or (lambda batch: batch)
+    return [compiled(agree(next(task.batches(place)).batch)) for place in task.beginnings]

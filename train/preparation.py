@@ -20,6 +20,7 @@ from dyntok_jax.batching import TOKEN_BUCKETS, bucket
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.merging.batch import DynamicTokens, merge
 from dyntok_jax.merging.budget import Budget
+from dyntok_jax.sharding import BatchPart
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary, capped_units
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout
@@ -216,24 +217,22 @@ class Preparation:
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
         return batch
 
-    def as_part(
-        self, batch: DistillBatch, sizes: Sequence[int], index: int, count: int
-    ) -> DistillBatch:
-        """A batch as one of several that are put one after another, axis by axis.
+    def as_part(self, batch: DistillBatch, sizes: Sequence[int], part: BatchPart) -> DistillBatch:
+        """A batch as one part of that of all processes.
 
         Args:
             batch: from ``arrays``.
             sizes: T', M and N of every part, at least the batch's own.
-            index: of this part.
-            count: parts.
+            part: where in the first axes of all arrays this one's rows are.
         """
         width, short, long = sizes
-        own, row = len(batch.own), batch.ids - len(batch.own)
-        ids = np.select(
-            [row < 0, row < len(batch.short)],
-            [batch.ids + index * own, row + count * own + index * short],
-            row - len(batch.short) + count * (own + short) + index * long,
-        )
+        count, own = part.count, len(batch.own)
+        places = [
+            part.places(own),
+            part.places(short)[: len(batch.short)] + count * own,
+            part.places(long)[: len(batch.long)] + count * (own + short),
+        ]
+        ids = np.concatenate(places).astype(np.int32)[batch.ids]
 
         def padded(array: np.ndarray, size: int, axis: int, value: float = 0) -> np.ndarray:
             lacking = [(0, size - array.shape[i] if i == axis else 0) for i in range(array.ndim)]
@@ -248,9 +247,9 @@ class Preparation:
             long=padded(batch.long, long, 0, self.pad_id),
             short_shift=padded(batch.short_shift, short, 0, -np.inf),
             long_shift=padded(batch.long_shift, long, 0, -np.inf),
-            maker=np.full_like(batch.maker, index),
-            short_maker=np.full(short, index, np.int32),
-            long_maker=np.full(long, index, np.int32),
+            maker=np.full_like(batch.maker, part.index),
+            short_maker=np.full(short, part.index, np.int32),
+            long_maker=np.full(long, part.index, np.int32),
         )
 
     def _padded(self, forms: Int[np.ndarray, "n S"]) -> Int[np.ndarray, "M S"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,7 +16,8 @@ class Loaded(NamedTuple):
     Attributes:
         batch: pytree of numpy arrays of bucketed shapes; its type may choose the loss. In a run of
             several processes each has its part of the first axes (``sharding.batch_part``).
-        tokens: tokens in it, padding not counted, for the reported speed.
+        tokens: tokens in it, padding not counted, for the reported speed, which takes other
+            processes to have as many.
         position: JSON value with which the input side goes on right after this batch.
     """
 
@@ -66,10 +67,12 @@ class Task(Protocol):
         """Batches from a position on, or from the start for None; endless."""
         ...
 
-    def agree(self, batch: Any) -> Any:
-        """A batch of ``batches`` in shapes that are alike in all processes of the run.
+    @property
+    def agree(self) -> Callable[[Any], Any] | None:
+        """Gives a batch the shapes that all processes of the run share; None where it has them.
 
-        All call it for one batch after the other, between two steps.
+        All call it for one batch after the other, between two steps. For None, from a process that
+        has no batch because its input failed, it returns None, and the others raise.
         """
         ...
 

@@ -217,12 +217,13 @@ class ZettTask:
         prepare = self._preparation
         for loaded in language_batches(self._data, prepare, seed=self._seed, position=begin):
             place = {"identity": self.config.identity_steps, "language": loaded.position}
-            tokens = loaded.tokens // batch_part(self.mesh)[1]
+            tokens = loaded.tokens // batch_part(self.mesh).count
             yield Loaded(self._part(loaded.batch), tokens, place)
 
-    def agree(self, batch: Any) -> Any:
+    @property
+    def agree(self) -> None:
         """All processes make the same batches."""
-        return batch
+        return None
 
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Median cosine of predicted rows to own ones, and losses on held-out text."""
@@ -344,13 +345,10 @@ class ZettTask:
 
     def _part(self, batch: Any) -> Any:
         """This process's part of what all processes made alike."""
-        index, count = batch_part(self.mesh)
-        if count == 1:
+        part = batch_part(self.mesh)
+        if part.count == 1:
             return batch
-        return jax.tree.map(
-            lambda x: np.split(x, count)[index] if x.ndim and len(x) % self._parts == 0 else x,
-            batch,
-        )
+        return jax.tree.map(lambda x: part.of(x) if x.ndim else x, batch)
 
 
 def _median_cosine(a: Any, b: Any) -> float:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from dyntok_jax.sharding import BatchPart
 from train.data import batches
 
 SENTENCES = [
@@ -60,8 +61,19 @@ def part_streams(task, position=None):
     return [batches(data, half, process_index=i, **start) for i in range(2)]
 
 
-def joined(task, parts):
-    """Batches put one after another, as the devices of two processes hold them."""
-    sizes = np.max([part.sizes for part in parts], axis=0).tolist()
-    made = [task.preparation.as_part(part, sizes, i, 2) for i, part in enumerate(parts)]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *made)
+def joined(task, batches, blocks=((0,), (1,))):
+    """Batches put together as the devices of two processes hold them."""
+    sizes = np.max([batch.sizes for batch in batches], axis=0).tolist()
+    parts = [BatchPart(i, 2, held) for i, held in enumerate(blocks)]
+    made = [
+        task.preparation.as_part(batch, sizes, part)
+        for batch, part in zip(batches, parts, strict=True)
+    ]
+
+    def together(*arrays):
+        whole = np.empty((2 * len(arrays[0]), *arrays[0].shape[1:]), arrays[0].dtype)
+        for part, array in zip(parts, arrays, strict=True):
+            whole[part.places(len(array))] = array
+        return whole
+
+    return jax.tree.map(together, *made)

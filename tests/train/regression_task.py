@@ -69,8 +69,9 @@ class Regression:
             self.taken.append(number)
             yield Loaded({"x": x, "y": y}, x[..., 0].size, {"next": number})
 
-    def agree(self, batch):
-        return batch
+    @property
+    def agree(self):
+        return None
 
     def evaluate(self, trainables):
         return {"size": float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(trainables)))}

@@ -180,6 +180,25 @@ def test_streams_resume_and_restart(streams):
     assert set(swahili[:8]) == {f"sw {i}" for i in range(8)}
 
 
+def test_streams_go_on_in_as_many_parts(streams):
+    """A stream's place is of the texts of one part; files are read by turns, in any number."""
+    position = drawn(streams, 3)[-1].position
+    with pytest.raises(DyntokError, match="as many parts as before, 1; these are 2"):
+        batches(streams, keep, seed=0, position=position, process_index=0, process_count=2)
+    files = dataclasses.replace(streams, sources=streams.sources[:1])
+    position = drawn(files, 3)[-1].position
+    both = [
+        list(
+            islice(
+                batches(files, keep, seed=0, position=position, process_index=i, process_count=2), 2
+            )
+        )
+        for i in range(2)
+    ]
+    seen = [*texts(drawn(files, 3)), *texts(both[0]), *texts(both[1])]
+    assert len(set(seen)) == len(seen) == 3 * 4 + 2 * 2 * 4
+
+
 def test_with_a_stream_the_weights_alone_count(streams):
     counts = Counter(text.split()[0] for text in texts(drawn(streams, 500)))
     for language, share in (("de", 0.25), ("sw", 0.5), ("th", 0.25)):

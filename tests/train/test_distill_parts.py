@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import jax
@@ -14,7 +15,7 @@ from test_two_processes import run_both
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.zett import save_hypernet
-from dyntok_jax.sharding import on_host
+from dyntok_jax.sharding import BatchPart, on_host
 from train.config import HypernetRun
 from train.distill_losses import cosine_distance, mean_over
 from train.hypernet import make_task
@@ -40,10 +41,11 @@ def task(request, tmp_path):
     return make_task(read_config(HypernetRun, path, ["compute.mesh={data: 1}"]))
 
 
-def test_parts_together_lose_what_they_lose_alone(task):
+@pytest.mark.parametrize("blocks", [((0,), (1,)), ((0, 3), (1, 2))])
+def test_parts_together_lose_what_they_lose_alone(task, blocks):
     first, second = (next(stream).batch for stream in part_streams(task))
     assert first.sizes != second.sizes or not np.array_equal(first.base_ids, second.base_ids)
-    whole = joined(task, [first, second])
+    whole = joined(task, [first, second], blocks)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(leaf.dtype),
@@ -70,7 +72,7 @@ def test_parts_together_lose_what_they_lose_alone(task):
 def test_a_part_is_the_batch_in_larger_arrays(task):
     batch = next(part_streams(task)[0]).batch
     sizes = [size + 3 for size in batch.sizes]
-    part = task.preparation.as_part(batch, sizes, 1, 2)
+    part = task.preparation.as_part(batch, sizes, BatchPart(1, 2, (1,)))
     assert list(part.sizes) == sizes
     rows = np.where(batch.mask, batch.ids - len(batch.own), -1)
     moved = part.ids[:, : batch.ids.shape[1]]
@@ -114,5 +116,8 @@ def test_two_processes_train_as_one_on_both_parts(decoder, tmp_path, monkeypatch
         for folder in ("two/run/hypernet", "alone")
     )
     assert found.keys() == expected.keys()
+    run = json.loads((tmp_path / "two/run/checkpoints/6/run/metadata").read_text("utf-8"))
+    texts = [part["sources"][0] for part in run["position"]["parts"]]
+    assert texts == [6 * 16, 6 * 16]  # of all parts, of files that are read by turns
     for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, atol=2e-3, err_msg=name)

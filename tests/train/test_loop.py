@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -20,7 +23,9 @@ import pytest
 from regression_task import Regression, config
 from safetensors.numpy import load_file
 
+from dyntok_jax.sharding import BatchPart
 from dyntok_jax.types import DyntokError
+from train import loop
 from train.loop import dry_run, train
 from train.optim import OptimizerConfig, Phase
 
@@ -247,6 +252,55 @@ def test_an_error_of_the_input_side_reaches_the_caller(tmp_path):
 
     with pytest.raises(DyntokError, match="de: no text"):
         train(Broken(), config(tmp_path))
+
+
+def test_batches_are_agreed_on_between_steps_and_failures_too(tmp_path):
+    asked = []
+
+    class Agreeing(Regression):
+        @property
+        def agree(self):
+            return self.doubled
+
+        def doubled(self, batch):
+            asked.append((threading.current_thread(), batch))
+            return batch and {name: np.concatenate([part, part]) for name, part in batch.items()}
+
+        def batches(self, position):
+            yield from islice(super().batches(position), 3)
+            raise DyntokError("de: no text")
+
+    with pytest.raises(DyntokError, match="de: no text"):
+        train(Agreeing(), config(tmp_path, 10, log_every=1))
+    assert {thread for thread, _ in asked} == {threading.main_thread()}
+    # The process whose input failed says so to the others, before it raises.
+    assert [batch is None for _, batch in asked] == [False, False, False, True]
+    assert sum(record["kind"] == "train" for record in records(tmp_path)) == 2
+
+
+def test_the_positions_of_all_parts_are_kept(tmp_path, monkeypatch):
+    """As if there were two parts, of which this process has the second."""
+    config_, taken = config(tmp_path, 4, checkpoint_every=2), []
+
+    class Second(Regression):
+        def batches(self, position):
+            taken.append(position)
+            return super().batches(position)
+
+    def everybody(value):
+        return [[1 - value[0], {"next": 100}], value]
+
+    monkeypatch.setattr(loop, "batch_part", lambda mesh: BatchPart(1, 2, (1,)))
+    monkeypatch.setattr(loop, "of_all_processes", everybody)
+    train(Second(), config_)
+    run = json.loads((tmp_path / "checkpoints" / "2" / "run" / "metadata").read_text("utf-8"))
+    assert run["position"] == {"parts": [{"next": 100}, {"next": 2}]}
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    for index, place in ((1, 2), (0, 100)):
+        monkeypatch.setattr(loop, "batch_part", lambda mesh, i=index: BatchPart(i, 2, (i,)))
+        shutil.copytree(tmp_path, tmp_path.parent / f"run_{index}")
+        train(Second(), replace(config_, out=tmp_path.parent / f"run_{index}"))
+        assert taken[-1] == {"next": place}
 
 
 def test_accumulated_batches_equal_a_large_one(tmp_path):

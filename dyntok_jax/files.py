@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -69,6 +70,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             for parent in missing:
                 parent.rmdir()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the files in a folder, in hexadecimal; hidden ones do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _make(partial: Path, path: Path) -> None:

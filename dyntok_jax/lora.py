@@ -58,8 +58,15 @@ UNSUPPORTED = (
     "layer_replication",
     "trainable_token_indices",
     "alora_invocation_tokens",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
 )
 """Of peft's settings, those that change what an adapter computes or where it is."""
+
+FIRST_VALUES = (True, False, "gaussian", "orthogonal", "eva", "mica")
+"""Of peft's ways to begin, those that leave the base model as it was; others take from it what A
+and B begin with."""
 
 TASK_TYPES: dict[str, Literal["sequence", "token"]] = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}
 """peft's names of the heads."""
@@ -162,7 +169,10 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
         for i, part in enumerate(flat[path] if "{}" in stored else [flat[path]]):
             array = np.asarray(part).T
             tensors[stored.format(i)] = LazyTensor(array.shape, lambda array=array: array)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyntokError(f"{folder}: cannot be written ({error.strerror})") from error
     write_tensors(folder / WEIGHTS, tensors, {HASH: adapter.base} if adapter.base else None)
     _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
     _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
@@ -184,7 +194,10 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
     task = _read_json(folder / TASK) if (folder / TASK).exists() else {}
     config, kind = _config(folder / CONFIG, raw)
     found = file_tensors(folder / WEIGHTS)
-    labels = tuple(task.pop("labels", ()))
+    labels = task.pop("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise DyntokError(f"{folder / TASK}: labels are {labels!r}; valid is a list of names")
+    labels = tuple(labels)
     if kind and not labels:
         labels = _numbered_labels(folder, found, headed(architecture, kind, ["?"]))
     whole = headed(architecture, kind, labels)
@@ -283,6 +296,8 @@ def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:
     odd = [f"{key} {raw[key]!r}" for key in UNSUPPORTED if raw.get(key)]
     if raw.get("bias", "none") != "none":
         odd.append(f"bias {raw['bias']!r}")
+    if (begun := raw.get("init_lora_weights", True)) not in FIRST_VALUES:
+        odd.append(f"init_lora_weights {begun!r}, by which the base is another model")
     kind = raw.get("task_type")
     if kind is not None and kind not in TASK_TYPES:
         odd.append(f"task_type {kind!r}")
@@ -292,7 +307,12 @@ def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:
         targets = raw["target_modules"]
         # peft matches a list against ends of names, a text against whole ones.
         names = [targets] if isinstance(targets, str) else map(re.escape, sorted(targets))
-        config = LoraConfig(raw["r"], raw["lora_alpha"], raw.get("lora_dropout", 0.0), tuple(names))
+        numbers = raw["r"], raw["lora_alpha"], raw.get("lora_dropout", 0.0)
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+            raise TypeError(f"r, lora_alpha and lora_dropout are {numbers}, not numbers")
+        config = LoraConfig(*numbers, tuple(names))
+    except DyntokError as error:
+        raise DyntokError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise DyntokError(f"{path}: not a configuration of LoRA ({error!r})") from error
     return config, None if kind is None else TASK_TYPES[kind]

@@ -190,6 +190,12 @@ def test_tensors_that_do_not_fit_are_all_named(case):
         ({"target_modules": r".*\.0\..*query"}, "in 1 of 3 layers"),
         ({"target_modules": None}, "not a configuration of LoRA"),
         ({"r": 0}, "lora.rank: 0"),
+        ({"r": 4.5}, "lora.rank: 4.5"),
+        ({"lora_alpha": "8"}, "not numbers"),
+        ({"lora_alpha": None}, "not numbers"),
+        ({"lora_alpha": float("nan")}, "lora.alpha: nan"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', by which"),
+        ({"kasa_config": {"beta": 1}}, "not supported: kasa_config"),
     ],
 )
 def test_configurations_that_do_not_fit(change, said, tmp_path):
@@ -209,6 +215,25 @@ def test_damaged_files(tmp_path):
         read_adapter(tmp_path / "adapter", load_model(folder).architecture)
     with pytest.raises(DyntokError, match="No such file"):
         read_adapter(tmp_path / "none", load_model(folder).architecture)
+
+
+@pytest.mark.parametrize("labels", [None, 5, "PER", ["O", 1]])
+def test_labels_that_are_no_names(labels, tmp_path):
+    folder = FOLDER / "xlm_roberta_sequence"
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "task.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(DyntokError, match=r"task\.json: labels are .* valid is a list of names"):
+        read_adapter(tmp_path / "adapter", load_model(folder).architecture)
+
+
+def test_an_adapter_is_not_written_over_a_file(tmp_path):
+    folder = FOLDER / "xlm_roberta_sequence"
+    architecture = load_model(folder).architecture
+    adapter = read_adapter(folder / "adapter", architecture)
+    (tmp_path / "adapter").write_text("mine")
+    with pytest.raises(DyntokError, match="adapter: cannot be written"):
+        write_adapter(tmp_path / "adapter", adapter, architecture, "base")
+    assert (tmp_path / "adapter").read_text() == "mine"
 
 
 def make_lora(model, **fields):

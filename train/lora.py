@@ -44,12 +44,14 @@ def main(arguments: list[str] | None = None) -> None:
         run = read_config(LoraRun, options.config, options.overrides)
         if not options.dry_run:
             make_folder(run.training.out)
+        folder = run.training.out / "adapter"
+        if folder.exists() and not folder.is_dir():
+            raise DyntokError(f"{folder}: is no folder, but the adapter is written there")
         task = make_task(run)
         training = replace(run.training, steps=task.steps)
         if options.dry_run:
             print(*dry_run(task, training), sep="\n")
             return
-        folder = run.training.out / "adapter"
         adapter = task.adapter(train(task, training))
         write_adapter(folder, adapter, read_architecture(resolve(run.model)), run.model)
         logging.info("%s: the trained adapter", folder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from dyntok_jax.classification import classify
 from dyntok_jax.dynamic_model import DynamicModel
-from dyntok_jax.lora import Adapter, base_hash
+from dyntok_jax.files import folder_digest
+from dyntok_jax.lora import Adapter, base_hash, params_digest
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import Encoder
@@ -26,6 +29,7 @@ from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
 from dyntok_jax.sharding import apply, param_shardings, shard_params
+from dyntok_jax.tasks.registry import Task
 from dyntok_jax.types import DyntokError, Token
 from train.lora_config import LoraRun, TokenizationConfig
 from train.task import Loaded
@@ -71,6 +75,9 @@ class LoraTask:
         self.longest = min(run.max_length, model.max_length)
         examples = self._read(run.data, run)
         task = examples.task
+        # Read now: a source that cannot be is better known before the first steps.
+        self._held_out = {s.language: self._read([s], run) for s in run.held_out}
+        self.base = base_hash(model)
         self.module = Classifier(
             model.module.config, task.kind, len(task.labels), model.module.dtype, run.compute.remat
         )
@@ -80,8 +87,7 @@ class LoraTask:
             "lora": abstract_lora(abstract["model"], paths, run.lora.rank),
             "head": abstract["head"],
         }
-        self._start = None if start is None else self._started(start)
-        self.base = base_hash(model)
+        self._start = None if start is None else self._started(start, task)
         self.frozen = {"model": model.params}
         self.batcher = TaskBatches(
             model,
@@ -97,7 +103,17 @@ class LoraTask:
         boundary = run.tokenization.boundary
         return read_examples(run.task, sources, self.model.tokenizer, boundary, self.longest)
 
-    def _started(self, start: Adapter) -> dict[str, Any]:
+    def _started(self, start: Adapter, task: Task) -> dict[str, Any]:
+        # Adapters of others say neither their base nor their task, and number their labels.
+        numbered = start.labels == tuple(f"LABEL_{i}" for i in range(len(task.labels)))
+        said = {"base": start.base, "task": start.task.get("task"), "kind": start.kind}
+        said |= {"labels": None if numbered else start.labels, "alpha": start.config.alpha}
+        here = {"base": self.base, "task": task.name, "kind": task.kind}
+        here |= {"labels": tuple(task.labels), "alpha": self.run.lora.alpha}
+        odd = [name for name in said if said[name] not in (here[name], None)]
+        if odd:
+            faults = "; ".join(f"{name} {said[name]}, here {here[name]}" for name in odd)
+            raise DyntokError(f"start {self.run.start}: {faults}")
         trees = {"lora": start.lora, "head": start.head}
         wanted = jax.tree.map(lambda leaf: leaf.shape, meta.unbox(self._abstract))
         found = jax.tree.map(np.shape, trees)
@@ -115,7 +131,19 @@ class LoraTask:
         run = asdict(self.run)
         settings = {name: run[name] for name in names}
         settings |= {"base": self.base, "dtype": jnp.dtype(self.module.dtype).name}
+        settings["contents"] = self._contents
         return json.loads(json.dumps(settings, default=str))
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        """Hashes of what the settings name by its place only."""
+        examples = self.batcher.examples.examples
+        found = {"data": hashlib.sha256(repr(examples).encode()).hexdigest()}
+        if Path(self.model.rows).is_dir():
+            found["rows"] = folder_digest(Path(self.model.rows))
+        if self._start is not None:
+            found["start"] = params_digest(self._start).hexdigest()
+        return found
 
     @property
     def steps(self) -> int:
@@ -189,13 +217,12 @@ class LoraTask:
     @cached_property
     def held_out(self) -> dict[float, dict[str, Any]]:
         """By reduction and language: examples, merged sequences, and their tokens for the rows."""
-        read = {s.language: self._read([s], self.run) for s in self.run.held_out}
         held: dict[float, dict[str, Any]] = {}
         for reduction in self.run.held_out_reductions:
             mode = TokenizationConfig("fixed", reduction, boundary=self.run.tokenization.boundary)
             held[reduction] = {
                 language: (examples, *_in_order(self.model, examples, mode, self.run.sequences))
-                for language, examples in read.items()
+                for language, examples in self._held_out.items()
             }
         return held
 

@@ -42,8 +42,10 @@ class LoraConfig:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise DyntokError(f"lora.rank: {self.rank} is not at least 1")
+        if self.rank < 1 or self.rank != int(self.rank):
+            raise DyntokError(f"lora.rank: {self.rank}; valid is a whole number from 1")
+        if not math.isfinite(self.alpha):
+            raise DyntokError(f"lora.alpha: {self.alpha} is no finite number")
         if not 0 <= self.dropout < 1:
             raise DyntokError(f"lora.dropout: {self.dropout:g} is not within 0 and 1")
         if not self.targets:

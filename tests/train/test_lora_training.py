@@ -30,6 +30,7 @@ from dyntok_jax.types import DyntokError
 from train.loop import TrainingConfig
 from train.lora import main, make_task
 from train.lora_config import LoraRun, TokenizationConfig
+from train.lora_task import LoraTask
 from train.optim import OptimizerConfig, Phase, make_schedule
 from train.task_batches import BINS, reduction_bins
 
@@ -305,9 +306,37 @@ def test_training_goes_on_from_an_adapter(make, encoder, tmp_path):
     write_adapter(tmp_path / "first", task.adapter(first), architecture, run.model)
     started = make_task(replace(run, start=tmp_path / "first")).init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, started, first)
-    other = replace(run, start=tmp_path / "first", lora=LoraConfig(rank=2))
+    other = replace(run, start=tmp_path / "first", lora=replace(run.lora, rank=2))
     with pytest.raises(DyntokError, match="not of the shape"):
         make_task(other)
+    for said, changes in (
+        ("base 0000, here", {"base": "0000"}),
+        ("kind sequence, here token", {"kind": "sequence"}),
+        ("labels .*, here", {"labels": task.adapter(first).labels[::-1]}),
+        ("task xnli, here uner", {"task": {"task": "xnli"}}),
+        ("alpha 800.0, here", {"config": replace(run.lora, alpha=800.0)}),
+    ):
+        with pytest.raises(DyntokError, match=said):
+            LoraTask(run, task.model, architecture, task.adapter(first)._replace(**changes))
+
+
+def test_settings_tell_contents_apart(make, tmp_path):
+    """What is named by its place only may be another when a run goes on."""
+    run = make()
+    path = Path(run.data[0].files)
+    before = make_task(run).settings
+    assert make_task(run).settings == before
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("Großvater", "Urgroßvater", 1), "utf-8")
+    after = make_task(run).settings
+    assert before["contents"]["data"] != after["contents"]["data"]
+    assert {**before, "contents": 0} == {**after, "contents": 0}
+
+
+def test_held_out_files_are_read_before_the_first_step(make):
+    source = replace(make().data[0], files="nowhere.iob2", language="yy")
+    with pytest.raises(DyntokError, match=r"nowhere\.iob2"):
+        make_task(make(held_out=(source,)))
 
 
 @pytest.mark.slow

@@ -70,7 +70,11 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     figures["products"] = settings.training.products
     if importlib.util.find_spec("torch"):
         # The two are held together value by value.
-        exact = replace(settings, training=replace(settings.training, products="float32"))
+        exact = replace(
+            settings,
+            training=replace(settings.training, products="float32"),
+            compute=replace(settings.compute, dtype="float32"),
+        )
         figures |= against_torch(make_task(exact), task, options.steps)
     else:
         figures["torch_skipped"] = "torch is not installed"

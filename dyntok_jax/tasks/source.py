@@ -11,6 +11,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 
+import numpy as np
+
 from dyntok_jax.types import DyntokError
 
 T = TypeVar("T")
@@ -90,10 +92,10 @@ def opened(path: str | Path) -> Iterator[Any]:
 def records(source: TaskSource) -> Iterator[tuple[str, Record]]:
     """Records of a ``.jsonl`` file or a dataset, each with where it stands.
 
-    Values of a dataset's class labels are their names.
+    Values of a dataset's class labels are their names, its bytes texts and its arrays lists.
 
     Raises:
-        DyntokError: the file or the dataset cannot be read.
+        DyntokError: the file or the dataset cannot be read, or a class label has no name.
     """
     if source.files:
         yield from _json_records(Path(source.files))
@@ -101,8 +103,14 @@ def records(source: TaskSource) -> Iterator[tuple[str, Record]]:
     try:
         found, features = _hub(source) if source.dataset else _tfds(source)
         for number, record in enumerate(found, start=1):
-            named = {key: _named(value, features.get(key)) for key, value in record.items()}
-            yield f"{source}, record {number}", named
+            where = f"{source}, record {number}"
+            yield (
+                where,
+                {
+                    key: _named(_plain(value), features.get(key), f"{where}: {key}")
+                    for key, value in record.items()
+                },
+            )
     except DyntokError:
         raise
     except Exception as error:  # the libraries raise many kinds; all mean it cannot be had
@@ -119,6 +127,18 @@ def field(record: Record, name: str, where: str) -> Any:
     if name not in record:
         raise DyntokError(f"{where}: no field {name!r}; it has {', '.join(map(repr, record))}")
     return record[name]
+
+
+def listed(record: Record, name: str, where: str) -> list[Any]:
+    """A record's field that is a list.
+
+    Raises:
+        DyntokError: it has none of this name, or something else there.
+    """
+    value = field(record, name, where)
+    if not isinstance(value, list):
+        raise DyntokError(f"{where}: {name} {value!r}; valid is a list")
+    return value
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
@@ -154,14 +174,32 @@ def _tfds(source: TaskSource) -> tuple[Iterable[Record], Mapping[str, Any]]:
     else:
         builder = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
-    return builder.as_data_source(split=source.split), builder.info.features
+    # Its features are no mapping: they have items, and no get.
+    return builder.as_data_source(split=source.split), dict(builder.info.features.items())
 
 
-def _named(value: Any, feature: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """As JSON has it. Bytes that are not UTF-8 stay bytes, which no task takes for a text."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _named(value: Any, feature: Any, where: str) -> Any:
     """Numbers of class labels to their names, also those of a sequence of labels."""
     inner = getattr(feature, "feature", None)
-    if hasattr(inner, "int2str"):
-        return [_named(part, inner) for part in value]
-    if hasattr(feature, "int2str") and value is not None and int(value) >= 0:
-        return feature.int2str(int(value))
-    return value
+    if hasattr(inner, "int2str") and isinstance(value, list):
+        return [_named(part, inner, where) for part in value]
+    # Datasets write -1 where there is no label; whether that may be is for the task to say.
+    if not hasattr(feature, "int2str") or type(value) is not int or value < 0:
+        return value
+    if value >= feature.num_classes:
+        raise DyntokError(f"{where}: label {value}; valid are 0 to {feature.num_classes - 1}")
+    return feature.int2str(value)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from dyntok_jax.tasks.source import Record, TaskSource, field, opened, records
+from dyntok_jax.tasks.source import Record, TaskSource, listed, opened, records
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens, words_layout
@@ -50,8 +50,8 @@ class Sentence(NamedTuple):
 def read(source: TaskSource) -> list[Sentence]:
     """Sentences of a local file (``.iob2``, ``.jsonl``) or of a dataset.
 
-    An ``.iob2`` file has a word a line (number, word, tag, anything), a blank line between
-    sentences and comments behind ``#``. Records have ``tokens`` and ``ner_tags``, as
+    An ``.iob2`` file has a word a line (its number in the sentence, word, tag, anything), a blank
+    line between sentences and comments behind ``#``. Records have ``tokens`` and ``ner_tags``, as
     ``universalner/universal_ner``; tags are names, or numbers in the order of ``LABELS``.
 
     Raises:
@@ -127,13 +127,19 @@ def _iob2_sentences(path: Path) -> Iterator[Sentence]:
             if line.startswith("#"):
                 continue
             if line.strip():
-                columns = line.split("\t")
+                columns, where = line.split("\t"), f"{path}, line {number}"
                 if len(columns) < 3:
                     raise DyntokError(
-                        f"{path}, line {number}: {len(columns)} columns; valid are number, word, "
-                        "tag and any others, between tabs"
+                        f"{where}: {len(columns)} columns; valid are number, word, tag and any "
+                        "others, between tabs"
                     )
-                tag = _tag(columns[2], f"{path}, line {number}")
+                # Files of other columns, and sentences without a blank line between, fail here.
+                if columns[0] != str(len(words) + 1):
+                    raise DyntokError(
+                        f"{where}: number {columns[0]!r}; valid is {len(words) + 1}, for words "
+                        "count from 1 in each sentence, with a blank line between sentences"
+                    )
+                tag = _tag(columns[2], where)
                 mapped += columns[2] in TO_OUTSIDE
                 words.append(columns[1])
                 tags.append(tag)
@@ -145,10 +151,9 @@ def _iob2_sentences(path: Path) -> Iterator[Sentence]:
 
 
 def _sentence(record: Record, where: str) -> Sentence:
-    words = [_plain(word) for word in field(record, "tokens", where)]
+    words, given = (listed(record, name, where) for name in ("tokens", "ner_tags"))
     if odd := [word for word in words if not isinstance(word, str)]:
         raise DyntokError(f"{where}: word {odd[0]!r}; valid are texts")
-    given = [_plain(tag) for tag in field(record, "ner_tags", where)]
     if len(words) != len(given):
         raise DyntokError(f"{where}: {len(words)} words and {len(given)} tags")
     tags = [_tag(tag, where) for tag in given]
@@ -160,13 +165,9 @@ def _tag(tag: Any, where: str) -> str:
         return OUTSIDE
     if isinstance(tag, str) and tag in _NUMBERS:
         return tag
-    if isinstance(tag, int | np.integer) and 0 <= tag < len(LABELS):
-        return LABELS[int(tag)]
+    if type(tag) is int and 0 <= tag < len(LABELS):  # a bool is an int too
+        return LABELS[tag]
     raise DyntokError(
         f"{where}: tag {tag!r}; valid are {', '.join(LABELS)} and, read as O, "
         f"{', '.join(TO_OUTSIDE)}"
     )
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dyntok_jax.tasks.source import Record, TaskSource, field, opened, records
+from dyntok_jax.tasks.source import Record, TaskSource, field, listed, opened, records
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens, pair_layout
@@ -26,6 +28,10 @@ SPELLINGS = {
 HEADERS = ({"premise", "hypothesis", "label"}, {"sentence1", "sentence2", "gold_label"})
 _FIELDS = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
 
+_COLUMN = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
+_ENCLOSED = re.compile(f"{_COLUMN}(?:\t{_COLUMN})*")
+"""A line whose quotation marks all enclose a column, or are doubled in one that is enclosed."""
+
 
 class Pair(NamedTuple):
     """A premise, a hypothesis and the number of their label in ``LABELS``."""
@@ -39,18 +45,24 @@ def read(source: TaskSource) -> list[Pair]:
     """Pairs of a local file (``.tsv``, ``.jsonl``) or of a dataset (``facebook/xnli``, TFDS's).
 
     A ``.tsv`` without a header has premise, hypothesis and label, and quotation marks are text; one
-    with a header (``premise hypothesis label`` or ``sentence1 sentence2 gold_label``) is quoted as
-    spreadsheets do. Of records with translations the source's language is read.
+    with a header (``premise hypothesis label`` or ``sentence1 sentence2 gold_label``) may be quoted
+    as spreadsheets do. Each line is a pair. Of records with translations the source's language is
+    read, and of records with a ``language`` those of the source's.
 
     Raises:
         DyntokError: nothing there, not of this form, or a label that is none of ``SPELLINGS``;
             with the line or record.
     """
     if source.files and Path(source.files).suffix == ".tsv":
-        return source.examples(_tsv_pairs(Path(source.files)))
-    if source.files and Path(source.files).suffix != ".jsonl":
+        found = _tsv_records(Path(source.files))
+    elif source.files and Path(source.files).suffix != ".jsonl":
         raise DyntokError(f"{source}: not a kind that is read; valid are .tsv and .jsonl")
-    return source.examples(_pair(record, where, source) for where, record in records(source))
+    else:
+        found = records(source)
+    language = source.language
+    return source.examples(
+        _pair(record, where, language) for where, record in _of_language(found, source)
+    )
 
 
 def layout(
@@ -64,37 +76,77 @@ def layout(
     return pair_layout(tokenizer, premises, hypotheses, boundary, max_length)
 
 
-def _tsv_pairs(path: Path) -> Iterator[Pair]:
+def _tsv_records(path: Path) -> Iterator[tuple[str, Record]]:
     with opened(path) as file:
         first = file.readline().rstrip("\r\n").split("\t")
-        headed = set(first) >= HEADERS[0] or set(first) >= HEADERS[1]
+        headed = any(set(first) >= header for header in HEADERS)
         names = first if headed else list(_FIELDS)
-        if not headed:
-            file.seek(0)
-        quoting = csv.QUOTE_MINIMAL if headed else csv.QUOTE_NONE
-        rows = csv.reader(file, delimiter="\t", quoting=quoting, strict=True)
-        try:
-            for row in rows:
-                where = f"{path}, line {rows.line_num + headed}"
-                if len(row) != len(names):
-                    raise DyntokError(
-                        f"{where}: {len(row)} columns; valid are {len(names)}: {', '.join(names)}"
-                    )
-                yield _pair(dict(zip(names, row, strict=True)), where)
-        except csv.Error as error:
-            raise DyntokError(f"{path}, line {rows.line_num + headed}: {error}") from error
+        quoted = headed and _is_quoted(file)
+        file.seek(0)
+        for number, line in islice(enumerate(file, start=1), headed, None):
+            where = f"{path}, line {number}"
+            row = _columns(line.rstrip("\r\n"), quoted, where)
+            if len(row) != len(names):
+                raise DyntokError(
+                    f"{where}: {len(row)} columns; valid are {len(names)}: {', '.join(names)}"
+                )
+            yield where, dict(zip(names, row, strict=True))
 
 
-def _pair(record: Record, where: str, source: TaskSource | None = None) -> Pair:
+def _is_quoted(lines: Iterable[str]) -> bool:
+    """Whether quotation marks enclose columns here, or are text.
+
+    A spreadsheet doubles the marks within a column that it encloses and leaves none outside, which
+    plain text does by chance at most: what most lines with marks show counts.
+    """
+    balance = 0
+    for line in lines:
+        if '"' in line:
+            enclosed = _ENCLOSED.fullmatch(line.rstrip("\r\n"))
+            balance += ('""' in line) if enclosed else -1
+    return balance > 0
+
+
+def _columns(line: str, quoted: bool, where: str) -> list[str]:
+    if not quoted:
+        return line.split("\t")
+    try:
+        # Of this line alone: a mark that is not closed must not take in the lines that follow.
+        return next(csv.reader([line], delimiter="\t", strict=True), [])
+    except csv.Error as error:
+        raise DyntokError(
+            f"{where}: a quotation mark is not closed at a column's end; valid are columns "
+            "quoted whole, on one line"
+        ) from error
+
+
+def _of_language(
+    found: Iterable[tuple[str, Record]], source: TaskSource
+) -> Iterator[tuple[str, Record]]:
+    """Those whose ``language`` is the source's, where both have one; else all."""
+    wanted, read, others = source.language, False, set[str]()
+    for where, record in found:
+        language = record.get("language", wanted)
+        if not wanted or language == wanted:
+            read = True
+            yield where, record
+        else:
+            others.add(str(language))
+    if others and not read:
+        raise DyntokError(
+            f"{source}: none in {wanted!r}; valid languages are {', '.join(sorted(others))}"
+        )
+
+
+def _pair(record: Record, where: str, language: str) -> Pair:
     if "sentence1" in record:
-        record = {name: record.get(other) for name, other in _FIELDS.items()}
-    language = source.language if source else ""
+        record = {name: field(record, other, where) for name, other in _FIELDS.items()}
     premise, hypothesis = (
         _text(field(record, name, where), language, f"{where}: {name}")
         for name in ("premise", "hypothesis")
     )
     label = field(record, "label", where)
-    if not isinstance(label, str | int) or label not in SPELLINGS:
+    if type(label) not in (str, int) or label not in SPELLINGS:  # True would be 1
         raise DyntokError(
             f"{where}: label {label!r}; valid are {', '.join(LABELS)}, their first letters and 0-2"
         )
@@ -104,20 +156,18 @@ def _pair(record: Record, where: str, source: TaskSource | None = None) -> Pair:
 def _text(value: Any, language: str, where: str) -> str:
     """A text, or the one in this language of a record of translations."""
     if isinstance(value, Mapping):
-        translations = value
+        names, texts = list(value), list(value.values())
         if "translation" in value:
-            names = [_plain(name) for name in value["language"]]
-            translations = dict(zip(names, value["translation"], strict=True))
-        if language not in translations:
+            names, texts = (listed(value, name, where) for name in ("language", "translation"))
+        if len(names) != len(texts):
             raise DyntokError(
-                f"{where}: not in {language!r}; valid languages are {', '.join(translations)}"
+                f"{where}: {len(names)} languages and {len(texts)} translations; valid is one each"
             )
-        value = translations[language]
-    value = _plain(value)
+        if language not in names:
+            raise DyntokError(
+                f"{where}: not in {language!r}; valid languages are {', '.join(map(str, names))}"
+            )
+        value = texts[names.index(language)]
     if not isinstance(value, str):
         raise DyntokError(f"{where}: {value!r}; valid is a text")
     return value
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

@@ -14,9 +14,9 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 
 
-def written(path, text: str) -> TaskSource:
+def written(path, text: str, language: str = "") -> TaskSource:
     path.write_bytes(text.encode("utf-8"))
-    return TaskSource(files=str(path))
+    return TaskSource(files=str(path), language=language)
 
 
 def test_a_tsv_without_header_keeps_quotes_and_carriage_returns_end_lines(tmp_path):
@@ -25,11 +25,68 @@ def test_a_tsv_without_header_keeps_quotes_and_carriage_returns_end_lines(tmp_pa
     assert found == [Pair('"Mama," he said.', 'He "spoke".', 1), Pair("A", "B", 2)]
 
 
-def test_a_tsv_with_header_is_quoted(tmp_path):
+def test_a_tsv_with_header_may_be_quoted(tmp_path):
     text = 'sentence1\tsentence2\tgold_label\n"At ""The\tFace"" he"\tB\tentailment\n'
     assert xnli.read(written(tmp_path / "x.tsv", text)) == [Pair('At "The\tFace" he', "B", 0)]
     text = "label\tpremise\thypothesis\ncontradiction\tA\tB\n"
     assert xnli.read(written(tmp_path / "x.tsv", text)) == [Pair("A", "B", 2)]
+
+
+HEADER = "sentence1\tsentence2\tgold_label\n"
+
+
+def test_a_tsv_with_header_and_marks_as_text_keeps_every_line(tmp_path):
+    """As XNLI's and MultiNLI's own files are."""
+    lines = [
+        '"Mama," he said.\tB\tneutral',
+        '"I\tHe said "I".\tentailment',
+        'A 5" pipe\t"""B""" is\tneutral',
+        '"Yes."\tC"\tcontradiction',
+    ]
+    found = xnli.read(written(tmp_path / "x.tsv", HEADER + "\n".join(lines)))
+    assert [f"{a}\t{b}\t{xnli.LABELS[label]}" for a, b, label in found] == lines
+
+
+QUOTED = '"A ""b"""\tB\tneutral\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('"A\nB"\tC\tneutral\n', "line 2: 1 columns"),
+        (QUOTED * 3 + '"A\nB"\tC\tneutral\n', "line 5: a quotation mark is not closed"),
+        (QUOTED * 3 + '"A" b\tC\tneutral\n', "line 5: a quotation mark is not closed"),
+        (QUOTED + "\n" + QUOTED, "line 3: 0 columns"),
+    ],
+)
+def test_a_pair_on_several_lines_is_refused(tmp_path, text, words):
+    with pytest.raises(DyntokError) as error:
+        xnli.read(written(tmp_path / "x.tsv", HEADER + text))
+    assert words in str(error.value)
+
+
+LANGUAGES = [("ar", "A"), ("en", "B"), ("en", "C"), ("de", "D")]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_of_a_file_of_all_languages_the_source_s_is_read(tmp_path, kind):
+    """As XNLI 1.0 has it."""
+    names = ("language", "gold_label", "sentence1", "sentence2")
+    rows = [(language, "neutral", text, text) for language, text in LANGUAGES]
+    if kind == "tsv":
+        text = "\n".join(map("\t".join, [names, *rows]))
+    else:
+        text = "\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows)
+
+    def premises(**fields) -> list[str]:
+        return [pair.premise for pair in xnli.read(TaskSource(files=source.files, **fields))]
+
+    source = written(tmp_path / f"x.{kind}", text)
+    assert premises(language="en") == ["B", "C"]
+    assert premises(language="de", first=1) == ["D"]
+    assert premises() == ["A", "B", "C", "D"]
+    with pytest.raises(DyntokError, match=rf"x\.{kind}: none in 'fr'; valid .* ar, de, en$"):
+        premises(language="fr")
 
 
 def test_json_lines_and_the_first_of_them(tmp_path):
@@ -51,6 +108,24 @@ def test_json_lines_and_the_first_of_them(tmp_path):
         ("x.jsonl", '{"premise": "A", "label": 1}\n', "line 1: no field 'hypothesis'"),
         ("x.jsonl", '{"premise": "A", "hypothesis": 3, "label": 1}\n', "line 1: hypothesis: 3"),
         ("x.jsonl", '{"premise": "A", "hypothesis": "B", "label": -1}\n', "label -1"),
+        ("x.jsonl", '{"premise": "A", "hypothesis": "B", "label": true}\n', "line 1: label True"),
+        ("x.jsonl", '{"premise": "A", "hypothesis": "B", "label": 1.0}\n', "line 1: label 1.0"),
+        ("x.jsonl", '{"sentence1": "A", "gold_label": 1}\n', "line 1: no field 'sentence2'"),
+        (
+            "x.jsonl",
+            '{"premise": {"translation": ["A"]}, "hypothesis": "B", "label": 1}\n',
+            "line 1: premise: no field 'language'",
+        ),
+        (
+            "x.jsonl",
+            '{"premise": {"translation": "A", "language": ["de"]}, "hypothesis": "B"}\n',
+            "line 1: premise: translation 'A'; valid is a list",
+        ),
+        (
+            "x.jsonl",
+            '{"premise": {"translation": ["A"], "language": ["de", "en"]}, "hypothesis": 1}\n',
+            "line 1: premise: 2 languages and 1 translations",
+        ),
         ("x.jsonl", "{\n", "line 1: not JSON"),
         ("x.csv", "A,B,neutral\n", "valid are .tsv and .jsonl"),
     ],

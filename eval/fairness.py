@@ -26,10 +26,13 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve
+from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import prompt_layout
 from dyntok_jax.types import DyntokError
 from eval import record
+from eval.task_config import repeated
 from eval.timing import medians
 
 BATCH_SIZE = 32
@@ -63,25 +66,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Figures of all models; the plot is written on the way.
 
     Raises:
-        DyntokError: files that are missing or not aligned, or a model that cannot be had.
+        DyntokError: files that are missing, without text or not aligned; a model that cannot be
+            had, or not timed; a plot that cannot be written or would be the JSON itself.
     """
-    texts = _texts(options)
-    models = []
-    for name in options.models:
-        figures = compared(*_tokens(name, texts, options.reduction))
-        if options.time:
-            for language, seconds in _times(name, texts, options).items():
-                figures["languages"][language] |= seconds
-        models.append({"model": name, **figures})
     drawn = options.out.with_suffix(".svg")
-    run = {"fairness": models, "texts": len(texts[ENGLISH]), "reduction": options.reduction}
+    if drawn == options.out:
+        raise DyntokError(f"{drawn}: the plot has this name; valid is that of a .json beside it")
+    texts = _texts(options)
+    if options.time:
+        for name in options.models:
+            _check_timed(name)
+    models = []
     with atomic_path(drawn) as partial:
+        for name in options.models:
+            figures = compared(*_tokens(name, texts, options.reduction))
+            if options.time:
+                for language, seconds in _times(name, texts, options).items():
+                    figures["languages"][language] |= seconds
+            models.append({"model": name, **figures})
+        run = {"fairness": models, "texts": len(texts[ENGLISH]), "reduction": options.reduction}
         plot(run).savefig(partial, format="svg", metadata={"Date": None})
     return run | {"plot": str(drawn)}
 
 
 def _texts(options: argparse.Namespace) -> dict[str, list[str]]:
     languages = options.languages or [path.stem for path in sorted(options.text.glob("*.txt"))]
+    if twice := repeated(languages):
+        raise DyntokError(f"--languages: {twice} is there twice; valid are different ones")
     names = [ENGLISH, *(name for name in languages if name != ENGLISH)]
     if len(names) == 1:
         raise DyntokError(f"{options.text}: no xx.txt beside {ENGLISH}.txt")
@@ -102,12 +113,15 @@ def _tokens(
     before, after = {}, {}
     for language, lines in texts.items():
         base = prompt_layout(tokenizer, lines)
+        specials = len(tokenizer.prompt_ids) * len(lines)
+        static = sum(len(part.tokens) for part in base) - specials
+        if not static:
+            raise DyntokError(f"{language}.txt: no token in its lines; valid are lines of text")
         merged = 0
         for start in range(0, len(base), BATCH_SIZE):
             together = merge(base[start : start + BATCH_SIZE], Budget(reduction=reduction))
             merged += sum(len(sequence.tokens) for sequence in together.sequences)
-        specials = len(tokenizer.prompt_ids) * len(lines)
-        before[language] = (sum(len(part.tokens) for part in base) - specials) / len(lines)
+        before[language] = static / len(lines)
         after[language] = (merged - specials) / len(lines)
     return before, after
 
@@ -147,6 +161,17 @@ def gini(values: Float[np.ndarray, " N"]) -> float:
     return float(differences / (2 * values.mean()))
 
 
+def _has_weights(name: str) -> bool:
+    return (resolve(name) / "model.safetensors").is_file()
+
+
+def _check_timed(name: str) -> None:
+    if not _has_weights(name):
+        return
+    if isinstance(read_architecture(resolve(name)).config, DecoderConfig):
+        raise DyntokError(f"--time: {name} is a decoder; valid are encoders")
+
+
 def _times(
     name: str, texts: Mapping[str, Sequence[str]], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
@@ -154,7 +179,7 @@ def _times(
 
     Merging and the prediction of rows, which start from an empty cache, are in them.
     """
-    if not (resolve(name) / "model.safetensors").is_file():
+    if not _has_weights(name):
         return {}
     model, found = load(name), {}
 

@@ -67,3 +67,35 @@ def test_texts_that_cannot_be_compared(tmp_path, monkeypatch, capsys, files, wor
     with pytest.raises(SystemExit):
         report.main()
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blank", ["en", "de"])
+def test_files_of_blank_lines(encoder, tmp_path, command, blank):
+    for name in ("en", "de"):
+        (tmp_path / f"{name}.txt").write_text("\n\n" if name == blank else "The quick\nfoxes\n")
+    out = tmp_path / "fair.json"
+    run = command(fairness.main, "fairness", "--models", encoder, "--text", tmp_path, "--out", out)
+    assert run.code == 2 and f"{blank}.txt: no token in its lines" in run.err
+    assert run.err.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "fair.svg"], "fair.svg: the plot has this name"),
+        (["--out", "taken.json"], "taken.svg: is no regular file"),
+        (["--out", "fair.json", "--languages", "de", "fr", "de"], "de is there twice"),
+        (["--out", "fair.json", "--time", "1"], "is a decoder"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_counting(
+    decoder, tmp_path, command, monkeypatch, arguments, words
+):
+    for name in ("en", "de", "fr"):
+        (tmp_path / f"{name}.txt").write_text("The quick\nfoxes\n")
+    (tmp_path / "taken.svg").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fairness, "_tokens", lambda *_: pytest.fail("it counted"))
+    run = command(fairness.main, "fairness", "--models", decoder, "--text", tmp_path, *arguments)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+    assert not (tmp_path / "fair.svg").exists()

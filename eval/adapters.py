@@ -33,7 +33,7 @@ from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
-from eval.task_config import Setting, TaskRun, hypernet_language
+from eval.task_config import Setting, TaskRun, hypernet_language, repeated
 from eval.task_figures import Outcome, figures
 
 
@@ -53,8 +53,14 @@ def run(task: Task, description: str | None) -> None:
     def measured(options: argparse.Namespace) -> dict[str, Any]:
         if options.sweep and options.out.suffix != ".json":
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
-        found = Evaluation(task, configured(options)).measure(options.sweep)
-        return found | (task_sweep.write(options.out, found) if options.sweep else {})
+        evaluation = Evaluation(task, configured(options))
+        if not options.sweep:
+            return evaluation.measure(False)
+        # Before measuring: hours of work must not end in a file that cannot be written.
+        with task_sweep.companions(options.out) as (lines, drawing):
+            found = evaluation.measure(True)
+            task_sweep.fill(lines, drawing, found)
+        return found | {"plot": str(options.out.with_suffix(".svg"))}
 
     record.run(parser, measured, task_sweep.show, names_model=False)
 
@@ -104,6 +110,7 @@ class Evaluation:
         self.run = run
         self._examples = {source.language: task.read(source) for source in run.data}
         self._shapes: set[tuple[Any, ...]] = set()
+        self._compiled: set[tuple[Any, ...]] = set()
 
     @cached_property
     def _model(self) -> DynamicModel:
@@ -129,12 +136,22 @@ class Evaluation:
         """Figures of all settings, and of the sweeps where they are wanted.
 
         Raises:
-            DyntokError: a model, an adapter or rows that cannot be had or do not fit together.
+            DyntokError: a model, an adapter or rows that cannot be had or do not fit together; a
+                sweep of nothing; two adapters of one list that were trained with one seed.
         """
         run, task = self.run, self.task
-        # All adapters first: one that does not fit is known before hours of work.
-        networks = {name: [self._network(f) for f in fs] for name, fs in run.adapters.items()}
         curves = self._curves() if sweep else []
+        if sweep and not (curves and run.sweep):
+            raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
+        # All adapters first: one that does not fit is known before hours of work.
+        trained = {name: self._adapters(name) for name in run.adapters}
+        networks = {
+            name: [self._network(*pair) for pair in pairs] for name, pairs in trained.items()
+        }
+        seeds = {
+            setting.name: [adapter.task.get("seed") for _, adapter in trained[setting.adapter]]
+            for setting in run.settings
+        }
         total = sum(len(networks[s.adapter]) for s in run.settings) + len(curves) * len(run.sweep)
         with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
             outcomes = {
@@ -160,10 +177,12 @@ class Evaluation:
             "model": run.model,
             "average_of": average,
             "examples": {name: len(examples) for name, examples in self._examples.items()},
-            "adapters": run.adapters,
+            "adapters": {
+                name: [described(*pair) for pair in pairs] for name, pairs in trained.items()
+            },
             "boundary": str(run.boundary),
             "max_length": run.max_length,
-            "settings": figures(outcomes, task.figure, average, run.settings),
+            "settings": figures(outcomes, task.figure, average, run.settings, seeds),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,
         }
@@ -176,11 +195,23 @@ class Evaluation:
                 found.setdefault((setting.adapter, setting.rows, setting.base_rows), setting)
         return list(found.values())
 
-    def _network(self, folder: str) -> DynamicModel:
+    def _adapters(self, name: str) -> list[tuple[str, Adapter]]:
+        """A list's folders, and what is in them."""
+        found = []
+        for folder in self.run.adapters[name]:
+            adapter = read_adapter(Path(folder), self._loaded.architecture)
+            if fault := misfit(self.task, adapter):
+                raise DyntokError(f"{folder}: {fault}")
+            found.append((folder, adapter))
+        seeds = [adapter.task["seed"] for _, adapter in found if "seed" in adapter.task]
+        if (twice := repeated(seeds)) is not None:
+            raise DyntokError(
+                f"adapters, {name!r}: two of seed {twice}; valid are adapters of different seeds"
+            )
+        return found
+
+    def _network(self, folder: str, adapter: Adapter) -> DynamicModel:
         """The model with an adapter merged into it and the adapter's head on it."""
-        adapter = read_adapter(Path(folder), self._loaded.architecture)
-        if fault := misfit(self.task, adapter):
-            raise DyntokError(f"{folder}: {fault}")
         try:
             params = adapted_params(self._loaded, adapter)
         except DyntokError as error:
@@ -200,14 +231,19 @@ class Evaluation:
     ) -> dict[str, Outcome]:
         """What a setting does with one adapter in every language."""
         found: dict[str, Outcome] = {}
-        models: dict[int | None, tuple[DynamicModel, DynamicModel]] = {}
+        models: dict[int | None, tuple[DynamicModel, DynamicModel | None]] = {}
         rows, base_rows = setting.rows, setting.base_rows
+        # Another adapter has the same batches, so what it runs is compiled by then.
+        key = rows, base_rows, setting.reduction, limit
+        known = key in self._compiled
+        self._compiled.add(key)
         for language in self._examples:
             number = hypernet_language(self.run.hypernet_languages, rows, language)
             if number not in models:
                 # An empty cache: a setting's time has the prediction of its rows in it.
-                fresh = [network.with_rows(rows, number, base_rows) for _ in range(2)]
-                models[number] = fresh[0], fresh[1]
+                fresh = network.with_rows(rows, number, base_rows)
+                other = None if known else network.with_rows(rows, number, base_rows)
+                models[number] = fresh, other
             found[language] = self._outcome(*models[number], setting.reduction, language, limit)
         bar.update()
         return found
@@ -215,20 +251,21 @@ class Evaluation:
     def _outcome(
         self,
         network: DynamicModel,
-        other: DynamicModel,
+        other: DynamicModel | None,
         reduction: float,
         language: str,
         limit: int | None,
     ) -> Outcome:
-        """Merges, predicts and counts; ``other`` is for compiling beforehand."""
+        """Merges, predicts and counts; ``other``, if any, is for compiling beforehand."""
         examples, base = self._examples[language][:limit], self._base[language][:limit]
         merged = self._merged(network, reduction, base)
         sequences: list[list[Token]] = [sequence.tokens for sequence in merged.sequences]
         if network.rows == "base":
             # By ids, since text that the vocabulary lacks has the unknown token's row.
             sequences = [[*sequence.ids.tolist()] for sequence in base]
-        self._compile(other, sequences)
-        start = time.perf_counter()
+        if other is not None:
+            self._compile(other, sequences)
+        cut, start = network.cache.cut, time.perf_counter()
         predicted = classify(network, sequences, self.run.batch_size)
         seconds = time.perf_counter() - start
         return Outcome(
@@ -238,6 +275,7 @@ class Evaluation:
             merged.seconds + seconds,
             {
                 "truncated_tokens": sum(sequence.truncated for sequence in base),
+                "cut_rows": network.cache.cut - cut,
                 **self.task.notes(examples, merged.sequences),
             },
         )
@@ -254,13 +292,25 @@ class Evaluation:
         return Merged(sequences, time.perf_counter() - start)
 
     def _compile(self, network: DynamicModel, sequences: Sequence[Sequence[Any]]) -> None:
-        """Runs the network once in every new shape, so that no setting pays for compiling."""
+        """Looks up the rows of all batches, and runs the network once in every new shape.
+
+        The programs that rows take depend on how many are missing, so the cache has to see the
+        same batches in the same order as the one of which the time is taken.
+        """
         for place in by_length([len(tokens) for tokens in sequences], self.run.batch_size):
             batch = network.batch([sequences[i] for i in place])
             shape = (network.rows, *batch.ids.shape, batch.unique_bucket)
-            if shape not in self._shapes:
+            if shape in self._shapes:
+                network.table(batch).block_until_ready()
+            else:
                 self._shapes.add(shape)
                 network.forward(batch, best_class).block_until_ready()
+
+
+def described(folder: str, adapter: Adapter) -> dict[str, Any]:
+    """How an adapter was trained, as far as it says, as JSON values."""
+    names = ("seed", "rows", "tokenization", "epochs", "steps")
+    return {"folder": folder, "base": adapter.base, **{n: adapter.task.get(n) for n in names}}
 
 
 def misfit(task: Task, adapter: Adapter) -> str | None:

@@ -13,8 +13,9 @@ def settings(run: dict[str, Any]) -> str:
     """A line a setting: the metric by language, its mean and the difference to the first one."""
     rows = run["settings"]
     languages = list(rows[0]["languages"])
-    seeds = max(len(row["average"]["by_seed"]) for row in rows)
-    over = f"mean over {seeds} seeds ± their deviation, " if seeds > 1 else ""
+    counts = [len(row["average"]["by_seed"]) for row in rows]
+    several = max(counts) > 1
+    over = f"means over seeds ± their standard deviation, {_pairs(rows)}, " if several else ""
     examples = ", ".join(f"{name} {count}" for name, count in run["examples"].items())
     head = (
         f"{run['model']}, {run['metric']} in percent ({over}95 % intervals of examples "
@@ -22,22 +23,25 @@ def settings(run: dict[str, Any]) -> str:
         f"{run['seconds'] / 60:.0f} min):\n\n"
         f"`{run['command']}`"
     )
-    columns = ["", *languages, "mean", "Δ", "tokens saved", "seconds"]
+    columns = ["", *["seeds"] * several, *languages, "mean", "Δ", "tokens saved", "seconds"]
     lines = [
         [
             row["name"],
+            *[str(count)] * several,
             *(_cell(row["languages"][name]) for name in languages),
             _mean(row["average"]),
             _delta(row["average"]) if row is not rows[0] else "",
             f"{row['average']['shorter_percent']:.1f} %",
             f"{row['average']['seconds']:.0f}",
         ]
-        for row in rows
+        for row, count in zip(rows, counts, strict=True)
     ]
     tail = f"The mean is over {', '.join(run['average_of'])}. Examples: {examples}."
     if counted := _counted(rows):
         tail += f" {counted}"
     parts = [head, table(columns, lines), tail]
+    if merging := [row for row in rows[1:] if row.get("reduction")]:
+        parts.append(_by_language(merging, languages))
     if run["sweep"]:
         parts.append(_sweep(run))
     return "\n\n".join(parts)
@@ -60,20 +64,46 @@ def _ends(interval: Sequence[float] | None, form: str) -> str:
     return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
 
 
+def _pairs(rows: Sequence[dict[str, Any]]) -> str:
+    """Which seeds the differences are over."""
+    if all(row["average"].get("delta_seeds") for row in rows):
+        return "Δ over the seeds shared with the first line"
+    return "Δ between means over all seeds where none is known to be shared"
+
+
+def _by_language(rows: Sequence[dict[str, Any]], languages: Sequence[str]) -> str:
+    lines = [
+        [
+            row["name"],
+            *(
+                f"{part['delta']:+.1f} ({part['shorter_percent']:.0f} %)"
+                for part in map(row["languages"].get, languages)
+            ),
+        ]
+        for row in rows
+    ]
+    return f"Δ by language (tokens saved):\n\n{table(['', *languages], lines)}"
+
+
 def _counted(rows: Sequence[dict[str, Any]]) -> str:
-    """What could not be read, in the words of the run."""
+    """What could not be read, in the words of the run; by line where lines differ."""
     names = {
         "truncated_tokens": "tokens cut off",
         "unread_words": "words without a token, read as O",
         "mapped_tags": "tags of other kinds, read as O",
+        "cut_rows": "rows of the first pieces only",
     }
-    first = rows[0]["languages"].values()
-    said = [
-        f"{sum(row[key] for row in first)} {words}"
-        for key, words in names.items()
-        if all(key in row for row in first)
-    ]
-    return f"In all {', '.join(said)}." if said else ""
+    said = []
+    for key, words in names.items():
+        if not all(key in part for row in rows for part in row["languages"].values()):
+            continue
+        sums = {row["name"]: sum(p[key] for p in row["languages"].values()) for row in rows}
+        if len({*sums.values()}) == 1:
+            said.append(f"{sums[rows[0]['name']]} {words}")
+        else:
+            each = ", ".join(f"{count} in {name}" for name, count in sums.items() if count)
+            said.append(f"{words}: {each}")
+    return f"In all {'; '.join(said)}." if said else ""
 
 
 def _sweep(run: dict[str, Any]) -> str:
@@ -85,7 +115,7 @@ def _sweep(run: dict[str, Any]) -> str:
         [curve["name"], *(f"{point['average']['value']:.1f}" for point in curve["points"])]
         for curve in run["sweep"]
     ]
-    several = len(run["settings"][0]["average"]["by_seed"]) > 1
+    several = any(len(row["average"]["by_seed"]) > 1 for row in run["settings"])
     head = f"Mean {run['metric']} by reduction{', first seed' * several}{over}:"
     columns = ["", *(f"{value:g} %" for value in reductions)]
     return f"{head}\n\n{table(columns, lines)}\n\n![{run['task']} by reduction]({run['plot']})"

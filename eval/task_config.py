@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.providers import OF_PIECES
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, did_you_mean
+
+T = TypeVar("T")
+
+
+def repeated(names: Sequence[T]) -> T | None:
+    """The first that stands there again, None where all differ."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def hypernet_language(known: Sequence[str], rows: str, language: str) -> int | None:
@@ -69,7 +77,7 @@ class TaskRun:
 
     Attributes:
         model: name or folder of the base model.
-        adapters: name -> folders of trained adapters, one a seed.
+        adapters: name -> folders of trained adapters, each another one, one a seed.
         settings: lines of the table; differences are to the first.
         data: examples, each source with a language of its own.
         average: languages that the average is over; all by default.
@@ -106,9 +114,19 @@ class TaskRun:
                     f"{did_you_mean(setting.adapter, self.adapters)}; valid are those of adapters, "
                     "each with a list of folders"
                 )
+        for name, folders in self.adapters.items():
+            # By where they lead, since one folder may be written in several ways.
+            if twice := repeated([os.path.realpath(folder) for folder in folders]):
+                raise DyntokError(
+                    f"adapters, {name!r}: {twice} is there twice; valid are different folders"
+                )
         languages = [source.language for source in self.data]
-        if "" in languages or len(set(languages)) < len(languages):
-            raise DyntokError("data: every source needs a language of its own")
+        if "" in languages:
+            raise DyntokError("data: a source has no language; every one needs one of its own")
+        if twice := repeated(languages):
+            raise DyntokError(f"data: language {twice} is there twice; valid is one source of each")
+        if twice := repeated(self.average):
+            raise DyntokError(f"average: {twice} is there twice; valid are different languages")
         if missing := [name for name in self.average if name not in languages]:
             raise DyntokError(f"average: {missing[0]} is not in data ({', '.join(languages)})")
         if bad := [value for value in self.sweep if not 0 <= value <= 100]:

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
         counts: (N, K) what the metric sums, of every example.
         tokens_static, tokens_dynamic: before and after merging, special tokens counted.
         seconds: merging, row prediction and forward, without compiling.
-        notes: what could not be read, counted by name.
+        notes: what could not be read, or in part only, counted by name.
     """
 
     counts: Num[np.ndarray, "N K"]
@@ -37,46 +37,66 @@ class Outcome(NamedTuple):
     notes: dict[str, int]
 
 
+Seeds: TypeAlias = Sequence[int | None]
+"""Of a setting's adapters, in their order; None where one is not known."""
+
 Outcomes = Mapping[str, Sequence[Mapping[str, Outcome]]]
 """Setting -> seed -> language."""
 
 
 def figures(
-    outcomes: Outcomes, figure: Figure, average: Sequence[str], settings: Sequence[AnySetting]
+    outcomes: Outcomes,
+    figure: Figure,
+    average: Sequence[str],
+    settings: Sequence[AnySetting],
+    seeds: Mapping[str, Seeds] | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of every setting, as JSON values.
 
     Values are means over seeds. Intervals are of examples drawn again, the same ones for all
     settings and seeds; the spread over seeds is the standard deviation of their values.
+    Differences are to the first setting, between means over the seeds that both have, which are
+    the row's ``delta_seeds``; between means over all where a seed is not known or none is shared.
 
     Args:
-        outcomes: of all settings; differences are to the first one.
+        outcomes: of all settings.
         figure: the metric.
         average: languages of the average.
         settings: in the order of the outcomes.
+        seeds: what each setting's adapters were trained with; not known by default.
     """
-    drawn = _resampled(outcomes, figure)
-    base = settings[0].name
-    rows = []
+    drawn = {
+        name: {**part, None: np.mean([part[language] for language in average], axis=0)}
+        for name, part in _resampled(outcomes, figure).items()
+    }
+    seeds = seeds or {name: [None] * len(found) for name, found in outcomes.items()}
+    base, firsts, rows = settings[0].name, {}, []
     for setting in settings:
-        seeds = outcomes[setting.name]
-        languages = {
-            language: _language([seed[language] for seed in seeds], figure)
-            | _intervals(drawn[setting.name][language], drawn[base][language])
-            for language in seeds[0]
-        }
-        row = _average([languages[name] for name in average]) | _intervals(
-            np.mean([drawn[setting.name][name] for name in average], axis=0),
-            np.mean([drawn[base][name] for name in average], axis=0),
-        )
+        found = outcomes[setting.name]
+        languages = {name: _language([seed[name] for seed in found], figure) for name in found[0]}
+        shared, mine, others = _paired(seeds[setting.name], seeds[base])
+        row = _average([languages[name] for name in average]) | {"delta_seeds": shared}
+        parts = {**languages, None: row}
+        firsts = firsts or parts
+        for name, part in parts.items():
+            own, other = drawn[setting.name][name], drawn[base][name]
+            part["interval"] = ends(own.mean(axis=0))
+            part["delta"] = _mean(part["by_seed"], mine) - _mean(firsts[name]["by_seed"], others)
+            part["delta_interval"] = ends(own[mine].mean(axis=0) - other[others].mean(axis=0))
         rows.append({**asdict(setting), "languages": languages, "average": row})
-    for row in rows:
-        for part, first in [
-            (row["average"], rows[0]["average"]),
-            *((row["languages"][name], rows[0]["languages"][name]) for name in row["languages"]),
-        ]:
-            part["delta"] = part["value"] - first["value"]
     return rows
+
+
+def _paired(seeds: Seeds, first: Seeds) -> tuple[list[int] | None, list[int], list[int]]:
+    """The seeds in both, and their places in each; None and all places as ``figures`` says."""
+    shared = [seed for seed in seeds if seed is not None and seed in first]
+    if not shared or None in (*seeds, *first):
+        return None, [*range(len(seeds))], [*range(len(first))]
+    return shared, [seeds.index(seed) for seed in shared], [first.index(seed) for seed in shared]
+
+
+def _mean(values: Sequence[float], places: Sequence[int]) -> float:
+    return float(np.mean([values[place] for place in places]))
 
 
 def value(outcomes: Sequence[Outcome], figure: Figure) -> float:
@@ -113,12 +133,10 @@ def _average(languages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _intervals(drawn: Float[np.ndarray, " R"], base: Float[np.ndarray, " R"]) -> dict[str, Any]:
-    return {"interval": ends(drawn), "delta_interval": ends(drawn - base)}
-
-
-def _resampled(outcomes: Outcomes, figure: Figure) -> dict[str, dict[str, Float[np.ndarray, " R"]]]:
-    """Setting -> language -> the metric of resampled examples, mean over seeds."""
+def _resampled(
+    outcomes: Outcomes, figure: Figure
+) -> dict[str, dict[str, Float[np.ndarray, "K R"]]]:
+    """Setting -> language -> the metric of resampled examples, for each of K seeds."""
     names = [
         (setting, seed, language)
         for setting, seeds in outcomes.items()
@@ -135,7 +153,7 @@ def _resampled(outcomes: Outcomes, figure: Figure) -> dict[str, dict[str, Float[
             values[name] = figure(part)
     return {
         setting: {
-            language: np.mean([values[setting, k, language] for k in range(len(seeds))], axis=0)
+            language: np.stack([values[setting, k, language] for k in range(len(seeds))])
             for language in seeds[0]
         }
         for setting, seeds in outcomes.items()

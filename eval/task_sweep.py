@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,37 @@ def write(out: Path, run: dict[str, Any]) -> dict[str, str]:
     Raises:
         DyntokError: they cannot be written.
     """
-    with atomic_path(out.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+    with companions(out) as (lines, drawing):
+        fill(lines, drawing, run)
+    return {"plot": str(out.with_suffix(".svg"))}
+
+
+@contextmanager
+def companions(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Where to write ``.csv`` and ``.svg`` to, which at the end take their places beside a JSON.
+
+    An older JSON is removed just before: killed until the new one is there, a run leaves none that
+    these are not of.
+
+    Raises:
+        DyntokError: they cannot be written.
+    """
+    with (
+        atomic_path(out.with_suffix(".csv")) as lines,
+        atomic_path(out.with_suffix(".svg")) as drawing,
+    ):
+        yield lines, drawing
+        out.resolve().unlink(missing_ok=True)
+
+
+def fill(lines: Path, drawing: Path, run: dict[str, Any]) -> None:
+    """Writes a run's sweeps as CSV and as plot."""
+    _table(lines, run)
+    plot(run).savefig(drawing, format="svg", metadata={"Date": None})
+
+
+def _table(path: Path, run: dict[str, Any]) -> None:
+    with path.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         head = [name for name in run["sweep"][0] if name != "points"]
         columns = ["curve" if name == "name" else name for name in head]
@@ -67,9 +98,6 @@ def write(out: Path, run: dict[str, Any]) -> dict[str, str]:
                     figures = (row["shorter_percent"], row["value"], row["seconds"])
                     names = [*(curve[name] for name in head), point["reduction"], language]
                     lines.writerow([*names, *(f"{figure:.3f}" for figure in figures)])
-    with atomic_path(out.with_suffix(".svg")) as partial:
-        plot(run).savefig(partial, format="svg", metadata={"Date": None})
-    return {"plot": str(out.with_suffix(".svg"))}
 
 
 def plot(run: dict[str, Any]) -> Any:
@@ -116,7 +144,8 @@ def show(run: dict[str, Any]) -> None:
 
 
 def _spread(average: dict[str, Any]) -> str:
-    return "" if average["spread"] is None else f" ± {average['spread']:.1f}"
+    seeds = len(average["by_seed"])
+    return "" if seeds == 1 else f" ± {average['spread']:.1f} of {seeds} seeds"
 
 
 def _ends(interval: Sequence[float] | None, form: str) -> str:

@@ -74,12 +74,16 @@ TASK = {
     "settings": [
         {
             "name": name,
-            "languages": {"de": {"value": 71.0, "truncated_tokens": 3, "unread_words": 2}},
+            "reduction": reduction,
+            "languages": {
+                "de": {"value": 71.0, "delta": delta, "shorter_percent": 25.0}
+                | {"truncated_tokens": 3, "unread_words": 2, "cut_rows": cut}
+            },
             "average": AVERAGE
             | {"delta": delta, "delta_interval": [-2.0, 0.5], "shorter_percent": 25.0}
-            | {"seconds": 12.0},
+            | {"delta_seeds": [42, 43], "seconds": 12.0},
         }
-        for name, delta in (("original", 0.0), ("word", -1.0))
+        for name, reduction, delta, cut in (("original", 0, 0.0, 0), ("word", 100, -1.0, 4))
     ],
     "sweep": [
         {
@@ -99,12 +103,36 @@ TASK = {
 def test_settings_have_intervals_and_what_was_not_read():
     table = report.TABLES["uner"]([TASK])
     mean = "71.0 ± 1.4 (69.0 to 73.0)"
-    assert f"| original | 71.0 | {mean} |  | 25.0 % | 12 |" in table
-    assert f"| word | 71.0 | {mean} | -1.0 (-2.0 to +0.5) | 25.0 % | 12 |" in table
-    assert "3 tokens cut off, 2 words without a token, read as O" in table
+    assert f"| original | 2 | 71.0 | {mean} |  | 25.0 % | 12 |" in table
+    assert f"| word | 2 | 71.0 | {mean} | -1.0 (-2.0 to +0.5) | 25.0 % | 12 |" in table
+    # The same in all lines, or of the lines that have any.
+    assert "In all 3 tokens cut off; 2 words without a token, read as O; rows of" in table
+    assert "rows of the first pieces only: 4 in word." in table
     assert "first seed, the first 500 examples of each" in table
     assert "| word | 71.0 | 70.0 |" in table and "(out/uner.svg)" in table
     assert report.kind(TASK, Path("x.json")) == "uner"
+
+
+def test_settings_that_merge_have_differences_by_language():
+    table = report.TABLES["uner"]([TASK])
+    assert "Δ by language (tokens saved):" in table and "| word | -1.0 (25 %) |" in table
+    assert "| original | 0.0" not in table and "| original | +0.0" not in table
+
+
+def test_seeds_are_counted_by_setting():
+    original, word = TASK["settings"]
+    one = {"by_seed": [71.0], "spread": None, "delta_seeds": [42]}
+    mixed = TASK | {"settings": [original, word | {"average": word["average"] | one}]}
+    table = report.TABLES["uner"]([mixed])
+    assert "means over seeds ± their standard deviation, Δ over the seeds shared with the" in table
+    assert "|  | seeds | de | mean |" in table and "| original | 2 | 71.0 | 71.0 ± 1.4" in table
+    assert "| word | 1 | 71.0 | 71.0 (69.0 to 73.0) |" in table
+    unknown = word["average"] | one | {"delta_seeds": None}
+    table = report.TABLES["uner"]([TASK | {"settings": [original, word | {"average": unknown}]}])
+    assert "Δ between means over all seeds where none is known to be shared" in table
+    single = [row | {"average": row["average"] | one} for row in (original, word)]
+    table = report.TABLES["uner"]([TASK | {"settings": single}])
+    assert "seed" not in table
 
 
 def test_tables_stand_between_their_marks(tmp_path, monkeypatch):

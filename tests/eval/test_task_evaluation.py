@@ -13,6 +13,8 @@ import pytest
 from flax.core import meta
 
 from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.zett import save_hypernet
 from dyntok_jax.lora import (
     Adapter,
     adapted_params,
@@ -29,9 +31,10 @@ from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
-from eval import uner, xnli
+from eval import adapters, task_sweep, uner, xnli
 from eval.adapters import Evaluation
 from eval.task_config import Setting, TaskRun
+from eval.task_figures import Outcome, figures
 
 WORDS = ["The", "quick", "Großvater", "lighthouses", "Geschichten", "\u200b", "coast", "Kindern"]
 XNLI = "\n".join(f"{a} {b} {c}\t{b} {a}\t{label}" for a, b, c, label in [
@@ -39,8 +42,10 @@ XNLI = "\n".join(f"{a} {b} {c}\t{b} {a}\t{label}" for a, b, c, label in [
 ])  # fmt: skip
 
 
-def adapter(encoder: Path, folder: Path, kind, labels, seed: int, task: str) -> Path:
-    """A random adapter with a random head."""
+def adapter(
+    encoder: Path, folder: Path, kind, labels, seed: int, task: str, said: Any = None
+) -> Path:
+    """A random adapter with a random head, and what it says of its training."""
     model = load_model(encoder)
     config = LoraConfig(2, 4.0, 0.0, ("query", "value"))
     whole = headed(model.architecture, kind, labels)
@@ -54,9 +59,31 @@ def adapter(encoder: Path, folder: Path, kind, labels, seed: int, task: str) -> 
     lora = drawn(abstract_lora(abstract, paths, config.rank))
     head = (SequenceClassifier if kind == "sequence" else TokenClassifier)(len(labels))
     params = drawn(abstract_params(head, np.zeros((1, 1, model.config.width), np.float32)))
-    made = Adapter(config, lora, params, kind, tuple(labels), base_hash(model), {"task": task})
+    made = Adapter(
+        config, lora, params, kind, tuple(labels), base_hash(model), {"task": task} | (said or {})
+    )
     write_adapter(folder, made, model.architecture, "tiny")
     return folder
+
+
+def hypernetwork(encoder: Path, folder: Path) -> Path:
+    """A random hypernetwork for the tiny encoder, that reads three pieces of a token."""
+    vocabulary, width = load_model(encoder).source.input.shape
+    config = HypernetConfig(
+        width=width, hidden=24, feed_forward=16, layers=1, heads=2, surface_length=3,
+        vocab_size=vocabulary, extra_tokens=2, pad_id=1, predict_bias=False, native=True,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    shapes = meta.unbox(abstract_hypernet(config))
+    save_hypernet(folder, config, jax.tree.map(lambda s: random.normal(0, 0.3, s.shape), shapes))
+    return folder
+
+
+def changed(path: Path, **fields: Any) -> dict[str, Any]:
+    """Writes a config with other fields."""
+    config = json.loads(path.read_text("utf-8")) | fields
+    path.write_text(json.dumps(config), "utf-8")
+    return config
 
 
 @pytest.fixture
@@ -189,6 +216,9 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
     ("key", "value", "words"),
     [
         ("average", ["zz"], "zz is not in data"),
+        ("average", ["xx", "xx"], "average: xx is there twice"),
+        ("data", [{"files": "a.tsv", "language": "xx"}] * 2, "language xx is there twice"),
+        ("adapters", {"task": ["a", "b", "./a/"], "joint": ["a"]}, "a is there twice"),
         ("sweep", [120], "120"),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
@@ -230,3 +260,136 @@ def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
     arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
     run = command(xnli.main, *arguments)
     assert run.code == 2 and "xx: xx is no language of the hypernetwork" in run.err
+
+
+@pytest.mark.parametrize("fault", ["no setting merges", "sweep is empty", ".csv", ".svg"])
+def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
+    xnli_run, tmp_path, command, monkeypatch, fault
+):
+    out = tmp_path / "found.json"
+    out.write_text("old", "utf-8")
+    if fault.startswith("."):
+        out.with_suffix(fault).mkdir()
+    elif fault == "sweep is empty":
+        changed(xnli_run, sweep=[])
+    else:
+        config = json.loads(xnli_run.read_text("utf-8"))
+        changed(xnli_run, settings=config["settings"][:1])
+    monkeypatch.setattr(Evaluation, "_outcomes", lambda *_: pytest.fail("it was measured"))
+    run = command(xnli.main, "--config", xnli_run, "--sweep", "--out", out)
+    assert run.code == 2 and fault in run.err and run.err.count("\n") == 1
+    assert out.read_text("utf-8") == "old"
+
+
+def test_new_companions_stand_beside_no_old_json(tmp_path):
+    out = tmp_path / "found.json"
+    files = [out.with_suffix(suffix) for suffix in (".json", ".csv", ".svg")]
+    for path in files:
+        path.write_text("old", "utf-8")
+    with pytest.raises(KeyboardInterrupt), task_sweep.companions(out) as made:
+        made[0].write_text("new", "utf-8")
+        raise KeyboardInterrupt
+    assert [path.read_text("utf-8") for path in files] == ["old"] * 3
+    with task_sweep.companions(out) as made:
+        for path in made:
+            path.write_text("new", "utf-8")
+    assert [path.read_text("utf-8") for path in files[1:]] == ["new"] * 2 and not out.exists()
+
+
+def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):
+    said = {"rows": "fvt", "tokenization": {"mode": "fixed"}, "epochs": 3, "steps": 40}
+    folders = [
+        adapter(
+            encoder, tmp_path / f"s{i}", "sequence", xnli_task.LABELS, i, "xnli", said | {"seed": i}
+        )
+        for i in (7, 8)
+    ]
+    lists = {"task": [*map(str, folders)], "joint": [str(folders[1])]}
+    changed(xnli_run, adapters=lists)
+    out = tmp_path / "found.json"
+    arguments = "--config", xnli_run, "--out", out
+    assert command(xnli.main, *arguments).code == 0
+    found = json.loads(out.read_text("utf-8"))
+    base = base_hash(load_model(encoder))
+    (joint,) = found["adapters"]["joint"]
+    assert joint == {"folder": str(folders[1]), "base": base, "seed": 8, **said}
+    assert [one["seed"] for one in found["adapters"]["task"]] == [7, 8]
+    rows = {row["name"]: row["average"] for row in found["settings"]}
+    # One adapter of seed 8 against the first setting's with that seed.
+    wanted = rows["joint"]["value"] - rows["original"]["by_seed"][1]
+    assert rows["joint"]["delta"] == pytest.approx(wanted) and rows["joint"]["delta_seeds"] == [8]
+
+    copy = adapter(encoder, tmp_path / "c", "sequence", xnli_task.LABELS, 1, "xnli", {"seed": 7})
+    changed(xnli_run, adapters=lists | {"task": [*lists["task"], str(copy)]})
+    run = command(xnli.main, *arguments)
+    assert run.code == 2 and "adapters, 'task': two of seed 7" in run.err
+
+
+def test_differences_are_between_shared_seeds():
+    def outcome(right: int) -> dict[str, Outcome]:
+        counts = np.stack([np.arange(20) < right, np.ones(20, int)], axis=1)
+        return {"xx": Outcome(counts, 10, 8, 1.0, {})}
+
+    outcomes = {"a": [*map(outcome, (4, 8, 15))], "b": [*map(outcome, (17, 6))]}
+    settings = [Setting("a", "task"), Setting("b", "joint")]
+
+    def found(seeds: dict[str, list[int | None]] | None) -> dict[str, Any]:
+        figure = lambda sums: 100 * sums[..., 0] / sums[..., 1]  # noqa: E731
+        return figures(outcomes, figure, ["xx"], settings, seeds)[1]
+
+    row = found({"a": [42, 43, 44], "b": [44, 42]})
+    for part in (row["average"], row["languages"]["xx"]):
+        assert part["value"] == pytest.approx(57.5)
+        # 17 against 15 and 6 against 4, of 20.
+        assert part["delta"] == pytest.approx(10)
+        low, high = part["delta_interval"]
+        assert 0 <= low < 10 < high <= 30
+    assert row["average"]["delta_seeds"] == [44, 42]
+    for seeds in (None, {"a": [42, None, 44], "b": [44, 42]}, {"a": [1, 2, 3], "b": [4, 5]}):
+        average = found(seeds)["average"]
+        assert average["delta"] == pytest.approx(57.5 - 45) and average["delta_seeds"] is None
+
+
+def test_rows_of_the_first_pieces_are_counted(encoder, xnli_run, tmp_path, command):
+    config = json.loads(xnli_run.read_text("utf-8"))
+    config["settings"][1]["rows"] = str(hypernetwork(encoder, tmp_path / "hypernet"))
+    changed(xnli_run, settings=config["settings"])
+    out = tmp_path / "found.json"
+    assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
+    rows = {r["name"]: r["languages"]["xx"] for r in json.loads(out.read_text("utf-8"))["settings"]}
+    tokenizer = load(str(encoder), "fvt").tokenizer
+    words = {word for line in XNLI.splitlines() for word in line.rpartition("\t")[0].split()}
+    long = [word for word in words if len(tokenizer.encode([word])[0].ids) > 3]
+    assert rows["word"]["cut_rows"] == len(long) > 0
+    assert rows["original"]["cut_rows"] == rows["joint"]["cut_rows"] == 0
+
+
+def test_nothing_is_compiled_while_time_is_taken(encoder, xnli_run, tmp_path, command, monkeypatch):
+    """Batches of one shape, of which the second has rows for a larger program to predict."""
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice([*"aeiounst"], 5)) for _ in range(96)]
+    lines = ["The quick quick The quick The quick\tThe The\tneutral"] * 16
+    lines += [f"{' '.join(words[i : i + 5])}\t{words[i + 5]}\tneutral" for i in range(0, 96, 6)]
+    (tmp_path / "xx.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    config = json.loads(xnli_run.read_text("utf-8"))
+    config["settings"][1]["rows"] = str(hypernetwork(encoder, tmp_path / "hypernet"))
+    changed(xnli_run, settings=config["settings"], batch_size=16)
+    compiled, during = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    classify = adapters.classify
+
+    def watched(*arguments: Any) -> Any:
+        before = len(compiled)
+        found = classify(*arguments)
+        during.append(len(compiled) - before)
+        return found
+
+    monkeypatch.setattr(adapters, "classify", watched)
+    try:
+        out = tmp_path / "found.json"
+        assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled and during == [0] * 5

@@ -1,0 +1,53 @@
+"""The launcher: what it copies and runs where, by a gcloud that only writes down its arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "launch_tpu.sh"
+GCLOUD = """#!/usr/bin/env bash
+printf '%s\\x1f' "$@" >> "$CALLS"
+printf '\\x1e' >> "$CALLS"
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs the script; gives its status, what it says, and the calls of gcloud."""
+    gcloud, calls = tmp_path / "gcloud", tmp_path / "calls"
+    gcloud.write_text(GCLOUD)
+    gcloud.chmod(0o755)
+    calls.touch()
+
+    def run(*arguments, **variables):
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "CALLS": str(calls), "TMPDIR": str(tmp_path)} | variables
+        done = subprocess.run([SCRIPT, *arguments], env=env, capture_output=True, text=True)
+        found = [call.split("\x1f")[3:-1] for call in calls.read_text().split("\x1e")[:-1]]
+        return done.returncode, done.stderr, found
+
+    return run
+
+
+@pytest.mark.parametrize("worker", [None, "all"])
+def test_the_command_runs_where_it_is_sent(launch, worker):
+    variables = {} if worker is None else {"WORKER": worker}
+    command = ("dyntok", "score", "--text", "it's here")
+    status, said, (there, ran, back) = launch("slice", "us-central2-b", *command, **variables)
+    assert status == 0, said
+    place = ["--zone", "us-central2-b", f"--worker={worker or 0}"]
+    assert there[:4] == ["scp", *place] and there[-1] == "slice:dyntok.tar.gz"
+    assert ran[:5] == ["ssh", "slice", *place] and ran[5] == "--command"
+    assert ran[6].splitlines()[-1].strip() == r"dyntok score --text it\'s\ here"
+    # What all hosts wrote would overwrite itself: results are the first one's.
+    assert back[3:] == ["--worker=0", "--recurse", "slice:dyntok/out", "."]
+
+
+def test_without_a_command_it_says_how_it_is_called(launch):
+    status, said, calls = launch("slice", "us-central2-b")
+    assert status == 2 and not calls
+    assert "./launch_tpu.sh NAME ZONE dyntok encode" in said and "come back into ./out" in said

@@ -333,7 +333,7 @@ def test_differences_are_between_shared_seeds():
     outcomes = {"a": [*map(outcome, (4, 8, 15))], "b": [*map(outcome, (17, 6))]}
     settings = [Setting("a", "task"), Setting("b", "joint")]
 
-    def found(seeds: dict[str, list[int | None]] | None) -> dict[str, Any]:
+    def found(seeds: Any) -> dict[str, Any]:
         figure = lambda sums: 100 * sums[..., 0] / sums[..., 1]  # noqa: E731
         return figures(outcomes, figure, ["xx"], settings, seeds)[1]
 

@@ -23,7 +23,7 @@ TAGS = uner.LABELS[::-1]
 def prepared(folder: Path, features: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The folder of a dataset of these records."""
 
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

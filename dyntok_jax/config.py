@@ -68,7 +68,7 @@ def load_config(path: Path | None) -> ComputeConfig:
 
 
 def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file of a dataclass's fields; ``${NAME}`` is an environment variable.
+    """Read a YAML file of a dataclass's fields; ``${NAME}`` in a value is an environment variable.
 
     Args:
         kind: a frozen dataclass.
@@ -80,11 +80,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
             of the wrong kind.
     """
     try:
-        text = path.read_text("utf-8")
-        missing = sorted(set(re.findall(r"\$\{(\w+)\}", text)) - set(os.environ))
-        if missing:
-            raise DyntokError(f"{path}: set the environment variable {', '.join(missing)}")
-        tree = yaml.safe_load(os.path.expandvars(text)) or {}
+        tree = yaml.safe_load(path.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DyntokError(f"{path}: not a readable YAML file ({_line(error)})") from error
     valid = f"the fields are {', '.join(_fields(kind))}"
@@ -92,6 +88,11 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         raise DyntokError(f"{path}: not a mapping of fields; {valid}")
     for override in overrides:
         _override(tree, override)
+    # Last, so that nothing is asked for by a field that an override replaces.
+    missing: set[str] = set()
+    tree = _expanded(tree, missing)
+    if missing:
+        raise DyntokError(f"{path}: set the environment variable {', '.join(sorted(missing))}")
     try:
         return draccus.decode(kind, tree)
     except DyntokError as error:
@@ -112,6 +113,20 @@ def _fields(kind: Any, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + part.name)
     return names
+
+
+def _expanded(value: Any, missing: set[str]) -> Any:
+    """A value with its environment variables in place; those that are not set are collected."""
+    if isinstance(value, dict):
+        return {key: _expanded(part, missing) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_expanded(part, missing) for part in value]
+    if not isinstance(value, str):
+        return value
+    missing |= set(re.findall(r"\$\{(\w+)\}", value)) - set(os.environ)
+    expanded = os.path.expandvars(value)
+    # A variable by itself may be a number.
+    return yaml.safe_load(expanded) if re.fullmatch(r"\$\{\w+\}", value) else expanded
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

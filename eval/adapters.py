@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,10 +72,11 @@ def configured(options: argparse.Namespace) -> TaskRun:
     Raises:
         DyntokError: see ``config.read_config`` and ``TaskRun``.
     """
-    run = read_config(TaskRun, options.config, options.overrides)
-    if not options.files:
-        return run
-    return replace(run, data=[_file_source(text) for text in options.files], average=[])
+    overrides = [*options.overrides]
+    if options.files:
+        sources = [asdict(_file_source(text)) for text in options.files]
+        overrides += [f"data={json.dumps(sources)}", "average=[]"]
+    return read_config(TaskRun, options.config, overrides)
 
 
 def _file_source(text: str) -> TaskSource:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyntok_jax.config import ComputeConfig, MeshConfig, load_config
+from dyntok_jax.config import ComputeConfig, MeshConfig, load_config, read_config
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, param_shardings
@@ -104,6 +104,17 @@ def test_mistakes_are_one_line(text, said, tmp_path):
     assert message.startswith(f"{path}: ") and said in message and "\n" not in message
     # Where the field is known, a list of all of them would hide what is said of its value.
     assert ("the fields are dtype" in message) == said.endswith(("not valid", "mapping of fields"))
+
+
+def test_variables_stand_for_values(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    path.write_text('dtype: "${KIND}16" # ${NOTE}\nmesh: {data: "${COUNT}", model: "${PARTS}"}\n')
+    monkeypatch.setenv("KIND", "bfloat")
+    monkeypatch.setenv("COUNT", "2")
+    with pytest.raises(DyntokError, match=r"set the environment variable PARTS$"):
+        load_config(path)
+    found = read_config(ComputeConfig, path, ["mesh.model=4"])
+    assert found == ComputeConfig("bfloat16", mesh=MeshConfig(2, 1, 4))
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -145,6 +145,8 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
 
 def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
     (tmp_path / "other.tsv").write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
+    # What the file names in their place is not asked for.
+    changed(xnli_run, data=[{"files": "${NOWHERE}/dev.tsv", "language": "xx"}])
     out, files = tmp_path / "found.json", f"yy={tmp_path / 'other.tsv'}"
     arguments = "--config", xnli_run, "--files", files, "--out", out
     assert command(xnli.main, *arguments).code == 0

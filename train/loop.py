@@ -302,11 +302,11 @@ class _Run:
         if self.part.count == 1:
             return position
         found = dict(of_all_processes([self.part.index, position]))
-        return {"parts": [found[index] for index in range(self.part.count)]}
+        return {"of_parts": [found[index] for index in range(self.part.count)]}
 
     def _own(self, position: Any) -> Any:
         """This process's, of a checkpoint; of other parts than there are now, the first one's."""
-        parts = position.get("parts") if isinstance(position, dict) else None
+        parts = position.get("of_parts") if isinstance(position, dict) else None
         if parts is None:
             return position
         return parts[self.part.index if len(parts) == self.part.count else 0]

@@ -117,7 +117,7 @@ def test_two_processes_train_as_one_on_both_parts(decoder, tmp_path, monkeypatch
     )
     assert found.keys() == expected.keys()
     run = json.loads((tmp_path / "two/run/checkpoints/6/run/metadata").read_text("utf-8"))
-    texts = [part["sources"][0] for part in run["position"]["parts"]]
+    texts = [part["sources"][0] for part in run["position"]["of_parts"]]
     assert texts == [6 * 16, 6 * 16]  # of all parts, of files that are read by turns
     for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, atol=2e-3, err_msg=name)

@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dyntok_jax.checkpoint import Checkpoints
@@ -67,3 +68,11 @@ def test_another_model_or_dtype_cannot_go_on(run, encoder, tmp_path):
     assert 'dtype: "float32" there, "bfloat16" here' in said
     assert "model.layer_norm_eps: absent there, 0.001 here" in said
     assert said.count(" there, ") == 2 and "\n" not in said
+
+
+def test_a_distillation_goes_on_from_its_own_position(run):
+    training = dataclasses.replace(run.training, checkpoint_every=2)
+    whole = train(make_task(run), training)
+    shutil.rmtree(training.out / "checkpoints" / "4")
+    again = train(make_task(run), training)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)

@@ -294,7 +294,7 @@ def test_the_positions_of_all_parts_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "of_all_processes", everybody)
     train(Second(), config_)
     run = json.loads((tmp_path / "checkpoints" / "2" / "run" / "metadata").read_text("utf-8"))
-    assert run["position"] == {"parts": [{"next": 100}, {"next": 2}]}
+    assert run["position"] == {"of_parts": [{"next": 100}, {"next": 2}]}
     shutil.rmtree(tmp_path / "checkpoints" / "4")
     for index, place in ((1, 2), (0, 100)):
         monkeypatch.setattr(loop, "batch_part", lambda mesh, i=index: BatchPart(i, 2, (i,)))

@@ -402,7 +402,7 @@ def test_files_are_valid_and_say_their_command(path, monkeypatch):
     for name in ("NLI", "XNLI", "UNER"):
         monkeypatch.setenv(name, "folder")
     run = read_config(LoraRun, path)
-    make_schedule(run.training.optimizer.phases, 100)
+    make_schedule(run.training.optimizer.phases, 1000)
     head = path.read_text("utf-8").split("model:")[0]
     assert f"python -m train.lora --config configs/lora/{path.name}" in head
     assert all(line.startswith("#") for line in head.splitlines())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from distill_parts import joined, part_streams, write_run
 from safetensors.numpy import load_file
-from test_two_processes import run_both
+from test_two_processes import HYPERNET, run_both
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.zett import save_hypernet
@@ -21,13 +21,6 @@ from train.distill_losses import cosine_distance, mean_over
 from train.hypernet import make_task
 from train.loop import train
 
-PROGRAM = """
-import sys
-import jax
-from train.hypernet import main
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
-main(["--config", *sys.argv[3:]])
-"""
 LOSSES = {
     "encoder": {"hidden": 1.0, "pooled": 1.0},
     "decoder": {"hidden": 1.0, "pooled": 0.0, "divergence": 1.0, "output": 1.0},
@@ -98,7 +91,7 @@ def test_a_part_is_the_batch_in_larger_arrays(task):
 @pytest.mark.slow
 def test_two_processes_train_as_one_on_both_parts(decoder, tmp_path, monkeypatch):
     two = write_run(tmp_path / "two", decoder, LOSSES["decoder"])
-    run_both(["-c", PROGRAM], two, "compute.mesh={data: 1, fsdp: 2}")
+    run_both(["-c", HYPERNET], two, "compute.mesh={data: 1, fsdp: 2}")
     monkeypatch.setitem(os.environ, "XLA_FLAGS", "")
     path = write_run(tmp_path / "one", decoder, LOSSES["decoder"])
     run = read_config(HypernetRun, path, ["compute.mesh={data: 1}"])

@@ -17,6 +17,14 @@ from regression_task import Regression, config
 from train.loop import train
 
 PROGRAM = Path(__file__).with_name("two_processes.py")
+HYPERNET = """
+import sys
+import jax
+from train.hypernet import main
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+main(["--config", *sys.argv[3:]])
+"""
+"""``train.hypernet`` as one of two processes: index, port, and its own arguments."""
 
 
 def free_port() -> int:

@@ -11,23 +11,16 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from test_two_processes import run_both
+from test_two_processes import HYPERNET, run_both
 from zett_run import write_run
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import sys
-import jax
-from train.hypernet import main
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
-main(["--config", *sys.argv[3:]])
-"""
 
 
 @pytest.mark.slow
 def test_two_processes_leave_what_one_does(decoder, tmp_path):
     two = write_run(tmp_path / "two", decoder)
-    run_both(["-c", PROGRAM], two, "compute.mesh={data: 1, fsdp: 2}")
+    run_both(["-c", HYPERNET], two, "compute.mesh={data: 1, fsdp: 2}")
     one = write_run(tmp_path / "one", decoder)
     command = [sys.executable, "-m", "train.hypernet", "--config", str(one)]
     env = os.environ | {"XLA_FLAGS": ""}

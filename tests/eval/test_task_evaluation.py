@@ -336,7 +336,9 @@ def test_differences_are_between_shared_seeds():
     settings = [Setting("a", "task"), Setting("b", "joint")]
 
     def found(seeds: Any) -> dict[str, Any]:
-        figure = lambda sums: 100 * sums[..., 0] / sums[..., 1]  # noqa: E731
+        def figure(sums: Any) -> Any:
+            return 100 * sums[..., 0] / sums[..., 1]
+
         return figures(outcomes, figure, ["xx"], settings, seeds)[1]
 
     row = found({"a": [42, 43, 44], "b": [44, 42]})

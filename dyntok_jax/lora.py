@@ -122,6 +122,11 @@ def headed(architecture: Architecture, kind: Any, labels: Sequence[str]) -> Arch
     return replace(architecture, head=kind, labels=tuple(labels))
 
 
+def numbered_labels(count: int) -> tuple[str, ...]:
+    """Names as transformers gives to classes without any."""
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
 def base_hash(model: Base) -> str:
     """SHA-256 of a model's parameters and of some of its rows, as float32."""
     digest = params_digest(model.params)
@@ -199,7 +204,7 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
         raise DyntokError(f"{folder / TASK}: labels are {labels!r}; valid is a list of names")
     labels = tuple(labels)
     if kind and not labels:
-        labels = _numbered_labels(folder, found, headed(architecture, kind, ["?"]))
+        labels = _labels_by_number(folder, found, headed(architecture, kind, ["?"]))
     whole = headed(architecture, kind, labels)
     try:
         stored = _stored(whole, config)
@@ -277,16 +282,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _numbered_labels(
+def _labels_by_number(
     folder: Path, found: Mapping[str, StoredTensor], whole: Architecture
 ) -> tuple[str, ...]:
-    """Names as transformers gives to classes without any."""
     table = name_table(whole)
     name = next(n for n, path in table.head.items() if path == "classes/bias")
     bias = found.get(PREFIX + table.full(name, True))
     if bias is None:
         raise DyntokError(f"{folder / WEIGHTS}: missing: {PREFIX}{name}, the task's head")
-    return tuple(f"LABEL_{i}" for i in range(bias.shape[0]))
+    return numbered_labels(bias.shape[0])
 
 
 def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:

@@ -20,7 +20,7 @@ from dyntok_jax.batching import by_length
 from dyntok_jax.classification import best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.lora import Adapter, adapted_params, read_adapter
+from dyntok_jax.lora import Adapter, adapted_params, numbered_labels, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve
@@ -321,7 +321,7 @@ def misfit(task: Task, adapter: Adapter) -> str | None:
     One that names no task and numbers its labels (peft's own) fits by their number.
     """
     said = adapter.task.get("task", task.name)
-    numbered = tuple(f"LABEL_{i}" for i in range(len(task.labels)))
+    numbered = numbered_labels(len(task.labels))
     fits = said == task.name and adapter.kind == task.kind
     if fits and adapter.labels in (tuple(task.labels), numbered):
         return None

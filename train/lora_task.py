@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dyntok_jax.classification import classify
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.files import folder_digest
-from dyntok_jax.lora import Adapter, base_hash, params_digest
+from dyntok_jax.lora import Adapter, base_hash, numbered_labels, params_digest
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import Encoder
@@ -105,7 +105,7 @@ class LoraTask:
 
     def _started(self, start: Adapter, task: Task) -> dict[str, Any]:
         # Adapters of others say neither their base nor their task, and number their labels.
-        numbered = start.labels == tuple(f"LABEL_{i}" for i in range(len(task.labels)))
+        numbered = start.labels == numbered_labels(len(task.labels))
         said = {"base": start.base, "task": start.task.get("task"), "kind": start.kind}
         said |= {"labels": None if numbered else start.labels, "alpha": start.config.alpha}
         here = {"base": self.base, "task": task.name, "kind": task.kind}

@@ -59,17 +59,22 @@ def main() -> None:
         if options.sweep and options.out.suffix != ".json":
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         run = read_config(MmluRun, options.config, options.overrides)
-        found = Evaluation(run).measure(options.sweep)
-        return found | (_drawn(options.out, found) if options.sweep else {})
+        return _with_sweep(run, options.out) if options.sweep else Evaluation(run).measure(False)
 
     record.run(parser, measured, show, names_model=False)
 
 
-def _drawn(out: Path, found: dict[str, Any]) -> dict[str, str]:
-    """The sweeps of both metrics as CSV and plot."""
-    bits = {"metric": "bits per byte", "sweep": found["likelihood_sweep"]}
-    plot = task_sweep.write(out.with_stem(f"{out.stem}_bits"), found | bits)["plot"]
-    return task_sweep.write(out, found) | {"likelihood_plot": plot}
+def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
+    """The figures, and the sweeps of both metrics as CSV and plot."""
+    evaluation, bits = Evaluation(run), out.with_stem(f"{out.stem}_bits")
+    # Before measuring: hours of work must not end in a file that cannot be written.
+    with task_sweep.companions(out) as files, task_sweep.companions(bits) as files_of_bits:
+        found = evaluation.measure(True)
+        likelihood = {"metric": "bits per byte", "sweep": found["likelihood_sweep"]}
+        task_sweep.fill(*files, found)
+        task_sweep.fill(*files_of_bits, found | likelihood)
+    plots = {"plot": out.with_suffix(".svg"), "likelihood_plot": bits.with_suffix(".svg")}
+    return found | {name: str(path) for name, path in plots.items()}
 
 
 class Evaluation:

@@ -50,17 +50,6 @@ def _point(
     return {"reduction": reduction, "average": means, "languages": languages}
 
 
-def write(out: Path, run: dict[str, Any]) -> dict[str, str]:
-    """Writes ``.csv`` and ``.svg`` beside the run's JSON, and says where the plot is.
-
-    Raises:
-        DyntokError: they cannot be written.
-    """
-    with companions(out) as (lines, drawing):
-        fill(lines, drawing, run)
-    return {"plot": str(out.with_suffix(".svg"))}
-
-
 @contextmanager
 def companions(out: Path) -> Iterator[tuple[Path, Path]]:
     """Where to write ``.csv`` and ``.svg`` to, which at the end take their places beside a JSON.

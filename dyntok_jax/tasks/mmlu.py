@@ -137,7 +137,8 @@ def _json(path: Path) -> Iterator[tuple[str, Record]]:
 def _question(where: str, record: Record) -> Question:
     name = next((name for name in QUESTION_NAMES if name in record), QUESTION_NAMES[0])
     answer = field(record, "answer", where)
-    if not isinstance(answer, str | int) or answer not in _ANSWERS:
+    wrong_kind = isinstance(answer, bool) or not isinstance(answer, str | int)
+    if wrong_kind or answer not in _ANSWERS:
         raise DyntokError(f"{where}: answer {answer!r}; valid are A to D and 0 to 3")
     return Question(
         _subject(record, where),

@@ -174,6 +174,18 @@ def test_a_sweep_of_nothing_is_refused_before_the_work(config, tmp_path, command
     assert not out.exists()
 
 
+@pytest.mark.parametrize("companion", ["found.svg", "found_bits.csv"])
+def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
+    config, tmp_path, command, monkeypatch, companion
+):
+    (tmp_path / companion).mkdir()
+    monkeypatch.setattr(mmlu.Evaluation, "_outcomes", lambda *_: pytest.fail("it was measured"))
+    out = tmp_path / "found.json"
+    run = command(mmlu.main, "--config", config, "--sweep", "--out", out)
+    assert run.code == 2 and companion in run.err and run.err.count("\n") == 1
+    assert not out.exists()
+
+
 def test_a_subject_without_shots_is_named(config, tmp_path, command):
     (tmp_path / "xx_dev.json").write_text(json.dumps([record("coast", 1)]), "utf-8")
     run = command(mmlu.main, "--config", config, "--out", tmp_path / "found.json")

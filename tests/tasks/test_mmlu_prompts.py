@@ -87,6 +87,7 @@ def test_a_dataset_by_name(monkeypatch):
         ("x_test.csv", HEAD + "a,b,c,d,e\n", "line 2: 5 columns"),
         ("x_test.csv", HEAD + "a,b,c,d,e,4\n", "line 2: answer '4'; valid are A to D"),
         ("x_test.csv", HEAD, "an empty split"),
+        ("x.json", json.dumps([FORMS["MMLU"] | {"answer": True}]), "record 1: answer True"),
         ("x.json", "{}", "a list of records"),
         ("x.json", "[{", "not JSON"),
         ("x.json", json.dumps([FORMS["MMLU"] | {"choices": ["a"]}]), "record 1: 1 choices"),

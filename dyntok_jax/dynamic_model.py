@@ -26,7 +26,8 @@ from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.decoder import DecoderConfig, unrolled
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.decoder_step import UnrolledDecoder, step_params
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import read_end_ids
 from dyntok_jax.models.layers import abstract_params
@@ -176,10 +177,17 @@ class DynamicModel:
             return self.output_rows
         return placed_rows(np.asarray(self.source.input, np.float32), self.mesh)
 
+    @property
+    def step_module(self) -> UnrolledDecoder:
+        """A decoder's network over a cache."""
+        module = self.module
+        assert isinstance(module, Decoder)  # who asks has seen to it
+        return UnrolledDecoder(module.config, module.dtype)
+
     @cached_property
     def step_params(self) -> Any:
-        """A decoder's parameters once more, as ``models.decoder.UnrolledDecoder`` has them."""
-        return jax.jit(unrolled, static_argnums=1)(self.params, self.module.dtype)
+        """A decoder's parameters once more, as :attr:`step_module` has them."""
+        return step_params(self.params, self.step_module, self.mesh)
 
     @cached_property
     def _punctuation_rule(self) -> PunctuationRule:

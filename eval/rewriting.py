@@ -31,7 +31,7 @@ from dyntok_jax.generation import programs
 from dyntok_jax.generation.answers import Names
 from dyntok_jax.generation.rewriting import TOGETHER, reread, word_lengths
 from dyntok_jax.merging.budget import Budget
-from dyntok_jax.models.decoder import UnrolledDecoder
+from dyntok_jax.models.decoder_step import UnrolledDecoder
 from dyntok_jax.models.heads import logits
 from dyntok_jax.sharding import batch_sharding
 from dyntok_jax.text.boundaries import Boundary
@@ -130,7 +130,7 @@ def _batch_bits(
     last, cache = programs.prefill(
         model.params, model.table(batch), ids, mask, module=module, mesh=model.mesh, room=room
     )
-    step = {"module": UnrolledDecoder(module.config, module.dtype), "mesh": model.mesh}  # pyright: ignore
+    step = {"module": model.step_module, "mesh": model.mesh}
     length = batch.mask.sum(1, dtype=np.int32)
     first = int(length.sum())
     names = Names(model, None)

@@ -35,6 +35,7 @@ if "TPU_LIBRARY_PATH" not in os.environ:
 if not Path(os.environ["TPU_LIBRARY_PATH"]).is_file():
     sys.exit("no libtpu: `make dev` installs it on Linux x86-64")
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
@@ -44,7 +45,8 @@ from dyntok_jax.config import load_config
 from dyntok_jax.generation import programs
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
-from dyntok_jax.models.decoder import Decoder, DecoderConfig, UnrolledDecoder, unrolled
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.decoder_step import UnrolledDecoder, step_shapes, unrolled
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.layers import abstract_params
@@ -121,11 +123,15 @@ def mistral_7b_decode(mesh: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     cut = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "model"))
-    part = batched((8, config.kv_heads, 4096, config.head_width), module.dtype, cut)
+    heads = 8, config.kv_heads
+    past = KeyValues(
+        batched((*heads, config.head_width, 4096), module.dtype, cut),
+        batched((*heads, 4096, config.head_width), module.dtype, cut),
+    )
     vocabulary = NamedSharding(mesh, PartitionSpec("model"))
     rows = batched((config.vocab_size, config.width), jnp.float32, vocabulary)
     state = programs.State(
-        tuple(KeyValues(part, part) for _ in range(config.layers)),
+        (past,) * config.layers,
         batched((8,), jnp.int32),
         batched((8,), jnp.int32),
         batched((8,), jnp.bool_),
@@ -135,7 +141,7 @@ def mistral_7b_decode(mesh: Any) -> Any:
     )
     ends = batched((1,), jnp.int32, replicated(mesh))
     return programs.several.lower(
-        _unrolled_shapes(module, mesh),
+        _step_shapes(module, mesh),
         rows,
         programs.WholeVocabulary(rows),
         programs.Rules(Sampling(0.7, 0.9, 0.1, 1.1, 0.0), ends),
@@ -149,22 +155,20 @@ def mistral_7b_decode(mesh: Any) -> Any:
     )
 
 
-def _unrolled_shapes(module: UnrolledDecoder, mesh: Any) -> Any:
-    """Shapes and shardings of the steps' parameters: those of the stack, without its layers."""
-    stacked = shapes_of_params(Decoder(module.config), mesh)
-
-    def cut(leaf: Any) -> Any:
-        sharding = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
-        dtype = jnp.float32 if len(leaf.shape) == 2 else module.dtype
-        return jax.ShapeDtypeStruct(leaf.shape[1:], dtype, sharding=sharding)
-
-    layer = jax.tree.map(cut, stacked["layers"])
-    layers = {f"layer_{i}": layer for i in range(module.config.layers)}
-    params = layers | {"final_norm": stacked["final_norm"]}
-    made = jax.eval_shape(lambda params: unrolled(params, module.dtype), stacked)
-    same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, params, made)
-    assert all(jax.tree.leaves(same))
-    return params
+def _step_shapes(module: UnrolledDecoder, mesh: Any) -> Any:
+    """Shapes and shardings of a step's parameters."""
+    abstract = step_shapes(module)
+    made = jax.eval_shape(
+        lambda params: unrolled(params, module.config, module.dtype),
+        shapes_of_params(Decoder(module.config), mesh),
+    )
+    plain = nn.meta.unbox(abstract)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, plain, made))
+    return jax.tree.map(
+        lambda leaf, cut: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cut),
+        made,
+        param_shardings(abstract, mesh),
+    )
 
 
 def merge_samples(mesh: Any) -> Any:

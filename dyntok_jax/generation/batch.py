@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from dyntok_jax.batching import TOKEN_BUCKETS, Batch, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, placed_rows
@@ -27,7 +26,6 @@ from dyntok_jax.generation.settings import (
     Prompt,
 )
 from dyntok_jax.large_vocabulary.vocabulary import ids_by_spelling
-from dyntok_jax.models.decoder import Decoder, DecoderConfig, UnrolledDecoder
 from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.sampling import Plan
 from dyntok_jax.sharding import batch_sharding, replicated
@@ -62,14 +60,8 @@ def run_batch(
 
 def cache_bytes(model: DynamicModel, tokens: int) -> int:
     """Bytes of a decoder's keys and values of so many tokens."""
-    config, dtype = _shape(model)
-    return kv_bytes(config, tokens, jnp.dtype(dtype).itemsize)
-
-
-def _shape(model: DynamicModel) -> tuple[DecoderConfig, DTypeLike]:
-    module = model.module
-    assert isinstance(module, Decoder)  # generate has seen to it
-    return module.config, module.dtype
+    module = model.step_module
+    return kv_bytes(module.config, tokens, jnp.dtype(module.dtype).itemsize)
 
 
 def _generated(
@@ -109,10 +101,9 @@ class _Run:
         settings: GenerationConfig,
         vocabulary: OutputVocabulary | None,
     ):
-        config, dtype = _shape(model)
         self._model, self._answers, self._settings = model, answers, settings
         self._vocabulary = vocabulary
-        self._step = {"module": UnrolledDecoder(config, dtype), "mesh": model.mesh}
+        self._step = {"module": model.step_module, "mesh": model.mesh}
         ends = np.array(model.end_ids or [programs.NO_TOKEN - 1], np.int32)
         self._rules = Rules(settings.sampling, jax.device_put(ends, replicated(model.mesh)))
         best_only = settings.plan == Plan() and not settings.eos_bias

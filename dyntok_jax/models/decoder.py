@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from dyntok_jax.models.kv_cache import KeyValues, seen_slots
 from dyntok_jax.models.layers import (
     ACTIVATIONS,
     Attention,
     Dense,
     RMSNorm,
     constrain,
+    constrained,
     positions_from_mask,
     scan_layers,
 )
@@ -87,10 +85,11 @@ class GatedFeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer; with ``keep`` it gives its keys and values too."""
 
     config: DecoderConfig
     dtype: DTypeLike = jnp.float32
+    keep: bool = False
 
     @nn.compact
     def __call__(
@@ -98,29 +97,22 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B T S"],
         rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]],
-        past: KeyValues | None = None,
-        slots: Int[Array, " B"] | None = None,
     ) -> Any:
         """Attention, then feed-forward, each on the normalized input and added to it.
 
         Arguments and result are those of ``layers.Attention``.
         """
         c = self.config
-        attention = Attention(
-            c.heads, c.kv_heads, c.head_width, c.attention_bias, self.dtype, name="attention"
-        )
+        shape = c.heads, c.kv_heads, c.head_width
+        attention = Attention(*shape, c.attention_bias, self.dtype, self.keep, name="attention")
         feed_forward = GatedFeedForward(c, self.dtype, name="feed_forward")
         normalized = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
-        mixed = attention(normalized, mask, rotary, past, slots)
-        mixed, kept = (mixed, None) if past is None else mixed
+        mixed = attention(normalized, mask, rotary)
+        mixed, kept = mixed if self.keep else (mixed, None)
         x = constrain(x + mixed, "B", "T", None)
         normalized = RMSNorm(c.norm_eps, self.dtype, name="feed_forward_norm")(x)
         x = constrain(x + feed_forward(normalized), "B", "T", None)
-        return x if kept is None else (x, _constrained(kept))
-
-
-def _constrained(kept: KeyValues) -> KeyValues:
-    return KeyValues(*(constrain(part, "B", "KH", "T", None) for part in kept))
+        return x if kept is None else (x, constrained(kept))
 
 
 class Decoder(nn.Module):
@@ -149,85 +141,19 @@ class Decoder(nn.Module):
 
         Returns:
             (B, T, D); with ``keep``, that and the ``KeyValues`` of all layers, stacked on a
-            leading L, for :class:`UnrolledDecoder`.
+            leading L, for ``decoder_step.UnrolledDecoder``.
         """
         c = self.config
         rotary = rotary_table(c.rotary, positions_from_mask(mask), c.head_width)
         x = constrain(embeddings.astype(self.dtype), "B", "T", None)
-        past = KeyValues.empty(len(x), c.kv_heads, c.head_width, self.dtype)
         x = scan_layers(
-            DecoderLayer(c, self.dtype, name="layers"),
+            DecoderLayer(c, self.dtype, keep, name="layers"),
             x,
             causal_mask(mask, c.sliding_window),
             rotary,
-            *([past] if keep else []),
             length=c.layers,
             remat=self.remat,
         )
         x, kept = x if keep else (x, None)
         x = RMSNorm(c.norm_eps, self.dtype, name="final_norm")(x)
         return x if kept is None else (x, kept)
-
-
-class UnrolledDecoder(nn.Module):
-    """The same decoder one step further, over what it has read: tokens lie at their positions.
-
-    Its layers stand one after another, each with parameters and a cache of its own: a step over
-    stacked ones takes two or three times as long on CPUs. :func:`unrolled` makes its parameters.
-
-    Attributes:
-        config, dtype: as in :class:`Decoder`.
-    """
-
-    config: DecoderConfig
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        embeddings: Float[Array, "B T D"],
-        cache: Sequence[KeyValues],
-        length: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
-        """Hidden states of the T tokens that follow, and each layer's cache with theirs.
-
-        Args:
-            embeddings: rows of the tokens.
-            cache: of each layer, with room for S tokens.
-            length: tokens each sequence has read; the new ones are written behind them, and what
-                is there is gone. S is at least length + T.
-        """
-        c = self.config
-        positions = length[:, None] + jnp.arange(embeddings.shape[1])
-        rotary = rotary_table(c.rotary, positions, c.head_width)
-        mask = seen_slots(positions, cache[0].key.shape[2], c.sliding_window)
-        x = constrain(embeddings.astype(self.dtype), "B", "T", None)
-        kept = []
-        for i, past in enumerate(cache):
-            layer = DecoderLayer(c, self.dtype, name=f"layer_{i}")
-            x, now = layer(x, mask, rotary, past, length)
-            kept.append(now)
-        return RMSNorm(c.norm_eps, self.dtype, name="final_norm")(x), tuple(kept)
-
-
-def unrolled(params: Any, dtype: DTypeLike) -> Any:
-    """A decoder's parameters as :class:`UnrolledDecoder` has them.
-
-    Matrices and biases are cast to the dtype they are multiplied in; norms stay float32.
-    """
-
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf if path[-1].key == "scale" else leaf.astype(dtype)
-
-    stacked = jax.tree_util.tree_map_with_path(cast, params["layers"])
-    count = len(jax.tree.leaves(stacked)[0])
-    layers = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)}
-    return layers | {"final_norm": params["final_norm"]}
-
-
-def layer_caches(kept: KeyValues, size: int) -> tuple[KeyValues, ...]:
-    """Each layer's cache with room for ``size`` tokens, of what a whole forward kept."""
-    layers = range(kept.key.shape[0])
-    return tuple(
-        _constrained(jax.tree.map(lambda part, i=i: part[i], kept).grown(size)) for i in layers
-    )

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
@@ -20,41 +18,38 @@ Number = TypeVar("Number", int, float, np.ndarray)
 class KeyValues(NamedTuple):
     """One layer's keys and values of the S tokens at positions 0 to S - 1.
 
-    A head's tokens lie together, as attention reads them: a step never transposes what is kept.
+    They lie as attention multiplies them: a step never moves what is kept.
 
     Attributes:
-        key: (B, K, S, H), rotated by the tokens' positions.
+        key: (B, K, H, S), rotated by the tokens' positions.
         value: (B, K, S, H).
     """
 
-    key: Float[Array, "B K S H"]
+    key: Float[Array, "B K H S"]
     value: Float[Array, "B K S H"]
 
-    @classmethod
-    def empty(cls, batch: int, heads: int, width: int, dtype: DTypeLike) -> KeyValues:
-        """Those of no tokens."""
-        nothing = jnp.zeros((batch, heads, 0, width), dtype)
-        return cls(nothing, nothing)
-
-    def followed_by(self, new: KeyValues, slots: Int[Array, " B"] | None) -> KeyValues:
+    def followed_by(self, new: KeyValues, slots: Int[Array, " B"]) -> KeyValues:
         """With those of new tokens, in the place of what is there from ``slots`` on.
 
         Args:
             new: of the T tokens that follow.
-            slots: where the first of them goes in each sequence; None appends them all.
+            slots: where the first of them goes in each sequence.
         """
 
-        def written(old: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(old, new, (0, slot, 0))
+        def written(old: KeyValues, new: KeyValues, slot: jax.Array) -> KeyValues:
+            place = slot + jnp.arange(new.value.shape[1])
+            return KeyValues(
+                old.key.at[:, :, place].set(new.key), old.value.at[:, place].set(new.value)
+            )
 
-        if slots is None:
-            return jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=2), self, new)
-        return jax.tree.map(lambda old, new: jax.vmap(written)(old, new, slots), self, new)
+        return jax.vmap(written)(self, new, slots)
 
     def grown(self, size: int) -> KeyValues:
         """With room for ``size`` tokens."""
-        return jax.tree.map(
-            lambda old: jnp.pad(old, ((0, 0), (0, 0), (0, size - old.shape[2]), (0, 0))), self
+        more = (0, size - self.value.shape[2])
+        return KeyValues(
+            jnp.pad(self.key, ((0, 0), (0, 0), (0, 0), more)),
+            jnp.pad(self.value, ((0, 0), (0, 0), more, (0, 0))),
         )
 
 

@@ -64,7 +64,7 @@ def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Arra
     as slowly as if all were float32. Where ``jax.default_matmul_precision`` is "bfloat16" float32
     factors are rounded to it, on any device: by themselves CPUs would not follow that setting.
     """
-    return _contracted(x, kernel, (x.ndim - 1,), (0,))
+    return contracted(x, kernel, (x.ndim - 1,), (0,))
 
 
 def _product_forward(x: jax.Array, kernel: jax.Array) -> Any:
@@ -75,12 +75,13 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) ->
     x, kernel = kept
     gradient, last = gradient.astype(x.dtype), x.ndim - 1
     others = tuple(range(last))
-    of_x = _contracted(gradient, kernel, (last,), (1,))
-    of_kernel = _contracted(x, gradient, others, others)
+    of_x = contracted(gradient, kernel, (last,), (1,))
+    of_kernel = contracted(x, gradient, others, others)
     return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
-def _contracted(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequence[int]) -> Any:
+def contracted(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequence[int]) -> Any:
+    """Sums of products over these axes, in float32, as :func:`product` takes them."""
     if _rounds():
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     dimensions = ((axes_a, axes_b), ((), ()))
@@ -94,6 +95,12 @@ product.defvjp(_product_forward, _product_backward)
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Fix the sharding of activations by logical axes; nothing outside ``sharding.forward``."""
     return spmd.with_logical_constraint(x, axes, fallback=spmd.RulesFallback.RAISE_ERROR)
+
+
+def constrained(kept: KeyValues) -> KeyValues:
+    """Keys and values cut by sequence and by head."""
+    key, value = kept
+    return KeyValues(constrain(key, "B", "KH", None, "T"), constrain(value, "B", "KH", "T", None))
 
 
 def parameter(
@@ -200,17 +207,19 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalization over the last axis, computed in float32."""
+    """Root-mean-square normalization over one axis, by default the last, computed in float32."""
 
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    axis: int = -1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """Normalize and scale; the result has ``dtype``."""
-        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("D",))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[self.axis],), ("D",))
+        scale = jnp.moveaxis(scale.reshape(-1, *[1] * (x.ndim - 1)), 0, self.axis)
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(self.axis, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
 
 
@@ -232,7 +241,7 @@ pairs of tokens are never in memory at once."""
 
 def attend(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B K S H"],
+    key: Float[Array, "B K H S"],
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "#B #T S"],
 ) -> Float[Array, "B T N H"]:
@@ -269,7 +278,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
     if mask.shape[1] > 1:
         bias = jnp.tile(bias, (1, heads // groups, 1))
     exact, single = None if _rounds() else precision(query.dtype), jnp.float32
-    scores = jnp.matmul(query, key.swapaxes(2, 3), precision=exact, preferred_element_type=single)
+    scores = jnp.matmul(query, key, precision=exact, preferred_element_type=single)
     scores = scores * (1 / math.sqrt(width)) + bias[:, None]
     scores = scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores)
@@ -290,6 +299,7 @@ class Attention(nn.Module):
         head_width: H.
         use_bias: whether the four maps have biases.
         dtype: dtype of the computation.
+        keep: whether keys and values are wanted.
     """
 
     heads: int
@@ -297,6 +307,7 @@ class Attention(nn.Module):
     head_width: int
     use_bias: bool
     dtype: DTypeLike = jnp.float32
+    keep: bool = False
 
     @nn.compact
     def __call__(
@@ -304,20 +315,16 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #T S"],
         rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]] | None = None,
-        past: KeyValues | None = None,
-        slots: Int[Array, " B"] | None = None,
     ) -> Any:
         """Attend from every position to the positions ``mask`` (query, key) allows.
 
         Args:
             x: (B, T, D).
-            mask: S is T, or, with a past, the tokens it holds with these.
+            mask: S is T.
             rotary: cosines and sines of x's positions.
-            past, slots: keys and values of earlier tokens, and where among them those of these
-                tokens are written, as in ``KeyValues.followed_by``.
 
         Returns:
-            (B, T, D); with a past, that and the keys and values of all tokens.
+            (B, T, D); with ``keep``, that and the tokens' keys and values.
         """
 
         def project(count: int, axis: str, name: str) -> jax.Array:
@@ -330,12 +337,11 @@ class Attention(nn.Module):
         value = project(self.kv_heads, "KH", "value")
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        new = KeyValues(key.swapaxes(1, 2), value.swapaxes(1, 2))
-        kept = None if past is None else past.followed_by(new, slots)
-        mixed = attend(query, *(kept or new), mask)
+        kept = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
+        mixed = attend(query, *kept, mask)
         mixed = mixed.reshape(*x.shape[:2], -1)
         y = Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
-        return y if kept is None else (y, kept)
+        return (y, kept) if self.keep else y
 
 
 def scan_layers(layer: nn.Module, x: jax.Array, *inputs: object, length: int, remat: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,11 +55,15 @@ def frequencies(config: RotaryConfig, width: int) -> Float[np.ndarray, " J"]:
 
 
 def rotary_table(
-    config: RotaryConfig, positions: Int[Array, "B T"], width: int
-) -> tuple[Float[Array, "B T J"], Float[Array, "B T J"]]:
-    """Cosines and sines of every position's angles, float32 (J = H/2)."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies(config, width)
-    return jnp.cos(angles), jnp.sin(angles)
+    config: RotaryConfig, positions: Int[Array | np.ndarray, " ..."], width: int
+) -> tuple[Any, Any]:
+    """Cosines and sines of every position's angles, float32 (..., J), J = H/2.
+
+    Of positions in numpy they are computed by numpy.
+    """
+    angles = positions[..., None].astype(np.float32) * frequencies(config, width)
+    functions = np if isinstance(angles, np.ndarray) else jnp
+    return functions.cos(angles), functions.sin(angles)
 
 
 def rotate(

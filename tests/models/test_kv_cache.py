@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import load
 
-from dyntok_jax.models.decoder import Decoder, UnrolledDecoder, layer_caches, unrolled
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
+from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches, unrolled
 from dyntok_jax.models.kv_cache import KeyValues, seen_slots
+from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import model_module
 
 ROOM = 16
@@ -36,7 +39,7 @@ def stepping(name: str, dtype: Any = jnp.float32) -> tuple[Any, ...]:
     tiny = load(name)
     config: Any = tiny.model.config
     step: Any = jax.jit(UnrolledDecoder(config, dtype).apply)
-    variables = {"params": unrolled(jax.tree.map(jnp.asarray, tiny.model.params), dtype)}
+    variables = {"params": unrolled(jax.tree.map(jnp.asarray, tiny.model.params), config, dtype)}
     rows = np.asarray(tiny.model.source.input, np.float32)[tiny.record["ids"]]
     module = model_module(tiny.model.architecture, dtype)
     return module, tiny.model.params, lambda *inputs: step(variables, *inputs), rows
@@ -57,6 +60,24 @@ def test_every_step_is_the_whole_forward(name):
         assert np.abs(expected).max() > 0.5
         np.testing.assert_allclose(hidden[:, 0], expected, atol=1e-5)
         length = length + 1
+
+
+def test_biases_go_with_their_maps():
+    shape = {"width": 12, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
+    config = DecoderConfig(
+        **shape, feed_forward=10, attention_bias=True, feed_forward_bias=True, vocab_size=5
+    )
+    module, random = Decoder(config), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32),
+        nn.meta.unbox(abstract_params(module)),
+    )
+    rows = random.normal(size=(1, 6, 12)).astype(np.float32)
+    whole = run(module, params, rows, np.ones((1, 6), bool))
+    _, cache = prefilled(module, params, rows, np.array([4]))
+    step = {"params": unrolled(params, config, jnp.float32)}
+    hidden, _ = UnrolledDecoder(config).apply(step, rows[:, 4:], cache, np.array([4]))
+    np.testing.assert_allclose(hidden, whole[:, 4:], atol=1e-5)
 
 
 def test_several_tokens_at_once_and_again():
@@ -86,13 +107,16 @@ def test_bfloat16_is_the_whole_forward_in_bfloat16():
 
 
 def test_the_cache_is_kept_by_position():
-    old = KeyValues(*jnp.arange(2 * 2 * 3 * 4 * 2.0).reshape(2, 2, 3, 4, 2))
-    new = KeyValues(*-jnp.ones((2, 2, 3, 1, 2)))
+    value = jnp.arange(2 * 3 * 4 * 2.0).reshape(2, 3, 4, 2)
+    old = KeyValues(value.swapaxes(2, 3), value + 1)
+    new = KeyValues(-jnp.ones((2, 3, 2, 1)), -jnp.ones((2, 3, 1, 2)))
     kept = old.followed_by(new, jnp.array([1, 3]))
-    expected = np.asarray(old.key).copy()
-    expected[0, :, 1], expected[1, :, 3] = -1, -1
-    np.testing.assert_array_equal(kept.key, expected)
+    for found, before in ((kept.value, value + 1), (kept.key.swapaxes(2, 3), value)):
+        expected = np.asarray(before).copy()
+        expected[0, :, 1], expected[1, :, 3] = -1, -1
+        np.testing.assert_array_equal(found, expected)
     assert kept.grown(6).value.shape == (2, 3, 6, 2)
+    assert kept.grown(6).key.shape == (2, 3, 2, 6)
     seen = seen_slots(jnp.array([[2], [0]]), 4, window=2)
     assert seen[:, 0].tolist() == [[False, True, True, False], [True, False, False, False]]
 

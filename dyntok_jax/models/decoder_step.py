@@ -1,0 +1,231 @@
+"""The decoder one step further, over what it has read.
+
+A step reads all parameters for a few tokens, so it is as fast as memory is. Its parameters are laid
+out for that: maps of one input are one matrix, and matrices stand left of the tokens, which are
+columns (on CPUs products of a few tokens are a third faster so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.kv_cache import KeyValues, seen_slots
+from dyntok_jax.models.layers import (
+    ACTIVATIONS,
+    RMSNorm,
+    abstract_params,
+    attend,
+    constrain,
+    constrained,
+    contracted,
+    parameter,
+)
+from dyntok_jax.models.rotary import rotary_table, rotate
+from dyntok_jax.sharding import param_shardings
+
+Rotary = tuple[Float[Array, "B T J"], Float[Array, "B T J"]]
+
+
+class LeftDense(nn.Module):
+    """Linear map of columns: ``(in, B, T) -> (*shape, B, T)``.
+
+    Attributes:
+        shape: of the outputs.
+        axes: logical axes of the kernel ``(*shape, in)``; the bias has all but the last.
+        use_bias: whether a bias is added.
+        dtype: dtype of the computation and of the result.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    use_bias: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "I B T"]) -> Float[Array, "... B T"]:
+        """Apply the map in ``dtype``."""
+        zeros = nn.initializers.zeros
+        kernel = parameter(self, "kernel", zeros, (*self.shape, len(x)), self.axes)
+        kernel = kernel.astype(self.dtype)
+        y = contracted(kernel, x.astype(self.dtype), (kernel.ndim - 1,), (0,)).astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = parameter(self, "bias", zeros, self.shape, self.axes[:-1])
+        return y + bias.astype(self.dtype)[..., None, None]
+
+
+class StepLayer(nn.Module):
+    """``decoder.DecoderLayer`` over a cache."""
+
+    config: DecoderConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "D B T"],
+        mask: Bool[Array, "B T S"],
+        rotary: Rotary,
+        past: KeyValues,
+        length: Int[Array, " B"],
+    ) -> tuple[Float[Array, "D B T"], KeyValues]:
+        """Attention, then feed-forward; the cache with the keys and values of these tokens."""
+        c = self.config
+        normalized = RMSNorm(c.norm_eps, self.dtype, 0, name="attention_norm")(x)
+        mixed, kept = self._attention(normalized, mask, rotary, past, length)
+        x = constrain(x + mixed, None, "B", "T")
+        normalized = RMSNorm(c.norm_eps, self.dtype, 0, name="feed_forward_norm")(x)
+        inner = self._dense("gate_up", (2, c.feed_forward), (None, "F", "D"), c.feed_forward_bias)
+        gate, up = inner(normalized)
+        down = self._dense("down", (c.width,), ("D", "F"), c.feed_forward_bias)
+        x = constrain(x + down(ACTIVATIONS[c.activation](gate) * up), None, "B", "T")
+        return x, constrained(kept)
+
+    def _attention(
+        self, x: jax.Array, mask: jax.Array, rotary: Rotary, past: KeyValues, length: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
+        c, (_, batch, tokens) = self.config, x.shape
+        group = c.heads // c.kv_heads
+        width = (c.heads + 2 * c.kv_heads) * c.head_width
+        all_three = self._dense("query_key_value", (width,), ("KH", "D"), c.attention_bias)
+        parts = all_three(x).reshape(c.kv_heads, group + 2, c.head_width, batch, tokens)
+        parts = parts.transpose(3, 4, 0, 1, 2)
+        rotated = rotate(
+            parts[..., :-1, :].reshape(batch, tokens, -1, c.head_width), *rotary
+        ).reshape(batch, tokens, c.kv_heads, group + 1, c.head_width)
+        query = rotated[..., :-1, :].reshape(batch, tokens, c.heads, c.head_width)
+        key, value = rotated[..., -1, :], parts[..., -1, :]
+        new = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
+        kept = past.followed_by(new, length)
+        mixed = attend(query, *kept, mask).reshape(batch, tokens, -1).transpose(2, 0, 1)
+        output = self._dense("output", (c.width,), ("D", "NH"), c.attention_bias)
+        return output(mixed), kept
+
+    def _dense(
+        self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], bias: bool
+    ) -> LeftDense:
+        return LeftDense(shape, axes, bias, self.dtype, name=name)
+
+
+class UnrolledDecoder(nn.Module):
+    """``decoder.Decoder`` over a cache: tokens lie at their positions.
+
+    Its layers stand one after another, each with parameters and a cache of its own: a step over
+    stacked ones takes two or three times as long on CPUs. :func:`unrolled` makes its parameters.
+
+    Attributes:
+        config, dtype: as in ``Decoder``.
+    """
+
+    config: DecoderConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        cache: Sequence[KeyValues],
+        length: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
+        """Hidden states of the T tokens that follow, and each layer's cache with theirs.
+
+        Args:
+            embeddings: rows of the tokens.
+            cache: of each layer, with room for S tokens.
+            length: tokens each sequence has read; the new ones are written behind them, and what
+                is there is gone. S is at least length + T.
+        """
+        c = self.config
+        positions = length[:, None] + jnp.arange(embeddings.shape[1])
+        size = cache[0].value.shape[2]
+        # Taken from constants: on CPUs each layer would compute the cosines again.
+        table = rotary_table(c.rotary, np.arange(size), c.head_width)
+        rotary = jnp.asarray(table[0])[positions], jnp.asarray(table[1])[positions]
+        mask = seen_slots(positions, size, c.sliding_window)
+        x = constrain(embeddings.astype(self.dtype).transpose(2, 0, 1), None, "B", "T")
+        kept = []
+        for i, past in enumerate(cache):
+            x, now = StepLayer(c, self.dtype, name=f"layer_{i}")(x, mask, rotary, past, length)
+            kept.append(now)
+        x = RMSNorm(c.norm_eps, self.dtype, 0, name="final_norm")(x)
+        return x.transpose(1, 2, 0), tuple(kept)
+
+
+def step_shapes(module: UnrolledDecoder) -> Any:
+    """Shapes and logical axes of a step's parameters, as ``layers.abstract_params`` gives them."""
+    c = module.config
+    nothing = jnp.zeros((1, c.kv_heads, 1, c.head_width), module.dtype)
+    cache = (KeyValues(nothing.swapaxes(2, 3), nothing),) * c.layers
+    return abstract_params(module, jnp.zeros((1, 1, c.width)), cache, jnp.zeros(1, jnp.int32))
+
+
+def step_params(params: Any, module: UnrolledDecoder, mesh: Mesh) -> Any:
+    """A decoder's parameters as ``module`` has them, once more in memory.
+
+    Matrices and biases are cast to the dtype they are multiplied in; norms stay float32.
+
+    Args:
+        params: of ``decoder.Decoder``, on the mesh.
+        module: the steps.
+        mesh: devices.
+    """
+    shardings = param_shardings(step_shapes(module), mesh)
+    made = jax.jit(unrolled, static_argnums=(1, 2), out_shardings=shardings)
+    return made(params, module.config, jnp.dtype(module.dtype))
+
+
+def unrolled(params: Any, config: DecoderConfig, dtype: DTypeLike) -> Any:
+    """What :func:`step_params` places on the mesh."""
+
+    def grouped(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Outputs of a group, its query heads, key and value, side by side on the last axis."""
+
+        def heads(part: jax.Array) -> jax.Array:
+            return part.reshape(*part.shape[:-1], config.kv_heads, -1, config.head_width)
+
+        joined = jnp.concatenate([heads(query), heads(key), heads(value)], axis=-2)
+        return joined.reshape(*query.shape[:-1], -1)
+
+    def laid_out(maps: Any) -> Any:
+        return {
+            name: (leaf.swapaxes(-1, -2) if name == "kernel" else leaf).astype(dtype)
+            for name, leaf in maps.items()
+        }
+
+    layers = params["layers"]
+    attention, feed_forward = layers["attention"], layers["feed_forward"]
+    qkv = jax.tree.map(grouped, *(attention[name] for name in ("query", "key", "value")))
+    both = jax.tree.map(
+        lambda *maps: jnp.stack(maps, axis=1),
+        *(laid_out(feed_forward[name]) for name in ("gate", "up")),
+    )
+    stacked = {
+        "attention_norm": layers["attention_norm"],
+        "query_key_value": laid_out(qkv),
+        "output": laid_out(attention["output"]),
+        "feed_forward_norm": layers["feed_forward_norm"],
+        "gate_up": both,
+        "down": laid_out(feed_forward["down"]),
+    }
+    single = {
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.layers)
+    }
+    return single | {"final_norm": params["final_norm"]}
+
+
+def layer_caches(kept: KeyValues, size: int) -> tuple[KeyValues, ...]:
+    """Each layer's cache with room for ``size`` tokens, of what a whole forward kept."""
+    layers = range(kept.key.shape[0])
+    return tuple(
+        constrained(jax.tree.map(lambda part, i=i: part[i], kept).grown(size)) for i in layers
+    )

@@ -27,12 +27,12 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
-from dyntok_jax.models.decoder_step import UnrolledDecoder, step_params
+from dyntok_jax.models.decoder_step import UnrolledDecoder, step_shapes, unrolled
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import read_end_ids
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
-from dyntok_jax.sharding import forward, make_mesh, shard_params
+from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
@@ -187,7 +187,10 @@ class DynamicModel:
     @cached_property
     def step_params(self) -> Any:
         """A decoder's parameters once more, as :attr:`step_module` has them."""
-        return step_params(self.params, self.step_module, self.mesh)
+        module = self.step_module
+        shardings = param_shardings(step_shapes(module), self.mesh)
+        made = jax.jit(unrolled, static_argnums=(1, 2), out_shardings=shardings)
+        return made(self.params, module.config, jnp.dtype(module.dtype))
 
     @cached_property
     def _punctuation_rule(self) -> PunctuationRule:

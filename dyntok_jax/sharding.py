@@ -33,7 +33,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "T": None,  # tokens, and rows of a position table
     "D": "fsdp",  # model width, of parameters only: activations keep it whole
     "NH": "model",  # query heads times head width
-    "KH": "model",  # key/value heads times head width
+    "KH": "model",  # key/value heads, or whole groups of heads, times head width
     "F": "model",  # feed-forward and other inner widths
     "V": None,  # vocabulary
     "C": None,  # classes, token types, languages

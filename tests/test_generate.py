@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from tiny_folders import decoder, folders
 
 from dyntok_jax.config import MeshConfig
@@ -127,11 +128,21 @@ def test_a_vocabulary_with_an_index_is_the_same(on_device, penalty, tokenizer):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
-def test_the_same_on_a_mesh(tokenizer):
-    model = tiny("mistral", tokenizer, (2, 2, 2))
-    cases = RECORD["mistral"][::2]
+@pytest.mark.parametrize("name", ["mistral", "llama_tied"])
+def test_the_same_on_a_mesh(tokenizer, name):
+    model = tiny(name, tokenizer, (2, 2, 2))
+    cases = RECORD[name][::2]
     texts = generate(model, [by_id(case["prompt"]) for case in cases], STATIC)
     assert [text.ids for text in texts] == [case["new"] for case in cases]
+    layer = model.step_params["layer_1"]
+    cuts = {path[0].key: leaf.sharding.spec for path, leaf in jax.tree.leaves_with_path(layer)
+            if path[-1].key == "kernel"}  # fmt: skip
+    assert cuts == {
+        "query_key_value": PartitionSpec("model", "fsdp"),
+        "output": PartitionSpec("fsdp", "model"),
+        "gate_up": PartitionSpec(None, "model", "fsdp"),
+        "down": PartitionSpec("fsdp", "model"),
+    }
 
 
 TEXTS = ["The old dog doesn't mind the lighthouses", "Großvater", "孩子们每天早上", "def add(a, b)"]

@@ -155,6 +155,16 @@ def mistral_7b_decode(mesh: Any) -> Any:
     )
 
 
+def mistral_7b_step_params(mesh: Any) -> Any:
+    """Laying parameters out for the steps."""
+    module = UnrolledDecoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
+    return jax.jit(
+        unrolled,
+        static_argnums=(1, 2),
+        out_shardings=param_shardings(step_shapes(module), mesh),
+    ).lower(shapes_of_params(Decoder(module.config), mesh), module.config, module.dtype)
+
+
 def _step_shapes(module: UnrolledDecoder, mesh: Any) -> Any:
     """Shapes and shardings of a step's parameters."""
     abstract = step_shapes(module)
@@ -195,6 +205,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mistral_7b": mistral_7b,
     "mistral_7b_prefill": mistral_7b_prefill,
     "mistral_7b_decode": mistral_7b_decode,
+    "mistral_7b_step_params": mistral_7b_step_params,
     "merge_samples": merge_samples,
     "merge_batch": merge_batch,
 }

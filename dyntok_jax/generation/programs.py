@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dyntok_jax.large_vocabulary.index import Candidates
 from dyntok_jax.models.decoder import Decoder
 from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches
+from dyntok_jax.models.heads import step_logits
 from dyntok_jax.models.kv_cache import KeyValues
-from dyntok_jax.models.layers import constrain, contracted, precision
+from dyntok_jax.models.layers import constrain, precision
 from dyntok_jax.sampling import Plan, Sampling, choose
 from dyntok_jax.sharding import apply, gathered
 
@@ -78,8 +79,7 @@ class WholeVocabulary(NamedTuple):
     def search(self, hidden: Float[Array, "B D"], k: int) -> Candidates:
         """Every token's logits; ``k`` is not used."""
         del k
-        # With the rows on the left, which are not moved then.
-        scores = contracted(self.rows.astype(hidden.dtype), hidden, (1,), (1,)).T
+        scores = step_logits(hidden, self.rows)
         if self.codebook is not None:
             extra = jnp.einsum(
                 "bd,bcd->bc",
@@ -219,7 +219,7 @@ def several(
     """Up to ``steps`` steps, or until all sequences have ended.
 
     Args:
-        params: as ``decoder_step.step_params`` makes them.
+        params: as ``decoder_step.unrolled`` makes them.
         input_rows: rows of the output vocabulary, to read what was chosen.
         search: something with ``search(hidden, k)`` that can be traced; a pytree.
         rules: of the choice.

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,10 +29,7 @@ from dyntok_jax.models.layers import (
     contracted,
     parameter,
 )
-from dyntok_jax.models.rotary import rotary_table, rotate
-from dyntok_jax.sharding import param_shardings
-
-Rotary = tuple[Float[Array, "B T J"], Float[Array, "B T J"]]
+from dyntok_jax.models.rotary import Rotary, rotary_table, rotate
 
 
 class LeftDense(nn.Module):
@@ -148,7 +144,7 @@ class UnrolledDecoder(nn.Module):
         c = self.config
         positions = length[:, None] + jnp.arange(embeddings.shape[1])
         size = cache[0].value.shape[2]
-        # Taken from constants: on CPUs each layer would compute the cosines again.
+        # Taken from constants (8 bytes a slot and pair): CPUs compute cosines again in each layer.
         table = rotary_table(c.rotary, np.arange(size), c.head_width)
         rotary = jnp.asarray(table[0])[positions], jnp.asarray(table[1])[positions]
         mask = seen_slots(positions, size, c.sliding_window)
@@ -163,64 +159,60 @@ class UnrolledDecoder(nn.Module):
 
 def step_shapes(module: UnrolledDecoder) -> Any:
     """Shapes and logical axes of a step's parameters, as ``layers.abstract_params`` gives them."""
-    c = module.config
-    nothing = jnp.zeros((1, c.kv_heads, 1, c.head_width), module.dtype)
-    cache = (KeyValues(nothing.swapaxes(2, 3), nothing),) * c.layers
-    return abstract_params(module, jnp.zeros((1, 1, c.width)), cache, jnp.zeros(1, jnp.int32))
-
-
-def step_params(params: Any, module: UnrolledDecoder, mesh: Mesh) -> Any:
-    """A decoder's parameters as ``module`` has them, once more in memory.
-
-    Matrices and biases are cast to the dtype they are multiplied in; norms stay float32.
-
-    Args:
-        params: of ``decoder.Decoder``, on the mesh.
-        module: the steps.
-        mesh: devices.
-    """
-    shardings = param_shardings(step_shapes(module), mesh)
-    made = jax.jit(unrolled, static_argnums=(1, 2), out_shardings=shardings)
-    return made(params, module.config, jnp.dtype(module.dtype))
+    c, kind = module.config, jax.ShapeDtypeStruct
+    past = KeyValues(
+        kind((1, c.kv_heads, c.head_width, 1), module.dtype),
+        kind((1, c.kv_heads, 1, c.head_width), module.dtype),
+    )
+    embeddings = kind((1, 1, c.width), module.dtype)
+    return abstract_params(module, embeddings, (past,) * c.layers, kind((1,), jnp.int32))
 
 
 def unrolled(params: Any, config: DecoderConfig, dtype: DTypeLike) -> Any:
-    """What :func:`step_params` places on the mesh."""
+    """A decoder's parameters as :class:`UnrolledDecoder` has them.
 
-    def grouped(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        """Outputs of a group, its query heads, key and value, side by side on the last axis."""
+    Kernels are (out, in). Those of query, key and value are one, whose outputs are the groups of
+    heads, each its query heads, its key and its value; gate and up are stacked. Matrices and biases
+    are cast to the dtype they are multiplied in; norms stay float32.
 
-        def heads(part: jax.Array) -> jax.Array:
-            return part.reshape(*part.shape[:-1], config.kv_heads, -1, config.head_width)
+    Args:
+        params: of ``decoder.Decoder``.
+        config: its shape.
+        dtype: of the steps.
+    """
+    # Layer by layer: whole stacks, laid out anew, would be in memory once more.
+    layers = {
+        f"layer_{i}": _laid_out(
+            jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]), config, dtype
+        )
+        for i in range(config.layers)
+    }
+    return layers | {"final_norm": params["final_norm"]}
 
-        joined = jnp.concatenate([heads(query), heads(key), heads(value)], axis=-2)
-        return joined.reshape(*query.shape[:-1], -1)
 
-    def laid_out(maps: Any) -> Any:
+def _laid_out(layer: Any, config: DecoderConfig, dtype: DTypeLike) -> Any:
+    def grouped(*parts: jax.Array) -> jax.Array:
+        shape = config.kv_heads, -1, config.head_width
+        heads = [part.reshape(*part.shape[:-1], *shape) for part in parts]
+        return jnp.concatenate(heads, axis=-2).reshape(*parts[0].shape[:-1], -1)
+
+    def left(maps: Any) -> Any:
         return {
-            name: (leaf.swapaxes(-1, -2) if name == "kernel" else leaf).astype(dtype)
+            name: (leaf.T if name == "kernel" else leaf).astype(dtype)
             for name, leaf in maps.items()
         }
 
-    layers = params["layers"]
-    attention, feed_forward = layers["attention"], layers["feed_forward"]
-    qkv = jax.tree.map(grouped, *(attention[name] for name in ("query", "key", "value")))
-    both = jax.tree.map(
-        lambda *maps: jnp.stack(maps, axis=1),
-        *(laid_out(feed_forward[name]) for name in ("gate", "up")),
-    )
-    stacked = {
-        "attention_norm": layers["attention_norm"],
-        "query_key_value": laid_out(qkv),
-        "output": laid_out(attention["output"]),
-        "feed_forward_norm": layers["feed_forward_norm"],
-        "gate_up": both,
-        "down": laid_out(feed_forward["down"]),
+    attention, feed_forward = layer["attention"], layer["feed_forward"]
+    qkv = jax.tree.map(grouped, attention["query"], attention["key"], attention["value"])
+    gate, up = left(feed_forward["gate"]), left(feed_forward["up"])
+    return {
+        "attention_norm": layer["attention_norm"],
+        "query_key_value": left(qkv),
+        "output": left(attention["output"]),
+        "feed_forward_norm": layer["feed_forward_norm"],
+        "gate_up": jax.tree.map(lambda *both: jnp.stack(both), gate, up),
+        "down": left(feed_forward["down"]),
     }
-    single = {
-        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.layers)
-    }
-    return single | {"final_norm": params["final_norm"]}
 
 
 def layer_caches(kept: KeyValues, size: int) -> tuple[KeyValues, ...]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, product
+from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, contracted, product
 
 
 def logits(
@@ -21,6 +21,11 @@ def logits(
     """
     scores = product(hidden, rows.astype(hidden.dtype).T)
     return scores if bias is None else scores + bias
+
+
+def step_logits(hidden: Float[Array, "B D"], rows: Float[Array, "V D"]) -> Float[Array, "B V"]:
+    """:func:`logits` of a few hidden states: the rows stand left, and are not transposed."""
+    return contracted(rows.astype(hidden.dtype), hidden, (1,), (1,)).T
 
 
 class SequenceClassifier(nn.Module):

@@ -18,7 +18,7 @@ Number = TypeVar("Number", int, float, np.ndarray)
 class KeyValues(NamedTuple):
     """One layer's keys and values of the S tokens at positions 0 to S - 1.
 
-    They lie as attention multiplies them: a step never moves what is kept.
+    They lie as attention multiplies them, so that a step need not move what is kept.
 
     Attributes:
         key: (B, K, H, S), rotated by the tokens' positions.
@@ -33,13 +33,15 @@ class KeyValues(NamedTuple):
 
         Args:
             new: of the T tokens that follow.
-            slots: where the first of them goes in each sequence.
+            slots: where the first of them goes in each sequence; what would lie beyond S is lost.
         """
 
         def written(old: KeyValues, new: KeyValues, slot: jax.Array) -> KeyValues:
             place = slot + jnp.arange(new.value.shape[1])
+            hints = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
             return KeyValues(
-                old.key.at[:, :, place].set(new.key), old.value.at[:, place].set(new.value)
+                old.key.at[:, :, place].set(new.key, **hints),
+                old.value.at[:, place].set(new.value, **hints),
             )
 
         return jax.vmap(written)(self, new, slots)

@@ -5,8 +5,9 @@ Every parameter is declared once, by :func:`parameter`; shapes, initial values, 
 are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the softmax always
 in float32.
 
-Logical axes of parameters: D width, NH query heads times head width, KH key/value heads times head
-width, F feed-forward or inner width, V vocabulary, T positions, C classes or token types, L layers.
+Logical axes of parameters: D width, NH query heads times head width, KH key/value heads, or whole
+groups of heads, times head width, F feed-forward or inner width, V vocabulary, T positions, C
+classes or token types, L layers.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """Normalize and scale; the result has ``dtype``."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[self.axis],), ("D",))
-        scale = jnp.moveaxis(scale.reshape(-1, *[1] * (x.ndim - 1)), 0, self.axis)
+        scale = jnp.expand_dims(scale, [a for a in range(x.ndim) if a != self.axis % x.ndim])
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(self.axis, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+Rotary = tuple[Float[Array | np.ndarray, "... J"], Float[Array | np.ndarray, "... J"]]
+"""Cosines and sines of positions' angles."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def frequencies(config: RotaryConfig, width: int) -> Float[np.ndarray, " J"]:
 
 def rotary_table(
     config: RotaryConfig, positions: Int[Array | np.ndarray, " ..."], width: int
-) -> tuple[Any, Any]:
+) -> Rotary:
     """Cosines and sines of every position's angles, float32 (..., J), J = H/2.
 
     Of positions in numpy they are computed by numpy.

@@ -62,8 +62,9 @@ def test_every_step_is_the_whole_forward(name):
         length = length + 1
 
 
-def test_biases_go_with_their_maps():
-    shape = {"width": 12, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_biases_go_with_their_maps(kv_heads):
+    shape = {"width": 12, "layers": 2, "heads": 4, "kv_heads": kv_heads, "head_width": 4}
     config = DecoderConfig(
         **shape, feed_forward=10, attention_bias=True, feed_forward_bias=True, vocab_size=5
     )
@@ -101,6 +102,9 @@ def test_bfloat16_is_the_whole_forward_in_bfloat16():
     assert cache[0].key.dtype == jnp.bfloat16
     hidden, _ = step(rows[:, 4:5], cache, length)
     assert hidden.dtype == jnp.bfloat16
+    config: Any = module.config
+    for path, leaf in jax.tree.leaves_with_path(unrolled(params, config, jnp.bfloat16)):
+        assert leaf.dtype == (jnp.float32 if path[-1].key == "scale" else jnp.bfloat16)
     expected = np.asarray(whole[:, 4], np.float32)
     errors = np.abs(np.asarray(hidden[:, 0], np.float32) - expected)
     assert errors.max() < 0.03 * np.abs(expected).max()
@@ -114,6 +118,12 @@ def test_the_cache_is_kept_by_position():
     for found, before in ((kept.value, value + 1), (kept.key.swapaxes(2, 3), value)):
         expected = np.asarray(before).copy()
         expected[0, :, 1], expected[1, :, 3] = -1, -1
+        np.testing.assert_array_equal(found, expected)
+    late = KeyValues(-jnp.ones((2, 3, 2, 3)), -jnp.ones((2, 3, 3, 2)))
+    kept = old.followed_by(late, jnp.array([1, 2]))
+    for found, before in ((kept.value, value + 1), (kept.key.swapaxes(2, 3), value)):
+        expected = np.asarray(before).copy()
+        expected[0, :, 1:], expected[1, :, 2:] = -1, -1
         np.testing.assert_array_equal(found, expected)
     assert kept.grown(6).value.shape == (2, 3, 6, 2)
     assert kept.grown(6).key.shape == (2, 3, 2, 6)

@@ -159,7 +159,8 @@ class UnrolledDecoder(nn.Module):
 
 def step_shapes(module: UnrolledDecoder) -> Any:
     """Shapes and logical axes of a step's parameters, as ``layers.abstract_params`` gives them."""
-    c, kind = module.config, jax.ShapeDtypeStruct
+    c: DecoderConfig = module.config
+    kind: Any = jax.ShapeDtypeStruct
     past = KeyValues(
         kind((1, c.kv_heads, c.head_width, 1), module.dtype),
         kind((1, c.kv_heads, 1, c.head_width), module.dtype),

@@ -69,7 +69,9 @@ def rotary_table(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T J"], sin: Float[Array, "B T J"]
+    x: Float[Array, "B T N H"],
+    cos: Float[Array | np.ndarray, "B T J"],
+    sin: Float[Array | np.ndarray, "B T J"],
 ) -> Float[Array, "B T N H"]:
     """Rotate the pairs (i, i + H/2) of every head by the angles of ``cos`` and ``sin``."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -48,19 +48,19 @@ def softmax(x):
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("per_query", [False, True])
 def test_attention_is_softmax_of_scaled_products(groups, per_query):
-    query, key, value = normal(2, 5, 6, 4), normal(2, groups, 5, 4), normal(2, groups, 5, 4)
+    query, key, value = normal(2, 5, 6, 4), normal(2, groups, 4, 5), normal(2, groups, 5, 4)
     mask: Any = RNG.random((2, 5 if per_query else 1, 5)) < 0.6
     mask[:, :, 0] = True
     ours = attend(query, key, value, mask)
     for n in range(6):
         k = n // (6 // groups)
-        scores = query[:, :, n] @ key[:, k].swapaxes(1, 2) / 2.0
+        scores = query[:, :, n] @ key[:, k] / 2.0
         theirs = softmax(np.where(mask, scores, -np.inf)) @ value[:, k]
         np.testing.assert_allclose(ours[:, :, n], theirs, atol=1e-6)
 
 
 def test_row_without_tokens_attends_to_all_alike():
-    query, key, value = 50 * normal(1, 4, 2, 3), 50 * normal(1, 2, 4, 3), normal(1, 2, 4, 3)
+    query, key, value = 50 * normal(1, 4, 2, 3), 50 * normal(1, 2, 3, 4), normal(1, 2, 4, 3)
     mixed = attend(query, key, value, jnp.zeros((1, 1, 4), bool))
     np.testing.assert_allclose(mixed, np.broadcast_to(value.mean(2), (1, 4, 2, 3)), atol=1e-6)
 
@@ -205,7 +205,7 @@ def test_blocks_of_queries_attend_as_all_at_once():
     length = 2 * layers.QUERY_BLOCK
     query, key, value = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in ((2, length, 4, 4), (2, 2, length, 4), (2, 2, length, 4))
+        for shape in ((2, length, 4, 4), (2, 2, 4, length), (2, 2, length, 4))
     )
     mask = jnp.tril(jnp.ones((1, length, length), bool)) & (jnp.arange(length) > 2)
     whole = layers._attend(query, key, value, mask)

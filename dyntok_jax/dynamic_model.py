@@ -187,14 +187,20 @@ class DynamicModel:
     @cached_property
     def step_params(self) -> Any:
         """A decoder's parameters once more, as :attr:`step_module` has them."""
-        module = self.step_module
-        shardings = param_shardings(step_shapes(module), self.mesh)
-        made = jax.jit(unrolled, static_argnums=(1, 2), out_shardings=shardings)
-        return made(self.params, module.config, jnp.dtype(module.dtype))
+        return step_layout(self.step_module, self.mesh)(self.params)
 
     @cached_property
     def _punctuation_rule(self) -> PunctuationRule:
         return PunctuationRule(self.tokenizer.vocabulary())
+
+
+def step_layout(module: UnrolledDecoder, mesh: Mesh) -> Any:
+    """The program that lays a decoder's parameters out for its steps, each where it belongs."""
+
+    def run(params: Any) -> Any:
+        return unrolled(params, module.config, module.dtype)
+
+    return jax.jit(run, out_shardings=param_shardings(step_shapes(module), mesh))
 
 
 def load(

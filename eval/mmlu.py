@@ -68,7 +68,7 @@ def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
     """The figures, and the sweeps of both metrics as CSV and plot."""
     evaluation, bits = Evaluation(run), out.with_stem(f"{out.stem}_bits")
     # Before measuring: hours of work must not end in a file that cannot be written.
-    with task_sweep.companions(out) as files, task_sweep.companions(bits) as files_of_bits:
+    with task_sweep.companions(out) as files, task_sweep.companions(bits, out) as files_of_bits:
         found = evaluation.measure(True)
         likelihood = {"metric": "bits per byte", "sweep": found["likelihood_sweep"]}
         task_sweep.fill(*files, found)

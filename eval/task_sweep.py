@@ -51,11 +51,15 @@ def _point(
 
 
 @contextmanager
-def companions(out: Path) -> Iterator[tuple[Path, Path]]:
+def companions(out: Path, of: Path | None = None) -> Iterator[tuple[Path, Path]]:
     """Where to write ``.csv`` and ``.svg`` to, which at the end take their places beside a JSON.
 
     An older JSON is removed just before: killed until the new one is there, a run leaves none that
     these are not of.
+
+    Args:
+        out: they are named as this.
+        of: the JSON; by default the same.
 
     Raises:
         DyntokError: they cannot be written.
@@ -65,7 +69,7 @@ def companions(out: Path) -> Iterator[tuple[Path, Path]]:
         atomic_path(out.with_suffix(".svg")) as drawing,
     ):
         yield lines, drawing
-        out.resolve().unlink(missing_ok=True)
+        (of or out).resolve().unlink(missing_ok=True)
 
 
 def fill(lines: Path, drawing: Path, run: dict[str, Any]) -> None:

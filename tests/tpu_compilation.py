@@ -42,6 +42,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import load_config
+from dyntok_jax.dynamic_model import step_layout
 from dyntok_jax.generation import programs
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
@@ -158,11 +159,7 @@ def mistral_7b_decode(mesh: Any) -> Any:
 def mistral_7b_step_params(mesh: Any) -> Any:
     """Laying parameters out for the steps."""
     module = UnrolledDecoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
-    return jax.jit(
-        unrolled,
-        static_argnums=(1, 2),
-        out_shardings=param_shardings(step_shapes(module), mesh),
-    ).lower(shapes_of_params(Decoder(module.config), mesh), module.config, module.dtype)
+    return step_layout(module, mesh).lower(shapes_of_params(Decoder(module.config), mesh))
 
 
 def _step_shapes(module: UnrolledDecoder, mesh: Any) -> Any:

@@ -20,7 +20,7 @@ from dyntok_jax.models.layers import (
     positions_from_mask,
     scan_layers,
 )
-from dyntok_jax.models.rotary import RotaryConfig, rotary_table
+from dyntok_jax.models.rotary import Rotary, RotaryConfig, rotary_table
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B T S"],
-        rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]],
+        rotary: Rotary,
     ) -> Any:
         """Attention, then feed-forward, each on the normalized input and added to it.
 

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dyntok_jax.models.kv_cache import KeyValues
-from dyntok_jax.models.rotary import rotate
+from dyntok_jax.models.rotary import Rotary, rotate
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -315,7 +315,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #T S"],
-        rotary: tuple[Float[Array, "B T J"], Float[Array, "B T J"]] | None = None,
+        rotary: Rotary | None = None,
     ) -> Any:
         """Attend from every position to the positions ``mask`` (query, key) allows.
 

@@ -298,6 +298,17 @@ def test_new_companions_stand_beside_no_old_json(tmp_path):
     assert [path.read_text("utf-8") for path in files[1:]] == ["new"] * 2 and not out.exists()
 
 
+def test_curves_of_another_name_leave_its_json(tmp_path):
+    of, own = tmp_path / "found.json", tmp_path / "found_bits.json"
+    for path in (of, own):
+        path.write_text("old", "utf-8")
+    with task_sweep.companions(own, of) as made:
+        for path in made:
+            path.write_text("new", "utf-8")
+    assert own.read_text("utf-8") == "old" and not of.exists()
+    assert own.with_suffix(".csv").read_text("utf-8") == "new"
+
+
 def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):
     said = {"rows": "fvt", "tokenization": {"mode": "fixed"}, "epochs": 3, "steps": 40}
     folders = [

@@ -119,11 +119,13 @@ def test_the_cache_is_kept_by_position():
         expected = np.asarray(before).copy()
         expected[0, :, 1], expected[1, :, 3] = -1, -1
         np.testing.assert_array_equal(found, expected)
-    late = KeyValues(-jnp.ones((2, 3, 2, 3)), -jnp.ones((2, 3, 3, 2)))
+    numbers = -1 - jnp.broadcast_to(jnp.arange(3.0)[:, None], (2, 3, 3, 2))
+    late = KeyValues(numbers.swapaxes(2, 3), numbers)
     kept = old.followed_by(late, jnp.array([1, 2]))
     for found, before in ((kept.value, value + 1), (kept.key.swapaxes(2, 3), value)):
         expected = np.asarray(before).copy()
-        expected[0, :, 1:], expected[1, :, 2:] = -1, -1
+        # The last token of the second sequence would lie beyond the room.
+        expected[0, :, 1:], expected[1, :, 2:] = numbers[0], numbers[1, :, :2]
         np.testing.assert_array_equal(found, expected)
     assert kept.grown(6).value.shape == (2, 3, 6, 2)
     assert kept.grown(6).key.shape == (2, 3, 2, 6)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dyntok_jax.large_vocabulary.index import Candidates
 from dyntok_jax.models.decoder import Decoder
-from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches
+from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches, settled
 from dyntok_jax.models.heads import step_logits
 from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.layers import constrain, precision
@@ -150,10 +150,10 @@ def read(
 ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
     """Hidden states of the tokens that follow, and the caches with them."""
 
-    def method(module: Any, rows: Any, ids: Any, mask: Any, *inputs: Any) -> Any:
+    def method(module: Any, rows: Any, ids: Any, mask: Any, cache: Any, length: Any) -> Any:
         del ids, mask
-        hidden, cache = module(constrain(rows, "B", "T", None), *inputs)
-        return constrain(hidden, "B", "T", None), cache
+        hidden, new = module(constrain(rows, "B", "T", None), cache, length)
+        return constrain(hidden, "B", "T", None), settled(cache, new, length)
 
     return apply(module, params, embeddings, None, None, cache, length, mesh=mesh, method=method)  # pyright: ignore[reportArgumentType]
 
@@ -234,22 +234,32 @@ def several(
         The state, and the tokens chosen; -1 after a sequence's end.
     """
 
+    cache, length = state.cache, state.length
+
+    def method(module: Any, rows: Any, ids: Any, mask: Any, *inputs: Any) -> Any:
+        del ids, mask
+        hidden, recent = module(constrain(rows, "B", "T", None), *inputs)
+        return constrain(hidden, "B", "T", None), recent
+
     def more(carry: tuple[Any, ...]) -> Any:
-        step, state, _ = carry
+        step, state, _, _ = carry
         return (step < steps) & state.active.any()
 
     def body(carry: tuple[Any, ...]) -> Any:
-        step, state, tokens = carry
-        fed = rows_of(state.token, input_rows, getattr(search, "codebook", None))
-        hidden, cache = read(params, fed[:, None], state.cache, state.length, module, mesh)
-        length = state.length + state.active
-        state = state._replace(cache=cache, length=length)
+        step, state, recent, tokens = carry
+        fed = rows_of(state.token, input_rows, getattr(search, "codebook", None))[:, None]
+        inputs = cache, length, recent, step
+        hidden, recent = apply(module, params, fed, None, None, *inputs, mesh=mesh, method=method)
+        state = state._replace(length=state.length + state.active)
         state, _ = chosen(state, _searched(search, hidden[:, 0], k), rules, plan)
-        return step + 1, state, lax.dynamic_update_slice(tokens, state.token[:, None], (0, step))
+        tokens = lax.dynamic_update_slice(tokens, state.token[:, None], (0, step))
+        return step + 1, state, recent, tokens
 
     tokens = jnp.full((len(state.token), chunk), NO_TOKEN, jnp.int32)
-    _, state, tokens = lax.while_loop(more, body, (jnp.int32(0), state, tokens))
-    return state, tokens
+    recent = tuple(past.emptied(chunk) for past in cache)
+    begun = jnp.int32(0), state._replace(cache=()), recent, tokens
+    _, state, recent, tokens = lax.while_loop(more, body, begun)
+    return state._replace(cache=settled(cache, recent, length)), tokens
 
 
 @partial(jax.jit, static_argnames=("module", "mesh", "plan"), donate_argnames=("state",))

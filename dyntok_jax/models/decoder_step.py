@@ -8,7 +8,7 @@ columns: so CPUs multiply a few tokens fastest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,13 +23,25 @@ from dyntok_jax.models.layers import (
     ACTIVATIONS,
     RMSNorm,
     abstract_params,
-    attend,
+    attend_parts,
     constrain,
     constrained,
     contracted,
     parameter,
 )
 from dyntok_jax.models.rotary import Rotary, rotary_table, rotate
+
+
+class Recent(NamedTuple):
+    """A layer's tokens that are not in its cache yet.
+
+    Attributes:
+        kept: with room for R tokens.
+        count: how many there are.
+    """
+
+    kept: KeyValues
+    count: int | Int[Array, ""]
 
 
 class LeftDense(nn.Module):
@@ -70,15 +82,15 @@ class StepLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "D B T"],
-        mask: Bool[Array, "B T S"],
+        masks: tuple[Bool[Array, "B T S"], Bool[Array, "1 T R"]],
         rotary: Rotary,
         past: KeyValues,
-        length: Int[Array, " B"],
+        recent: Recent | None,
     ) -> tuple[Float[Array, "D B T"], KeyValues]:
-        """Attention, then feed-forward; the cache with the keys and values of these tokens."""
+        """Attention, then feed-forward; the recent tokens with these."""
         c = self.config
         normalized = RMSNorm(c.norm_eps, self.dtype, 0, name="attention_norm")(x)
-        mixed, kept = self._attention(normalized, mask, rotary, past, length)
+        mixed, kept = self._attention(normalized, masks, rotary, past, recent)
         x = constrain(x + mixed, None, "B", "T")
         normalized = RMSNorm(c.norm_eps, self.dtype, 0, name="feed_forward_norm")(x)
         inner = self._dense("gate_up", (2, c.feed_forward), (None, "F", "D"), c.feed_forward_bias)
@@ -88,7 +100,7 @@ class StepLayer(nn.Module):
         return x, constrained(kept)
 
     def _attention(
-        self, x: jax.Array, mask: jax.Array, rotary: Rotary, past: KeyValues, length: jax.Array
+        self, x: jax.Array, masks: Any, rotary: Rotary, past: KeyValues, recent: Recent | None
     ) -> tuple[jax.Array, KeyValues]:
         c, (_, batch, tokens) = self.config, x.shape
         group = c.heads // c.kv_heads
@@ -102,8 +114,9 @@ class StepLayer(nn.Module):
         query = rotated[..., :-1, :].reshape(batch, tokens, c.heads, c.head_width)
         key, value = rotated[..., -1, :], parts[..., -1, :]
         new = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
-        kept = past.followed_by(new, length)
-        mixed = attend(query, *kept, mask).reshape(batch, tokens, -1).transpose(2, 0, 1)
+        kept = new if recent is None else recent.kept.replaced(new, recent.count)
+        mixed = attend_parts(query, [(*past, masks[0]), (*kept, masks[1])])
+        mixed = mixed.reshape(batch, tokens, -1).transpose(2, 0, 1)
         output = self._dense("output", (c.width,), ("D", "NH"), c.attention_bias)
         return output(mixed), kept
 
@@ -132,29 +145,50 @@ class UnrolledDecoder(nn.Module):
         embeddings: Float[Array, "B T D"],
         cache: Sequence[KeyValues],
         length: Int[Array, " B"],
+        recent: Sequence[KeyValues] | None = None,
+        count: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
-        """Hidden states of the T tokens that follow, and each layer's cache with theirs.
+        """Hidden states of the T tokens that follow, and each layer's recent tokens with theirs.
+
+        What a loop of steps writes to, XLA copies in each of them: so they leave the cache alone
+        and write to a small part, which goes to the cache behind the loop (:func:`settled`).
 
         Args:
             embeddings: rows of the tokens.
             cache: of each layer, with room for S tokens.
-            length: tokens each sequence has read; the new ones are written behind them, and what
-                is there is gone. S is at least length + T.
+            length: tokens each sequence has in the cache; what is behind them is not read.
+            recent: of each layer, with room for R tokens that follow those in the cache; by
+                default the tokens read now are all.
+            count: how many there are; count + T is at most R, length + count + T at most S.
         """
-        c = self.config
-        positions = length[:, None] + jnp.arange(embeddings.shape[1])
+        c, tokens = self.config, jnp.arange(embeddings.shape[1])
+        positions = length[:, None] + count + tokens
         size = cache[0].value.shape[2]
         # Taken from constants (8 bytes a slot and pair): CPUs compute cosines again in each layer.
         table = rotary_table(c.rotary, np.arange(size), c.head_width)
         rotary = jnp.asarray(table[0])[positions], jnp.asarray(table[1])[positions]
-        mask = seen_slots(positions, size, c.sliding_window)
+        before = jnp.arange(size) < length[:, None, None]
+        room = len(tokens) if recent is None else recent[0].value.shape[2]
+        masks = (
+            seen_slots(positions, size, c.sliding_window) & before,
+            seen_slots((count + tokens)[None], room, c.sliding_window),
+        )
         x = constrain(embeddings.astype(self.dtype).transpose(2, 0, 1), None, "B", "T")
         kept = []
         for i, past in enumerate(cache):
-            x, now = StepLayer(c, self.dtype, name=f"layer_{i}")(x, mask, rotary, past, length)
+            own = None if recent is None else Recent(recent[i], count)
+            x, now = StepLayer(c, self.dtype, name=f"layer_{i}")(x, masks, rotary, past, own)
             kept.append(now)
         x = RMSNorm(c.norm_eps, self.dtype, 0, name="final_norm")(x)
         return x.transpose(1, 2, 0), tuple(kept)
+
+
+def settled(
+    cache: Sequence[KeyValues], recent: Sequence[KeyValues], length: Int[Array, " B"]
+) -> tuple[KeyValues, ...]:
+    """The cache with recent tokens behind its ``length``, those that it has room for."""
+    pairs = zip(cache, recent, strict=True)
+    return tuple(constrained(past.followed_by(new, length)) for past, new in pairs)
 
 
 def step_shapes(module: UnrolledDecoder) -> Any:

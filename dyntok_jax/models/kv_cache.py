@@ -46,6 +46,21 @@ class KeyValues(NamedTuple):
 
         return jax.vmap(written)(self, new, slots)
 
+    def replaced(self, new: KeyValues, slot: int | Int[Array, ""]) -> KeyValues:
+        """With new tokens in the place of those from ``slot`` on, in every sequence."""
+        update = jax.lax.dynamic_update_slice_in_dim
+        return KeyValues(
+            update(self.key, new.key, slot, axis=3), update(self.value, new.value, slot, axis=2)
+        )
+
+    def emptied(self, size: int) -> KeyValues:
+        """Zeros, with room for ``size`` tokens."""
+        key, value = self.key.shape[:3], self.value.shape
+        return KeyValues(
+            jnp.zeros((*key, size), self.key.dtype),
+            jnp.zeros((*value[:2], size, value[3]), self.value.dtype),
+        )
+
     def grown(self, size: int) -> KeyValues:
         """With room for ``size`` tokens."""
         more = (0, size - self.value.shape[2])

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import load
 
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
-from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches, unrolled
+from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches, settled, unrolled
 from dyntok_jax.models.kv_cache import KeyValues, seen_slots
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import model_module
@@ -38,11 +38,16 @@ def stepping(name: str, dtype: Any = jnp.float32) -> tuple[Any, ...]:
     """The decoder, its parameters, the function of a step, and rows of 11 tokens each."""
     tiny = load(name)
     config: Any = tiny.model.config
-    step: Any = jax.jit(UnrolledDecoder(config, dtype).apply)
+    apply: Any = jax.jit(UnrolledDecoder(config, dtype).apply)
     variables = {"params": unrolled(jax.tree.map(jnp.asarray, tiny.model.params), config, dtype)}
     rows = np.asarray(tiny.model.source.input, np.float32)[tiny.record["ids"]]
     module = model_module(tiny.model.architecture, dtype)
-    return module, tiny.model.params, lambda *inputs: step(variables, *inputs), rows
+
+    def step(fed: Any, cache: Any, length: Any, *recent: Any) -> tuple[Any, Any]:
+        hidden, new = apply(variables, fed, cache, length, *recent)
+        return hidden, new if recent else settled(cache, new, length)
+
+    return module, tiny.model.params, step, rows
 
 
 @pytest.mark.parametrize("name", ["mistral", "llama_tied", "llama_linear"])
@@ -94,6 +99,29 @@ def test_several_tokens_at_once_and_again():
         np.testing.assert_allclose(hidden[row], whole[row, n : n + 4], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mistral", "llama_tied"])
+def test_recent_tokens_apart_from_the_cache(name):
+    module, params, step, rows = stepping(name)
+    whole = np.asarray(run(module, params, rows, np.ones(rows.shape[:2], bool)))
+    length = np.array([3, 6, 1])
+    _, cache = prefilled(module, params, rows, length)
+    recent = tuple(past.emptied(6) for past in cache)
+    count = 0
+    # What lies behind the tokens is not read.
+    recent = tuple(jax.tree.map(lambda part: part + 9, past) for past in recent)
+    for tokens in (1, 2, 1):
+        fed = np.stack([r[n + count :][:tokens] for r, n in zip(rows, length, strict=True)])
+        hidden, recent = step(fed, cache, length, recent, count)
+        for row, n in enumerate(length):
+            expected = whole[row, n + count :][:tokens]
+            np.testing.assert_allclose(hidden[row], expected, atol=1e-5)
+        count += tokens
+    cache = settled(cache, recent, length)
+    fed = rows[np.arange(3), length + count][:, None]
+    hidden, _ = step(fed, cache, length + count)
+    np.testing.assert_allclose(hidden[:, 0], whole[np.arange(3), length + count], atol=1e-5)
+
+
 def test_bfloat16_is_the_whole_forward_in_bfloat16():
     module, params, step, rows = stepping("llama_tied", jnp.bfloat16)
     whole = run(module, params, rows, np.ones(rows.shape[:2], bool))
@@ -127,6 +155,12 @@ def test_the_cache_is_kept_by_position():
         # The last token of the second sequence would lie beyond the room.
         expected[0, :, 1:], expected[1, :, 2:] = numbers[0], numbers[1, :, :2]
         np.testing.assert_array_equal(found, expected)
+    kept = old.replaced(new, 2)
+    for found, before in ((kept.value, value + 1), (kept.key.swapaxes(2, 3), value)):
+        expected = np.asarray(before).copy()
+        expected[:, :, 2] = -1
+        np.testing.assert_array_equal(found, expected)
+    assert jax.tree.map(np.shape, old.emptied(5)) == jax.tree.map(np.shape, old.grown(5))
     assert kept.grown(6).value.shape == (2, 3, 6, 2)
     assert kept.grown(6).key.shape == (2, 3, 2, 6)
     seen = seen_slots(jnp.array([[2], [0]]), 4, window=2)

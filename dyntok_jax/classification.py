@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -9,9 +10,62 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import DynamicModel
-from dyntok_jax.sharding import gathered
-from dyntok_jax.types import Token
+from dyntok_jax.lora import Adapter, adapted_params, numbered_labels
+from dyntok_jax.models.classifier import Classifier
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import LoadedModel
+from dyntok_jax.sharding import gathered, shard_params
+from dyntok_jax.tasks.registry import Task
+from dyntok_jax.types import DyntokError, Token
+
+
+def adapted(
+    model: DynamicModel, loaded: LoadedModel, adapter: Adapter, task: Task, compute: ComputeConfig
+) -> DynamicModel:
+    """An encoder with an adapter merged into it and the adapter's head on it.
+
+    Args:
+        model: rows, tokenizer and mesh of the result.
+        loaded: the base's weights.
+        adapter: trained for ``task``.
+        task: whose classes are told apart.
+        compute: dtype, and whether layers are recomputed.
+
+    Raises:
+        DyntokError: an adapter of another task or base.
+    """
+    if fault := _misfit(task, adapter):
+        raise DyntokError(fault)
+    params = adapted_params(loaded, adapter)
+    config = loaded.config
+    assert isinstance(config, EncoderConfig)  # adapters of decoders have no such task
+    module = Classifier(
+        config, task.kind, len(task.labels), jnp.dtype(compute.dtype), compute.remat
+    )
+    other = copy.copy(model)
+    other.module = module
+    other.params = shard_params(params, abstract_params(module), model.mesh)
+    return other
+
+
+def _misfit(task: Task, adapter: Adapter) -> str | None:
+    """Why an adapter is not one of the task's; None where it is.
+
+    One that names no task and numbers its labels (peft's own) fits by their number.
+    """
+    said = adapter.task.get("task", task.name)
+    numbered = numbered_labels(len(task.labels))
+    fits = said == task.name and adapter.kind == task.kind
+    if fits and adapter.labels in (tuple(task.labels), numbered):
+        return None
+    kind, labels = adapter.kind or "no", ", ".join(adapter.labels)
+    return (
+        f"an adapter for {said}, with {kind} labels {labels}; {task.name} has {task.kind} labels "
+        f"{', '.join(task.labels)}"
+    )
 
 
 def classify(

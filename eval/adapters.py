@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import time
@@ -13,22 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
-from dyntok_jax.classification import best_class, classify
+from dyntok_jax.classification import adapted, best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.lora import Adapter, adapted_params, numbered_labels, read_adapter
+from dyntok_jax.lora import Adapter, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.classifier import Classifier
-from dyntok_jax.models.encoder import EncoderConfig
-from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, load_model
-from dyntok_jax.sharding import shard_params
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
@@ -202,8 +196,6 @@ class Evaluation:
         found = []
         for folder in self.run.adapters[name]:
             adapter = read_adapter(Path(folder), self._loaded.architecture)
-            if fault := misfit(self.task, adapter):
-                raise DyntokError(f"{folder}: {fault}")
             found.append((folder, adapter))
         seeds = [adapter.task["seed"] for _, adapter in found if "seed" in adapter.task]
         if (twice := repeated(seeds)) is not None:
@@ -213,20 +205,10 @@ class Evaluation:
         return found
 
     def _network(self, folder: str, adapter: Adapter) -> DynamicModel:
-        """The model with an adapter merged into it and the adapter's head on it."""
         try:
-            params = adapted_params(self._loaded, adapter)
+            return adapted(self._model, self._loaded, adapter, self.task, self.run.compute)
         except DyntokError as error:
             raise DyntokError(f"{folder}: {error}") from error
-        config, compute = self._loaded.config, self.run.compute
-        assert isinstance(config, EncoderConfig)
-        module = Classifier(
-            config, self.task.kind, len(self.task.labels), jnp.dtype(compute.dtype), compute.remat
-        )
-        model = copy.copy(self._model)
-        model.module = module
-        model.params = shard_params(params, abstract_params(module), model.mesh)
-        return model
 
     def _outcomes(
         self, setting: Setting, network: DynamicModel, limit: int | None, bar: tqdm
@@ -313,20 +295,3 @@ def described(folder: str, adapter: Adapter) -> dict[str, Any]:
     """How an adapter was trained, as far as it says, as JSON values."""
     names = ("seed", "rows", "tokenization", "epochs", "steps")
     return {"folder": folder, "base": adapter.base, **{n: adapter.task.get(n) for n in names}}
-
-
-def misfit(task: Task, adapter: Adapter) -> str | None:
-    """Why an adapter is not one of the task's; None where it is.
-
-    One that names no task and numbers its labels (peft's own) fits by their number.
-    """
-    said = adapter.task.get("task", task.name)
-    numbered = numbered_labels(len(task.labels))
-    fits = said == task.name and adapter.kind == task.kind
-    if fits and adapter.labels in (tuple(task.labels), numbered):
-        return None
-    kind, labels = adapter.kind or "no", ", ".join(adapter.labels)
-    return (
-        f"an adapter for {said}, with {kind} labels {labels}; {task.name} has {task.kind} labels "
-        f"{', '.join(task.labels)}"
-    )

@@ -1,0 +1,130 @@
+"""Label plain text with a task adapter that reads base tokens, for a joint adapter to learn from.
+
+    python -m train.pseudo_labels --model multilingual-e5-small --adapter out/uner_static/adapter \\
+        --text wiki_qa/de.txt ntrex/de.txt --sentences 4000 --out out/pseudo_labels/de.jsonl
+
+Self-training: a joint adapter that is given these sentences beside labelled ones reads dynamic
+tokens of languages that the labelled ones are not in. Texts are cut into sentences behind ``.``,
+``!`` and ``?``, sentences into words and single marks; the file has words and tags a line, as
+``dyntok_jax.tasks.uner`` reads them. Sentences that the model cannot read whole are left out and
+counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from dyntok_jax.classification import adapted, classify
+from dyntok_jax.config import ComputeConfig
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.files import atomic_path
+from dyntok_jax.lora import read_adapter
+from dyntok_jax.model_store import resolve
+from dyntok_jax.models.weights import load_model
+from dyntok_jax.tasks import uner
+from dyntok_jax.tasks.registry import TASKS
+from dyntok_jax.types import DyntokError
+from train.text_files import read_files
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.pseudo_labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="the adapter's base, its name or folder")
+    add("--adapter", required=True, type=Path, metavar="FOLDER", help="trained for uner")
+    add("--text", required=True, nargs="+", metavar="FILE", help="a text a line, or globs")
+    add("--sentences", type=int, default=4000, help="so many, drawn from all (%(default)s)")
+    add("--seed", type=int, default=0, help="of the drawing (%(default)s)")
+    add("--max-length", type=int, default=128, help="base tokens of a sentence (%(default)s)")
+    add("--out", required=True, type=Path, metavar="FILE", help=".jsonl to write")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if options.sentences < 1 or options.max_length < 1:
+            raise DyntokError("--sentences and --max-length: valid are numbers from 1")
+        if options.out.suffix != ".jsonl":
+            raise DyntokError(f"{options.out}: valid is a file .jsonl")
+        texts = [
+            text
+            for pattern in options.text
+            for text in read_files(pattern, "text", None, None, sys.maxsize, pattern)
+        ]
+        drawn = sentences(texts)
+        random.Random(options.seed).shuffle(drawn)
+        with atomic_path(options.out) as partial:
+            chosen = drawn[: options.sentences]
+            found = labelled(options.model, options.adapter, chosen, options.max_length)
+            lines = [
+                json.dumps({"tokens": s.words, "ner_tags": s.tags}, ensure_ascii=False) + "\n"
+                for s in found
+            ]
+            partial.write_text("".join(lines), "utf-8")
+    except DyntokError as error:
+        sys.exit(f"error: {error}")
+    names = sum(tag.startswith("B-") for sentence in found for tag in sentence.tags)
+    said = f"{len(found)} sentences, {len(chosen) - len(found)} too long, {names} names"
+    logging.info("%s: %s", options.out, said)
+
+
+def sentences(texts: Iterable[str]) -> list[list[str]]:
+    """The words of every sentence of texts, each sentence once."""
+    found = (part for text in texts for part in _SENTENCE_END.split(text))
+    words = {tuple(_WORD.findall(part)): None for part in found}
+    return [[*sentence] for sentence in words if sentence]
+
+
+def labelled(
+    model: str, adapter: Path, words: list[list[str]], max_length: int
+) -> list[uner.Sentence]:
+    """Sentences with the tags that an adapter predicts on base tokens, without those too long.
+
+    Args:
+        model: name or folder of the base.
+        adapter: folder.
+        words: of every sentence.
+        max_length: in base tokens.
+
+    Raises:
+        DyntokError: a model or an adapter that cannot be had, or that do not belong together; no
+            sentence is left.
+    """
+    task, base = TASKS["uner"], load(model, "base")
+    if base.kind != "encoder":
+        raise DyntokError(f"{base.name} is a decoder: {task.name} needs an encoder")
+    loaded = load_model(resolve(model))
+    trained = read_adapter(adapter, loaded.architecture)
+    try:
+        network = adapted(base, loaded, trained, task, ComputeConfig())
+    except DyntokError as error:
+        raise DyntokError(f"{adapter}: {error}") from error
+    untagged = [uner.Sentence(part, [uner.OUTSIDE] * len(part)) for part in words]
+    layouts = task.layout(base.tokenizer, untagged, max_length=min(max_length, base.max_length))
+    kept = [i for i, layout in enumerate(layouts) if not layout.truncated]
+    if not kept:
+        raise DyntokError(f"no sentence of {len(words)} has at most {max_length} tokens")
+    predicted = classify(network, [[*layouts[i].ids.tolist()] for i in kept], 32)
+    found = []
+    for i, numbers in zip(kept, predicted, strict=True):
+        ids = layouts[i].word_ids
+        assert ids is not None  # the task's layout is of words
+        found.append(uner.Sentence(words[i], uner.word_tags(ids, numbers, len(words[i]))))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -152,14 +152,19 @@ class _Run:
     def _with_host(self, state: State, hidden: jax.Array) -> Iterator[np.ndarray]:
         vocabulary, plan, k = self._vocabulary, self._settings.plan, self._choice["k"]
         assert vocabulary is not None
-        params = self._model.step_params
+        params, most = self._model.step_params, self._settings.steps_together
+        recent, count = programs.room_for(state.cache, most), 0
         for _ in range(self._settings.max_new_tokens):
+            if count == most:
+                state, count = programs.settle(state, recent, np.int32(count)), 0
             found = vocabulary.index.search(np.asarray(hidden, np.float32), k)
             rows = np.asarray(vocabulary.input[np.maximum(found.ids, 0)], np.float32)
             found, rows = self._split((found, rows))
-            state, hidden = programs.one(
-                params, state, found, rows, self._rules, **self._step, plan=plan
-            )
+            state, recent, hidden = programs.one(
+                params, state, recent, np.int32(count), found, rows, self._rules,
+                **self._step, plan=plan,
+            )  # fmt: skip
+            count += 1
             yield np.asarray(state.token)[:, None]
             going = self._going(state)
             if going is None:

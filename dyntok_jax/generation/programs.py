@@ -140,6 +140,33 @@ def prefill(
     return apply(module, params, table, ids, mask, mesh=mesh, method=method)
 
 
+def read_beside(
+    params: Any,
+    embeddings: Float[Array, "B T D"],
+    cache: tuple[KeyValues, ...],
+    length: Int[Array, " B"],
+    recent: tuple[KeyValues, ...] | None,
+    count: int | Int[Array, ""],
+    module: UnrolledDecoder,
+    mesh: Mesh,
+) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
+    """Hidden states of the tokens that follow, and the recent tokens with them.
+
+    Args:
+        params, module, mesh: as in :func:`several`.
+        embeddings: rows of the tokens.
+        cache, length, recent, count: as ``decoder_step.UnrolledDecoder`` has them.
+    """
+
+    def method(module: Any, rows: Any, ids: Any, mask: Any, *inputs: Any) -> Any:
+        del ids, mask
+        hidden, recent = module(constrain(rows, "B", "T", None), *inputs)
+        return constrain(hidden, "B", "T", None), recent
+
+    inputs = cache, length, recent, count
+    return apply(module, params, embeddings, None, None, *inputs, mesh=mesh, method=method)  # pyright: ignore[reportArgumentType]
+
+
 def read(
     params: Any,
     embeddings: Float[Array, "B T D"],
@@ -149,13 +176,8 @@ def read(
     mesh: Mesh,
 ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
     """Hidden states of the tokens that follow, and the caches with them."""
-
-    def method(module: Any, rows: Any, ids: Any, mask: Any, cache: Any, length: Any) -> Any:
-        del ids, mask
-        hidden, new = module(constrain(rows, "B", "T", None), cache, length)
-        return constrain(hidden, "B", "T", None), settled(cache, new, length)
-
-    return apply(module, params, embeddings, None, None, cache, length, mesh=mesh, method=method)  # pyright: ignore[reportArgumentType]
+    hidden, new = read_beside(params, embeddings, cache, length, None, 0, module, mesh)
+    return hidden, settled(cache, new, length)
 
 
 @partial(jax.jit, static_argnames=("module", "mesh"), donate_argnames=("cache",))
@@ -236,11 +258,6 @@ def several(
 
     cache, length = state.cache, state.length
 
-    def method(module: Any, rows: Any, ids: Any, mask: Any, *inputs: Any) -> Any:
-        del ids, mask
-        hidden, recent = module(constrain(rows, "B", "T", None), *inputs)
-        return constrain(hidden, "B", "T", None), recent
-
     def more(carry: tuple[Any, ...]) -> Any:
         step, state, _, _ = carry
         return (step < steps) & state.active.any()
@@ -248,8 +265,7 @@ def several(
     def body(carry: tuple[Any, ...]) -> Any:
         step, state, recent, tokens = carry
         fed = rows_of(state.token, input_rows, getattr(search, "codebook", None))[:, None]
-        inputs = cache, length, recent, step
-        hidden, recent = apply(module, params, fed, None, None, *inputs, mesh=mesh, method=method)
+        hidden, recent = read_beside(params, fed, cache, length, recent, step, module, mesh)
         state = state._replace(length=state.length + state.active)
         state, _ = chosen(state, _searched(search, hidden[:, 0], k), rules, plan)
         tokens = lax.dynamic_update_slice(tokens, state.token[:, None], (0, step))
@@ -262,10 +278,23 @@ def several(
     return state._replace(cache=settled(cache, recent, length)), tokens
 
 
-@partial(jax.jit, static_argnames=("module", "mesh", "plan"), donate_argnames=("state",))
+def room_for(cache: tuple[KeyValues, ...], tokens: int) -> tuple[KeyValues, ...]:
+    """Of each layer, a part beside the cache that :func:`one` writes so many tokens to."""
+
+    def placed(part: KeyValues) -> KeyValues:
+        return jax.tree.map(
+            lambda empty, like: jax.device_put(empty, like.sharding), part.emptied(tokens), part
+        )
+
+    return tuple(placed(part) for part in cache)
+
+
+@partial(jax.jit, static_argnames=("module", "mesh", "plan"), donate_argnames=("state", "recent"))
 def one(
     params: Any,
     state: State,
+    recent: tuple[KeyValues, ...],
+    count: Int[Array, ""],
     candidates: Candidates,
     candidate_rows: Float[Array, "B K D"],
     rules: Rules,
@@ -273,22 +302,32 @@ def one(
     module: UnrolledDecoder,
     mesh: Mesh,
     plan: Plan,
-) -> tuple[State, Float[Array, "B D"]]:
+) -> tuple[State, tuple[KeyValues, ...], Float[Array, "B D"]]:
     """Chooses among candidates that the host found, and reads what was chosen.
 
     Args:
         params, rules, state, module, mesh, plan: as in :func:`several`.
+        recent: of each layer, tokens that are not in the cache yet (:func:`room_for`).
+        count: how many these are; the state's length is without them.
         candidates: of each sequence's last hidden state.
         candidate_rows: their input rows.
 
     Returns:
-        The state, and the hidden state of each sequence's new last token.
+        The state, the recent tokens with the new one, and the hidden state of each sequence's new
+        last token.
     """
     state, place = chosen(state, candidates, rules, plan)
     fed = jnp.take_along_axis(candidate_rows, place[:, None, None], axis=1)
-    hidden, cache = read(params, fed, state.cache, state.length, module, mesh)
-    state = state._replace(cache=cache, length=state.length + state.active)
-    return state, hidden[:, 0].astype(jnp.float32)
+    inputs = state.cache, state.length, recent, count
+    hidden, recent = read_beside(params, fed, *inputs, module, mesh)
+    return state, recent, hidden[:, 0].astype(jnp.float32)
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def settle(state: State, recent: tuple[KeyValues, ...], count: Int[Array, ""]) -> State:
+    """The state with recent tokens in its cache, where all sequences are longer by ``count``."""
+    cache = settled(state.cache, recent, state.length)
+    return state._replace(cache=cache, length=state.length + count)
 
 
 def _searched(search: Any, hidden: Float[Array, "B D"], k: int) -> Candidates:

@@ -115,7 +115,9 @@ class StepLayer(nn.Module):
         key, value = rotated[..., -1, :], parts[..., -1, :]
         new = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
         kept = new if recent is None else recent.kept.replaced(new, recent.count)
-        mixed = attend_parts(query, [(*past, masks[0]), (*kept, masks[1])])
+        mixed = attend_parts(
+            query, [(past.key, past.value, masks[0]), (kept.key, kept.value, masks[1])]
+        )
         mixed = mixed.reshape(batch, tokens, -1).transpose(2, 0, 1)
         output = self._dense("output", (c.width,), ("D", "NH"), c.attention_bias)
         return output(mixed), kept

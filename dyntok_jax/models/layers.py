@@ -300,8 +300,9 @@ def attend_parts(
         scores.append(product(query, key) * (1 / math.sqrt(width)) + bias[:, None])
     highest = reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in scores])
     weights = [jnp.exp(part - jax.lax.stop_gradient(highest)) for part in scores]
-    mixed = sum(product(w, value) for w, (_, value, _) in zip(weights, parts, strict=True))
-    mixed = mixed / sum(w.sum(-1, keepdims=True) for w in weights)
+    mixed = [product(w, value) for w, (_, value, _) in zip(weights, parts, strict=True)]
+    total = reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
+    mixed = reduce(jnp.add, mixed) / total
     mixed = mixed.astype(parts[0][1].dtype)
     mixed = mixed.reshape(batch, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, width)

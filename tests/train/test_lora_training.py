@@ -400,7 +400,7 @@ def test_what_cannot_be_read_is_counted(make, caplog):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_files_are_valid_and_say_their_command(path, monkeypatch):
-    for name in ("NLI", "XNLI", "UNER"):
+    for name in ("NLI", "XNLI", "UNER", "LABELS"):
         monkeypatch.setenv(name, "folder")
     run = read_config(LoraRun, path)
     make_schedule(run.training.optimizer.phases, 1000)

@@ -5,7 +5,8 @@
 
 Self-training: a joint adapter that is given these sentences beside labelled ones reads dynamic
 tokens of languages that the labelled ones are not in. Texts are cut into sentences behind ``.``,
-``!`` and ``?``, sentences into words and single marks; the file has words and tags a line, as
+``!`` and ``?`` and a space, sentences into words and single marks of punctuation (scripts without
+spaces come in long pieces); each sentence counts once. The file has words and tags a line, as
 ``dyntok_jax.tasks.uner`` reads them. Sentences that the model cannot read whole are left out and
 counted.
 """
@@ -16,10 +17,11 @@ import argparse
 import json
 import logging
 import random
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+import regex
 
 from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
@@ -28,13 +30,14 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.lora import read_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import load_model
-from dyntok_jax.tasks import uner
+from dyntok_jax.tasks import metrics, uner
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.types import DyntokError
 from train.text_files import read_files
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_WORD = re.compile(r"\w+|[^\w\s]")
+_SENTENCE_END = regex.compile(r"(?<=[.!?])\s+")
+# Accents and invisible characters go with the letters before them.
+_WORD = regex.compile(r"\w[\w\p{M}\p{Cf}]*|[^\w\s\p{M}\p{Cf}]")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="the adapter's base, its name or folder")
     add("--adapter", required=True, type=Path, metavar="FOLDER", help="trained for uner")
-    add("--text", required=True, nargs="+", metavar="FILE", help="a text a line, or globs")
+    add(
+        "--text",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help=".txt (a text a line), .jsonl, .parquet",
+    )
     add("--sentences", type=int, default=4000, help="so many, drawn from all (%(default)s)")
     add("--seed", type=int, default=0, help="of the drawing (%(default)s)")
     add("--max-length", type=int, default=128, help="base tokens of a sentence (%(default)s)")
@@ -59,15 +68,20 @@ def main(arguments: list[str] | None = None) -> None:
             raise DyntokError("--sentences and --max-length: valid are numbers from 1")
         if options.out.suffix != ".jsonl":
             raise DyntokError(f"{options.out}: valid is a file .jsonl")
-        texts = [
+        drawn = sentences(
             text
             for pattern in options.text
             for text in read_files(pattern, "text", None, None, sys.maxsize, pattern)
-        ]
-        drawn = sentences(texts)
+        )
+        if not drawn:
+            raise DyntokError(f"{', '.join(options.text)}: no sentence with a word")
         random.Random(options.seed).shuffle(drawn)
+        chosen = [words(sentence) for sentence in drawn[: options.sentences]]
+        try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DyntokError(f"{error.filename}: {error.strerror}") from error
         with atomic_path(options.out) as partial:
-            chosen = drawn[: options.sentences]
             found = labelled(options.model, options.adapter, chosen, options.max_length)
             lines = [
                 json.dumps({"tokens": s.words, "ner_tags": s.tags}, ensure_ascii=False) + "\n"
@@ -76,27 +90,32 @@ def main(arguments: list[str] | None = None) -> None:
             partial.write_text("".join(lines), "utf-8")
     except DyntokError as error:
         sys.exit(f"error: {error}")
-    names = sum(tag.startswith("B-") for sentence in found for tag in sentence.tags)
+    tags = [sentence.tags for sentence in found]
+    names = metrics.span_counts(tags, tags)[:, 1].sum()
     said = f"{len(found)} sentences, {len(chosen) - len(found)} too long, {names} names"
     logging.info("%s: %s", options.out, said)
 
 
-def sentences(texts: Iterable[str]) -> list[list[str]]:
-    """The words of every sentence of texts, each sentence once."""
-    found = (part for text in texts for part in _SENTENCE_END.split(text))
-    words = {tuple(_WORD.findall(part)): None for part in found}
-    return [[*sentence] for sentence in words if sentence]
+def sentences(texts: Iterable[str]) -> list[str]:
+    """The sentences of texts that hold a word, each once."""
+    found = {part: None for text in texts for part in _SENTENCE_END.split(text)}
+    return [sentence for sentence in found if regex.search(r"\w", sentence)]
+
+
+def words(sentence: str) -> list[str]:
+    """Its words and marks of punctuation."""
+    return _WORD.findall(sentence)
 
 
 def labelled(
-    model: str, adapter: Path, words: list[list[str]], max_length: int
+    model: str, adapter: Path, sentences: list[list[str]], max_length: int
 ) -> list[uner.Sentence]:
     """Sentences with the tags that an adapter predicts on base tokens, without those too long.
 
     Args:
         model: name or folder of the base.
         adapter: folder.
-        words: of every sentence.
+        sentences: words of each.
         max_length: in base tokens.
 
     Raises:
@@ -112,17 +131,18 @@ def labelled(
         network = adapted(base, loaded, trained, task, ComputeConfig())
     except DyntokError as error:
         raise DyntokError(f"{adapter}: {error}") from error
-    untagged = [uner.Sentence(part, [uner.OUTSIDE] * len(part)) for part in words]
-    layouts = task.layout(base.tokenizer, untagged, max_length=min(max_length, base.max_length))
+    untagged = [uner.Sentence(part, [uner.OUTSIDE] * len(part)) for part in sentences]
+    longest = min(max_length, base.max_length)
+    layouts = task.layout(base.tokenizer, untagged, max_length=longest)
     kept = [i for i, layout in enumerate(layouts) if not layout.truncated]
     if not kept:
-        raise DyntokError(f"no sentence of {len(words)} has at most {max_length} tokens")
+        raise DyntokError(f"no sentence of {len(sentences)} has at most {longest} tokens")
     predicted = classify(network, [[*layouts[i].ids.tolist()] for i in kept], 32)
     found = []
     for i, numbers in zip(kept, predicted, strict=True):
         ids = layouts[i].word_ids
         assert ids is not None  # the task's layout is of words
-        found.append(uner.Sentence(words[i], uner.word_tags(ids, numbers, len(words[i]))))
+        found.append(uner.Sentence(sentences[i], uner.word_tags(ids, numbers, len(sentences[i]))))
     return found
 
 

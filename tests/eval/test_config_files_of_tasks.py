@@ -31,6 +31,9 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
         (100, "fixed"),
         (100, "sampled"),
     ]
+    further = [(s.reduction, s.adapter, s.rows) for s in run.settings[6:]]
+    own = [(100, "whole", "default"), (100, "self", "default")]
+    assert further == (own if path.name == "uner_e5.yaml" else [])
     assert run.settings[0].rows == "base" and run.settings[3].rows == "fvt"
     task, model = path.stem.split("_")
     assert len(run.average or run.data) == {"uner": 5, "xnli": 13}[task]

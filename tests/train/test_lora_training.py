@@ -450,6 +450,23 @@ def test_plain_text_is_labelled_as_evaluations_predict(make, tmp_path, caplog):
     assert len(uner.read(TaskSource(files=str(out)))) == 3
 
 
+def test_texts_are_cut_into_sentences_and_words():
+    texts = [
+        "He left. She came!  Why? ",
+        "She came! A 5.3 z.B. co\u00adop",
+        "...",
+        "Влади́мир हिन्दी don’t",
+    ]
+    found = pseudo_labels.sentences(texts)
+    assert found == ["He left.", "She came!", "Why?", "A 5.3 z.B.", "co\u00adop", texts[-1]]
+    words = [pseudo_labels.words(sentence) for sentence in found[-3:]]
+    assert words == [
+        ["A", "5", ".", "3", "z", ".", "B", "."],
+        ["co\u00adop"],
+        ["Влади́мир", "हिन्दी", "don", "’", "t"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -457,6 +474,11 @@ def test_plain_text_is_labelled_as_evaluations_predict(make, tmp_path, caplog):
         ({"--sentences": "0"}, "valid are numbers from 1"),
         ({"--out": "labels.iob2"}, "labels.iob2: valid is a file .jsonl"),
         ({"--text": "none.txt"}, "none.txt: no such file"),
+        ({"--text": "blank.txt"}, "blank.txt: no sentence with a word"),
+        ({"--text": "latin.txt"}, "not UTF-8"),
+        ({"--out": "text.txt/labels.jsonl"}, "text.txt: File exists"),
+        ({"--out": "folder.jsonl"}, "folder.jsonl: is no regular file"),
+        ({"--adapter": "other"}, "other: the adapter was trained on another model"),
         ({"--adapter": "nowhere"}, "nowhere"),
         ({"--adapter": "pairs"}, "pairs: an adapter for xnli, with sequence labels"),
     ],
@@ -468,7 +490,13 @@ def test_what_cannot_be_labelled(make, tmp_path, monkeypatch, changes, said):
         task = make_task(make(kind, rows="base"))
         trained = task.init(jax.random.key(0))
         write_adapter(Path(name), task.adapter(trained), architecture, "tiny")
+        if kind == "uner":
+            other = replace(task.adapter(trained), base="0" * 64)
+            write_adapter(Path("other"), other, architecture, "tiny")
     Path("text.txt").write_text("\n".join(" ".join(words) for words, _ in SENTENCES), "utf-8")
+    Path("blank.txt").write_text(" \n...\n", "utf-8")
+    Path("latin.txt").write_text("Gro\xdfvater\n", "latin-1")
+    Path("folder.jsonl").mkdir()
     options = {"--model": task.run.model, "--adapter": "words", "--text": "text.txt"}
     options |= {"--out": "labels.jsonl"} | changes
     with pytest.raises(SystemExit) as stopped:

@@ -491,7 +491,7 @@ def test_what_cannot_be_labelled(make, tmp_path, monkeypatch, changes, said):
         trained = task.init(jax.random.key(0))
         write_adapter(Path(name), task.adapter(trained), architecture, "tiny")
         if kind == "uner":
-            other = replace(task.adapter(trained), base="0" * 64)
+            other = task.adapter(trained)._replace(base="0" * 64)
             write_adapter(Path("other"), other, architecture, "tiny")
     Path("text.txt").write_text("\n".join(" ".join(words) for words, _ in SENTENCES), "utf-8")
     Path("blank.txt").write_text(" \n...\n", "utf-8")

@@ -28,20 +28,21 @@ def adapted(
     """An encoder with an adapter merged into it and the adapter's head on it.
 
     Args:
-        model: rows, tokenizer and mesh of the result.
+        model: rows, their cache, tokenizer and mesh of the result.
         loaded: the base's weights.
         adapter: trained for ``task``.
         task: whose classes are told apart.
         compute: dtype, and whether layers are recomputed.
 
     Raises:
-        DyntokError: an adapter of another task or base.
+        DyntokError: an adapter of another task or base; a decoder.
     """
     if fault := _misfit(task, adapter):
         raise DyntokError(fault)
-    params = adapted_params(loaded, adapter)
     config = loaded.config
-    assert isinstance(config, EncoderConfig)  # adapters of decoders have no such task
+    if not isinstance(config, EncoderConfig):
+        raise DyntokError(f"{model.name} is a decoder: {task.name} needs an encoder")
+    params = adapted_params(loaded, adapter)
     module = Classifier(
         config, task.kind, len(task.labels), jnp.dtype(compute.dtype), compute.remat
     )

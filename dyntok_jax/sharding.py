@@ -10,7 +10,8 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -249,9 +250,16 @@ def apply(
     """
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
     rngs = None if dropout is None else {"dropout": dropout}
+    with axis_rules(mesh):
+        return module.apply(variables, rows, ids, mask, *inputs, method=method, rngs=rngs)
+
+
+@contextmanager
+def axis_rules(mesh: Mesh) -> Iterator[None]:
+    """Where ``layers.constrain`` cuts arrays over a mesh; elsewhere it does nothing."""
     rules = list(RULES.items())
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
-        return module.apply(variables, rows, ids, mask, *inputs, method=method, rngs=rngs)
+        yield
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,6 +21,7 @@ from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import BaseRows, SourceEmbeddings
 from dyntok_jax.generate import GenerationConfig, OutputVocabulary, _prepared, generate
+from dyntok_jax.generation import programs
 from dyntok_jax.generation.answers import Answer
 from dyntok_jax.generation.programs import Codebook, WholeVocabulary, rows_of
 from dyntok_jax.generation.rewriting import rewritten, word_lengths
@@ -77,12 +78,18 @@ def test_greedy_is_transformers_token_for_token(name, tokenizer):
         assert {text.finish for text in texts} == {"length"}
 
 
-def test_sequences_end_on_their_own(tokenizer):
+@pytest.mark.parametrize("on_host", [False, True])
+def test_sequences_end_on_their_own(tokenizer, on_host):
     for case in RECORD["llama_tied"]:
         model = dataclasses.replace(tiny("llama_tied", tokenizer), end_ids=(case["end"],))
-        settings = dataclasses.replace(STATIC, repetition_penalty=case["repetition_penalty"])
+        rows = np.asarray(model.source.input, np.float32)
+        index: Any = HostIndex(rows)
+        vocabulary = OutputVocabulary([*range(len(rows))], rows, index) if on_host else None
+        settings = dataclasses.replace(
+            STATIC, repetition_penalty=case["repetition_penalty"], candidates=len(rows)
+        )
         others = [by_id(other["prompt"]) for other in RECORD["llama_tied"]]
-        texts = generate(model, [by_id(case["prompt"]), *others], settings)
+        texts = generate(model, [by_id(case["prompt"]), *others], settings, vocabulary)
         assert texts[0].ids == case["until_end"] and texts[0].finish == "end"
         assert any(len(text.ids) != len(texts[0].ids) for text in texts)
 
@@ -128,12 +135,32 @@ def test_a_vocabulary_with_an_index_is_the_same(on_device, penalty, tokenizer):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("name", ["mistral", "llama_tied"])
-def test_the_same_on_a_mesh(tokenizer, name):
+def test_the_same_on_a_mesh(tokenizer, name, on_host, monkeypatch):
     model = tiny(name, tokenizer, (2, 2, 2))
+    specs = []
+
+    def watched(run: Any) -> Any:
+        def ran(*inputs: Any, **settings: Any) -> Any:
+            made = run(*inputs, **settings)
+            state = made if isinstance(made, programs.State) else made[0]
+            specs.extend(leaf.sharding.spec for leaf in jax.tree.leaves(state.cache))
+            return made
+
+        return ran
+
+    for program in ("several", "one", "settle"):
+        monkeypatch.setattr(programs, program, watched(getattr(programs, program)))
     cases = RECORD[name][::2]
-    texts = generate(model, [by_id(case["prompt"]) for case in cases], STATIC)
+    rows = np.asarray(model.source.input, np.float32)
+    output = rows if model.source.output is None else np.asarray(model.source.output, np.float32)
+    index: Any = HostIndex(output)
+    vocabulary = OutputVocabulary([*range(len(rows))], rows, index) if on_host else None
+    settings = dataclasses.replace(STATIC, candidates=len(rows))
+    texts = generate(model, [by_id(case["prompt"]) for case in cases], settings, vocabulary)
     assert [text.ids for text in texts] == [case["new"] for case in cases]
+    assert {(*spec, None, None)[:2] for spec in specs} == {(("data", "fsdp"), "model")}
     layer = model.step_params["layer_1"]
     cuts = {path[0].key: leaf.sharding.spec for path, leaf in jax.tree.leaves_with_path(layer)
             if path[-1].key == "kernel"}  # fmt: skip

@@ -32,6 +32,9 @@ from dyntok_jax.sharding import batch_sharding, replicated
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import Token
 
+BESIDE = 8
+"""Tokens that wait beside the cache, where the host searches, until they are written to it."""
+
 
 def run_batch(
     model: DynamicModel,
@@ -137,8 +140,8 @@ class _Run:
             rows = _placed(self._vocabulary, self._model.mesh)
         state = programs.first(state, hidden, search, self._rules, **self._choice)
         yield np.asarray(state.token)[:, None]
-        params, chunk = self._model.step_params, settings.steps_together
-        left = settings.max_new_tokens - 1
+        params, left = self._model.step_params, settings.max_new_tokens - 1
+        chunk = min(settings.steps_together, settings.max_new_tokens)
         while left and (going := self._going(state)) is not None:
             state = going if self.rewriter is None else self.rewriter(self._answers, going)
             steps = min(left, chunk)
@@ -152,19 +155,20 @@ class _Run:
     def _with_host(self, state: State, hidden: jax.Array) -> Iterator[np.ndarray]:
         vocabulary, plan, k = self._vocabulary, self._settings.plan, self._choice["k"]
         assert vocabulary is not None
-        params, most = self._model.step_params, self._settings.steps_together
-        recent, count = programs.room_for(state.cache, most), 0
+        params, mesh = self._model.step_params, self._model.mesh
+        recent, waiting = programs.beside(state.cache, BESIDE, mesh), 0
         for _ in range(self._settings.max_new_tokens):
-            if count == most:
-                state, count = programs.settle(state, recent, np.int32(count)), 0
+            if waiting == BESIDE:
+                state = programs.settle(state, recent, np.int32(waiting), mesh)
+                waiting = 0
             found = vocabulary.index.search(np.asarray(hidden, np.float32), k)
             rows = np.asarray(vocabulary.input[np.maximum(found.ids, 0)], np.float32)
             found, rows = self._split((found, rows))
             state, recent, hidden = programs.one(
-                params, state, recent, np.int32(count), found, rows, self._rules,
+                params, state, recent, np.int32(waiting), found, rows, self._rules,
                 **self._step, plan=plan,
             )  # fmt: skip
-            count += 1
+            waiting += 1
             yield np.asarray(state.token)[:, None]
             going = self._going(state)
             if going is None:

@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dyntok_jax.large_vocabulary.index import Candidates
 from dyntok_jax.models.decoder import Decoder
-from dyntok_jax.models.decoder_step import UnrolledDecoder, layer_caches, settled
+from dyntok_jax.models.decoder_step import UnrolledDecoder, emptied, layer_caches, settled
 from dyntok_jax.models.heads import step_logits
 from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.layers import constrain, precision
 from dyntok_jax.sampling import Plan, Sampling, choose
-from dyntok_jax.sharding import apply, gathered
+from dyntok_jax.sharding import apply, axis_rules, gathered
 
 NO_TOKEN = -1
 """Stands where a sequence has ended."""
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
     Attributes:
         cache: keys and values of every layer.
-        length: (B,) tokens in the cache.
+        length: (B,) tokens in the cache; in a loop of steps with those beside it.
         token: (B,) the token chosen last, not yet in the cache.
         active: (B,) whether the sequence goes on.
         seen: (B, V) tokens that stand in it; (B, 0) where no rule asks.
@@ -177,7 +177,8 @@ def read(
 ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
     """Hidden states of the tokens that follow, and the caches with them."""
     hidden, new = read_beside(params, embeddings, cache, length, None, 0, module, mesh)
-    return hidden, settled(cache, new, length)
+    with axis_rules(mesh):
+        return hidden, settled(cache, new, length)
 
 
 @partial(jax.jit, static_argnames=("module", "mesh"), donate_argnames=("cache",))
@@ -272,21 +273,19 @@ def several(
         return step + 1, state, recent, tokens
 
     tokens = jnp.full((len(state.token), chunk), NO_TOKEN, jnp.int32)
-    recent = tuple(past.emptied(chunk) for past in cache)
+    with axis_rules(mesh):
+        recent = emptied(cache, chunk)
     begun = jnp.int32(0), state._replace(cache=()), recent, tokens
     _, state, recent, tokens = lax.while_loop(more, body, begun)
-    return state._replace(cache=settled(cache, recent, length)), tokens
+    with axis_rules(mesh):
+        return state._replace(cache=settled(cache, recent, length)), tokens
 
 
-def room_for(cache: tuple[KeyValues, ...], tokens: int) -> tuple[KeyValues, ...]:
-    """Of each layer, a part beside the cache that :func:`one` writes so many tokens to."""
-
-    def placed(part: KeyValues) -> KeyValues:
-        return jax.tree.map(
-            lambda empty, like: jax.device_put(empty, like.sharding), part.emptied(tokens), part
-        )
-
-    return tuple(placed(part) for part in cache)
+@partial(jax.jit, static_argnames=("tokens", "mesh"))
+def beside(cache: tuple[KeyValues, ...], tokens: int, mesh: Mesh) -> tuple[KeyValues, ...]:
+    """Of each layer, what :func:`one` writes to before it goes to the cache, for so many tokens."""
+    with axis_rules(mesh):
+        return emptied(cache, tokens)
 
 
 @partial(jax.jit, static_argnames=("module", "mesh", "plan"), donate_argnames=("state", "recent"))
@@ -294,7 +293,7 @@ def one(
     params: Any,
     state: State,
     recent: tuple[KeyValues, ...],
-    count: Int[Array, ""],
+    waiting: Int[Array, ""],
     candidates: Candidates,
     candidate_rows: Float[Array, "B K D"],
     rules: Rules,
@@ -306,9 +305,10 @@ def one(
     """Chooses among candidates that the host found, and reads what was chosen.
 
     Args:
-        params, rules, state, module, mesh, plan: as in :func:`several`.
-        recent: of each layer, tokens that are not in the cache yet (:func:`room_for`).
-        count: how many these are; the state's length is without them.
+        params, rules, module, mesh, plan: as in :func:`several`.
+        state: is given up. Its length is that of the cache.
+        recent: of each layer, tokens that are not in the cache yet (:func:`beside`); are given up.
+        waiting: how many these are.
         candidates: of each sequence's last hidden state.
         candidate_rows: their input rows.
 
@@ -318,16 +318,24 @@ def one(
     """
     state, place = chosen(state, candidates, rules, plan)
     fed = jnp.take_along_axis(candidate_rows, place[:, None, None], axis=1)
-    inputs = state.cache, state.length, recent, count
+    inputs = state.cache, state.length, recent, waiting
     hidden, recent = read_beside(params, fed, *inputs, module, mesh)
     return state, recent, hidden[:, 0].astype(jnp.float32)
 
 
-@partial(jax.jit, donate_argnames=("state",))
-def settle(state: State, recent: tuple[KeyValues, ...], count: Int[Array, ""]) -> State:
-    """The state with recent tokens in its cache, where all sequences are longer by ``count``."""
-    cache = settled(state.cache, recent, state.length)
-    return state._replace(cache=cache, length=state.length + count)
+@partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+def settle(
+    state: State, recent: tuple[KeyValues, ...], waiting: Int[Array, ""], mesh: Mesh
+) -> State:
+    """The state with the tokens in its cache that :func:`one` has left waiting.
+
+    Args:
+        state: is given up. Sequences that have ended are longer, too, by what nobody reads.
+        recent, waiting, mesh: as in :func:`one`; ``recent`` can be written to again.
+    """
+    with axis_rules(mesh):
+        cache = settled(state.cache, recent, state.length)
+    return state._replace(cache=cache, length=state.length + waiting)
 
 
 def _searched(search: Any, hidden: Float[Array, "B D"], k: int) -> Candidates:

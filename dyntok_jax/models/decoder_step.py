@@ -100,7 +100,12 @@ class StepLayer(nn.Module):
         return x, constrained(kept)
 
     def _attention(
-        self, x: jax.Array, masks: Any, rotary: Rotary, past: KeyValues, recent: Recent | None
+        self,
+        x: jax.Array,
+        masks: Sequence[jax.Array],
+        rotary: Rotary,
+        past: KeyValues,
+        recent: Recent | None,
     ) -> tuple[jax.Array, KeyValues]:
         c, (_, batch, tokens) = self.config, x.shape
         group = c.heads // c.kv_heads
@@ -183,6 +188,11 @@ class UnrolledDecoder(nn.Module):
             kept.append(now)
         x = RMSNorm(c.norm_eps, self.dtype, 0, name="final_norm")(x)
         return x.transpose(1, 2, 0), tuple(kept)
+
+
+def emptied(cache: Sequence[KeyValues], tokens: int) -> tuple[KeyValues, ...]:
+    """Of each layer, room for recent tokens."""
+    return tuple(constrained(past.emptied(tokens)) for past in cache)
 
 
 def settled(

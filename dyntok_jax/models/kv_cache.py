@@ -16,9 +16,11 @@ Number = TypeVar("Number", int, float, np.ndarray)
 
 
 class KeyValues(NamedTuple):
-    """One layer's keys and values of the S tokens at positions 0 to S - 1.
+    """One layer's keys and values of the tokens in slots 0 to S - 1.
 
-    They lie as attention multiplies them, so that a step need not move what is kept.
+    In a cache a token's slot is its position; recent tokens, which are not in it yet, have slots of
+    their own, counted from its end. They lie as attention multiplies them, so that a step need not
+    move what is kept.
 
     Attributes:
         key: (B, K, H, S), rotated by the tokens' positions.
@@ -47,7 +49,10 @@ class KeyValues(NamedTuple):
         return jax.vmap(written)(self, new, slots)
 
     def replaced(self, new: KeyValues, slot: int | Int[Array, ""]) -> KeyValues:
-        """With new tokens in the place of those from ``slot`` on, in every sequence."""
+        """With new tokens in the place of those from ``slot`` on, in every sequence.
+
+        There is room for all of them: XLA would write further to the front otherwise.
+        """
         update = jax.lax.dynamic_update_slice_in_dim
         return KeyValues(
             update(self.key, new.key, slot, axis=3), update(self.value, new.value, slot, axis=2)
@@ -71,7 +76,7 @@ class KeyValues(NamedTuple):
 
 
 def seen_slots(positions: Int[Array, "B T"], size: int, window: int | None) -> Bool[Array, "B T S"]:
-    """(query, slot) pairs that may attend: tokens lie in a cache at their positions."""
+    """(query, slot) pairs that may attend; positions are counted from slot 0 on."""
     ago = positions[..., None] - jnp.arange(size)
     return ago >= 0 if window is None else (ago >= 0) & (ago < window)
 

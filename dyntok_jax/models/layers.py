@@ -281,7 +281,7 @@ def attend_parts(
 
     Args:
         query: of T tokens.
-        parts: the key, value and mask of each.
+        parts: the key (B, K, H, S), value (B, K, S, H) and mask (#B, #T, S) of each.
     """
     batch, length, heads, width = query.shape
     groups = parts[0][0].shape[1]
@@ -289,7 +289,7 @@ def attend_parts(
     query = query.reshape(batch, groups, -1, width)
     exact, single = None if _rounds() else precision(query.dtype), jnp.float32
 
-    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    def multiplied(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.matmul(x.astype(y.dtype), y, precision=exact, preferred_element_type=single)
 
     scores = []
@@ -297,10 +297,10 @@ def attend_parts(
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
         if mask.shape[1] > 1:
             bias = jnp.tile(bias, (1, heads // groups, 1))
-        scores.append(product(query, key) * (1 / math.sqrt(width)) + bias[:, None])
+        scores.append(multiplied(query, key) * (1 / math.sqrt(width)) + bias[:, None])
     highest = reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in scores])
     weights = [jnp.exp(part - jax.lax.stop_gradient(highest)) for part in scores]
-    mixed = [product(w, value) for w, (_, value, _) in zip(weights, parts, strict=True)]
+    mixed = [multiplied(w, value) for w, (_, value, _) in zip(weights, parts, strict=True)]
     total = reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
     mixed = reduce(jnp.add, mixed) / total
     mixed = mixed.astype(parts[0][1].dtype)

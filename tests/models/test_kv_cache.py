@@ -116,7 +116,7 @@ def test_recent_tokens_apart_from_the_cache(name):
             expected = whole[row, n + count :][:tokens]
             np.testing.assert_allclose(hidden[row], expected, atol=1e-5)
         count += tokens
-    cache = settled(cache, recent, length)
+    cache = settled(cache, recent, jnp.asarray(length))
     fed = rows[np.arange(3), length + count][:, None]
     hidden, _ = step(fed, cache, length + count)
     np.testing.assert_allclose(hidden[:, 0], whole[np.arange(3), length + count], atol=1e-5)

@@ -233,8 +233,8 @@ def apply(
     module: nn.Module,
     params: Any,
     rows: Float[Array, "U D"],
-    ids: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
+    ids: Int[Array, "B T"] | None,
+    mask: Bool[Array, "B T"] | None,
     *inputs: Any,
     mesh: Mesh,
     method: Callable[..., Any] = gathered,
@@ -244,7 +244,8 @@ def apply(
     """:func:`forward` for use inside a jitted function, such as a training step.
 
     Args:
-        module, params, rows, ids, mask, inputs, mesh, method: as in :func:`forward`.
+        module, params, rows, inputs, mesh, method: as in :func:`forward`.
+        ids, mask: likewise, or None where ``method`` does without them.
         lora: low-rank additions, as ``models.layers.Dense`` reads them.
         dropout: key of their dropout; without it there is none.
     """

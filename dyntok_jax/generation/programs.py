@@ -164,7 +164,7 @@ def read_beside(
         return constrain(hidden, "B", "T", None), recent
 
     inputs = cache, length, recent, count
-    return apply(module, params, embeddings, None, None, *inputs, mesh=mesh, method=method)  # pyright: ignore[reportArgumentType]
+    return apply(module, params, embeddings, None, None, *inputs, mesh=mesh, method=method)
 
 
 def read(

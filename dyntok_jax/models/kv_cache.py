@@ -60,11 +60,7 @@ class KeyValues(NamedTuple):
 
     def emptied(self, size: int) -> KeyValues:
         """Zeros, with room for ``size`` tokens."""
-        key, value = self.key.shape[:3], self.value.shape
-        return KeyValues(
-            jnp.zeros((*key, size), self.key.dtype),
-            jnp.zeros((*value[:2], size, value[3]), self.value.dtype),
-        )
+        return KeyValues(self.key[..., :0], self.value[:, :, :0]).grown(size)
 
     def grown(self, size: int) -> KeyValues:
         """With room for ``size`` tokens."""

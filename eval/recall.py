@@ -51,7 +51,7 @@ def main() -> None:
     add("--vocabulary", type=Path, required=True, metavar="DIR", help="with its rows")
     add("--index", type=Path, required=True, metavar="DIR", help="a ScaNN index of its rows")
     add("--leaves", type=record.numbers, metavar="N,N", help="leaves searched (the index's own)")
-    add("--reorder", type=record.numbers, metavar="N,N", help="rows compared truly (its own)")
+    add("--reorder", type=record.numbers, metavar="N,N", help="rows compared in 8 bits (its own)")
     add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
     add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")

@@ -17,6 +17,10 @@ from dyntok_jax.types import DyntokError, Rows
 
 MANIFEST = "index.json"
 SEARCHER = "scann"
+EIGHT_BITS = "int8_dataset.npy"
+TRUE_PRODUCTS = 200
+"""Rows found whose true products are computed, where not more are asked for."""
+
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -30,8 +34,8 @@ class ScannSettings:
         training_sample: rows that the clusters are found on.
         block_dims: coordinates that are quantized together.
         anisotropic_threshold: rows parallel to the query by more than that count more.
-        reorder: best rows by quantized products whose true products are computed; a search may ask
-            for others.
+        reorder: best rows by quantized products that are compared again, by products of 8 bits; a
+            search may ask for others.
         cosine: choose by cosine, as the original does, whose rows are normalised; the logits stay
             inner products.
     """
@@ -66,8 +70,8 @@ class ScannSettings:
 class ScannIndex:
     """Rows found by their quantized products; their logits are the true inner products.
 
-    ScaNN holds quantized rows only. The true products of the best ones are computed from the
-    model's rows, which stay where they are.
+    ScaNN holds quantized rows only, once in few bits and once in 8. The true products of the best
+    ones are computed from the model's rows, which stay where they are.
 
     Attributes:
         searcher: ScaNN's own object.
@@ -94,9 +98,12 @@ class ScannIndex:
     def search(self, hidden: Float[Array | np.ndarray, "B D"], k: int) -> Candidates:
         """The ``k`` best rows of every hidden state; see ``index.Index``."""
         hidden = np.asarray(hidden, np.float32)
-        count = min(max(k, self.settings.reorder), self.size)
+        count = min(max(k, TRUE_PRODUCTS), self.size)
         found, near = self.searcher.search_batched(
-            hidden, final_num_neighbors=count, leaves_to_search=self.settings.leaves_searched
+            hidden,
+            final_num_neighbors=count,
+            pre_reorder_num_neighbors=min(max(count, self.settings.reorder), self.size),
+            leaves_to_search=self.settings.leaves_searched,
         )
         found = np.asarray(found, np.int64)
         rows = np.asarray(self.output[found], np.float32)
@@ -145,9 +152,10 @@ def build_index(
         output = output / np.maximum(norms, _TINY)
     with new_folder(folder) as partial:
         builder = (
-            scann.builder(output, settings.reorder, "dot_product")
+            scann.builder(output, TRUE_PRODUCTS, "dot_product")
             .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
             .score_ah(settings.block_dims, settings.anisotropic_threshold)
+            .reorder(settings.reorder, scann.scann_builder.ReorderType.INT8)
         )
         try:
             searcher = builder.build()
@@ -198,6 +206,8 @@ def load_index(
     files = folder / SEARCHER
     if list(files.glob("*.pkl")):
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
+    if files.is_dir() and not (files / EIGHT_BITS).exists():
+        raise DyntokError(f"{folder}: without rows in 8 bits (an older index); build it anew")
     try:
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError, IndexError) as error:

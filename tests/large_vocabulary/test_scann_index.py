@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("scann", reason="ScaNN is for Linux only")
 
+from dyntok_jax.large_vocabulary import scann_index
 from dyntok_jax.large_vocabulary.scann_index import (
+    EIGHT_BITS,
     MANIFEST,
     SEARCHER,
     ScannSettings,
@@ -65,10 +67,18 @@ def test_fewer_leaves_find_less(folder, rows, hidden):
     logits = hidden @ rows.input.T
     few = load_index(folder, rows, MADE_FOR, leaves_searched=1).search(hidden, 10)
     assert recall(few.ids, logits, 10) < 0.8
-    rough = load_index(folder, rows, MADE_FOR, reorder=10).search(hidden, 10)
-    assert recall(rough.ids, logits, 10) < 0.8
     with pytest.raises(DyntokError, match="leaves_searched is 21; valid is 1 to 20"):
         load_index(folder, rows, MADE_FOR, leaves_searched=21)
+
+
+def test_more_rows_compared_in_8_bits_find_more(folder, rows, hidden, monkeypatch):
+    # With more true products, these would find what the quantized ones have missed.
+    monkeypatch.setattr(scann_index, "TRUE_PRODUCTS", 10)
+    logits = hidden @ rows.input.T
+    rough = load_index(folder, rows, MADE_FOR, reorder=10).search(hidden, 10)
+    assert recall(rough.ids, logits, 10) < 0.8
+    fine = load_index(folder, rows, MADE_FOR, reorder=300).search(hidden, 10)
+    assert recall(fine.ids, logits, 10) >= 0.95
 
 
 def test_what_is_not_found_is_absent(folder, rows, hidden):
@@ -149,6 +159,13 @@ def test_settings_that_no_index_has_are_refused(rows, tmp_path, settings, said):
     with pytest.raises(DyntokError, match=said):
         build_index(tmp_path / "new", rows, ScannSettings(**settings), MADE_FOR)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_without_rows_in_8_bits_is_refused(folder, rows, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / SEARCHER / EIGHT_BITS).unlink()
+    with pytest.raises(DyntokError, match=r"copy: without rows in 8 bits .*; build it anew"):
+        load_index(copy, rows, MADE_FOR)
 
 
 def test_a_file_without_its_content_is_damage(folder, rows, tmp_path):

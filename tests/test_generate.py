@@ -332,6 +332,45 @@ def test_finished_words_are_merged_in_the_cache(written, prompts):
     assert [text.kv_cache["static"] for text in texts] == [t.kv_cache["static"] for t in plain]
 
 
+def test_a_rewritten_cache_is_that_of_the_merged_text(written, prompts, monkeypatch):
+    settings = dataclasses.replace(
+        DRAWN, max_new_tokens=24, steps_together=1, reduction=100, rewrite_words=1
+    )
+    read: list[np.ndarray] = []
+    several = programs.several
+
+    def watched(
+        params: Any, rows: Any, search: Any, rules: Any, state: Any, *args: Any, **how: Any
+    ):
+        inputs = rows[state.token][:, None], state.cache, state.length, None, 0
+        hidden, _ = programs.read_beside(params, *inputs, how["module"], how["mesh"])
+        read.append(np.asarray(hidden[:, 0]))
+        return several(params, rows, search, rules, state, *args, **how)
+
+    monkeypatch.setattr(programs, "several", watched)
+    texts = generate(written, prompts, settings)
+    merged = written.merge(prompts, Budget(reduction=100), per_sample=True).sequences
+    spelled, size = written.tokenizer.spelled(), len(written.source.input)
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(merged[i].tokens))
+    differ = 0
+    for place, (text, prompt) in enumerate(zip(texts, merged, strict=True)):
+        row = longest_first.index(place)
+        words: list[Any] = []
+        done = 0
+        for t in range(1, len(text.ids)):
+            ids = text.ids[:t]
+            tokens = [spelled.get(i, i) for i in ids[done:]]
+            lengths, new = rewritten(tokens, ids[done:], Boundary.PRETOKEN, size)
+            here = read[t - 1][row]
+            fresh = _last_hidden(written, [*prompt.tokens, *words, *new, ids[-1]])[0]
+            words += new[: len(lengths)]
+            done += sum(lengths)
+            np.testing.assert_allclose(here, fresh, atol=1e-5)
+            plain = _last_hidden(written, [*prompt.tokens, *ids])[0]
+            differ += np.abs(plain - here).max() > 1e-2
+    assert differ > 20
+
+
 def test_what_would_be_merged():
     tokens = ["Ġa", "bc", "Ġd", 7, "e", "f", "Ġg", "h"]
     assert word_lengths(tokens, Boundary.PRETOKEN) == [2, 1, 1, 2, 2]

@@ -1,7 +1,7 @@
 """Floating-point operations of a forward pass, by formula and by XLA's own count.
 
-A multiplication and an addition are two operations. Attention counts all pairs of tokens, since
-that is what is computed; the output layer is left out: prefilling needs it at one token only.
+A multiplication and an addition are two operations. Attention counts the pairs of tokens whose
+scores are computed; the output layer is left out: prefilling needs it at one token only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import EncoderStack
 from dyntok_jax.models.kv_cache import Number
-from dyntok_jax.models.layers import QUERY_BLOCK, abstract_params
+from dyntok_jax.models.layers import BLOCKED_FROM, QUERY_BLOCK, abstract_params
 
 
 def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
@@ -30,7 +31,15 @@ def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
     c = config
     query, groups = c.heads * c.head_width, c.kv_heads * c.head_width
     maps = 2 * query + 2 * groups + 3 * c.feed_forward
-    return c.layers * (2 * tokens * c.width * maps + 4 * tokens**2 * query)
+    return c.layers * (2 * tokens * c.width * maps + 4 * scored_pairs(tokens) * query)
+
+
+def scored_pairs(tokens: Number) -> Number:
+    """Pairs of tokens whose scores causal attention computes (``layers.attend``), of T tokens."""
+    blocks, rest = np.divmod(tokens, QUERY_BLOCK)
+    pairs = QUERY_BLOCK**2 * blocks * (blocks + 1) // 2 + rest * tokens
+    scored: Any = np.where(np.asarray(tokens) > BLOCKED_FROM, pairs, np.square(tokens))
+    return scored if scored.ndim else scored.item()
 
 
 def hypernet_flops(config: HypernetConfig, tokens: Number) -> Number:
@@ -52,12 +61,9 @@ def decoder_flops_xla(config: DecoderConfig, tokens: int) -> float:
     XLA counts a loop's body once: so the layers, which are one, are multiplied. What stands outside
     of them (a norm, the mask, the angles) is far below a percent.
     """
-    # At whole multiples attention goes block by block, in a loop of its own.
-    looped = tokens > QUERY_BLOCK and tokens % QUERY_BLOCK == 0
-    module, length = Decoder(config), tokens + looped
-    inputs = _floats(1, length, config.width), jax.ShapeDtypeStruct((1, length), jnp.bool_)
-    counted = _counted(module.apply, _variables(abstract_params(module)), *inputs)
-    return config.layers * counted * tokens / length
+    module = Decoder(config)
+    inputs = _floats(1, tokens, config.width), jax.ShapeDtypeStruct((1, tokens), jnp.bool_)
+    return config.layers * _counted(module.apply, _variables(abstract_params(module)), *inputs)
 
 
 def hypernet_flops_xla(config: HypernetConfig, tokens: int) -> float:

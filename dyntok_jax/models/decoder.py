@@ -104,7 +104,9 @@ class DecoderLayer(nn.Module):
         """
         c = self.config
         shape = c.heads, c.kv_heads, c.head_width
-        attention = Attention(*shape, c.attention_bias, self.dtype, self.keep, name="attention")
+        attention = Attention(
+            *shape, c.attention_bias, self.dtype, self.keep, causal=True, name="attention"
+        )
         feed_forward = GatedFeedForward(c, self.dtype, name="feed_forward")
         normalized = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
         mixed = attention(normalized, mask, rotary)

@@ -236,9 +236,12 @@ def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
 KEPT = "kept"
 """Name of what dropout keeps, which is not drawn again where layers are recomputed."""
 
-QUERY_BLOCK = 512
-"""Queries that attend together: longer sequences go block by block, so that the scores of all
-pairs of tokens are never in memory at once."""
+BLOCKED_FROM = 512
+"""Longer sequences attend block by block, so that the scores of all pairs of tokens are never in
+memory at once."""
+
+QUERY_BLOCK = 256
+"""Queries of a block."""
 
 
 def attend(
@@ -246,28 +249,29 @@ def attend(
     key: Float[Array, "B K H S"],
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "#B #T S"],
+    causal: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped heads; the softmax is in float32.
 
     The lowest finite number is added to masked scores, so that a row with nothing to attend to
     attends to everything equally (as in Hugging Face's models) and never gives NaN.
+
+    Args:
+        query, key, value: of the same tokens.
+        mask: True where a query sees a key.
+        causal: the mask lets no query see a later key, so that blocks leave out what follows them.
     """
     length = query.shape[1]
-    if length <= QUERY_BLOCK or length % QUERY_BLOCK:
-        return _attend(query, key, value, mask)
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
-
+    if length <= BLOCKED_FROM:
+        return attend_parts(query, [(key, value, mask)])
     mask = jnp.broadcast_to(mask, (mask.shape[0], length, mask.shape[2]))
-    blocks = (split(query), split(mask))
-    mixed = jax.lax.map(lambda block: _attend(block[0], key, value, block[1]), blocks)
-    return mixed.swapaxes(0, 1).reshape(query.shape)
-
-
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of some queries to all keys."""
-    return attend_parts(query, [(key, value, mask)])
+    mixed = []
+    for start in range(0, length, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, length)
+        seen = stop if causal else length
+        part = key[..., :seen], value[:, :, :seen], mask[:, start:stop, :seen]
+        mixed.append(attend_parts(query[:, start:stop], [part]))
+    return jnp.concatenate(mixed, axis=1)
 
 
 def attend_parts(
@@ -318,6 +322,7 @@ class Attention(nn.Module):
         use_bias: whether the four maps have biases.
         dtype: dtype of the computation.
         keep: whether keys and values are wanted.
+        causal: as in :func:`attend`.
     """
 
     heads: int
@@ -326,6 +331,7 @@ class Attention(nn.Module):
     use_bias: bool
     dtype: DTypeLike = jnp.float32
     keep: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -356,7 +362,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         kept = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
-        mixed = attend(query, *kept, mask)
+        mixed = attend(query, *kept, mask, self.causal)
         mixed = mixed.reshape(*x.shape[:2], -1)
         y = Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
         return (y, kept) if self.keep else y

@@ -33,11 +33,11 @@ ZETT = HypernetConfig(
 )
 
 
-# At 1024 tokens attention runs in a loop, which XLA would count once.
+# From 513 tokens on attention goes block by block.
 @pytest.mark.parametrize("tokens", [96, 700, 1024])
 def test_a_decoders_formula_is_what_xla_counts(tokens):
     assert decoder_flops(SMALL, float(tokens)) == pytest.approx(
-        decoder_flops_xla(SMALL, tokens), rel=0.03
+        decoder_flops_xla(SMALL, tokens), rel=0.04
     )
 
 
@@ -122,7 +122,8 @@ def test_a_run(content, tmp_path, command):
     steps = found["latency"]["xx"]
     assert steps[0]["tokens"] == 64 > steps[-1]["tokens"]
     assert all(0 < step["prefill_ms"] <= step["first_token_ms"] for step in steps)
-    assert all(abs(ratio - 1) < 0.2 for ratio in found["check"]["decoder"].values())
+    # XLA counts the softmax as well, which in so narrow a model is much.
+    assert all(0.7 < ratio < 1 for ratio in found["check"]["decoder"].values())
 
 
 def test_a_shape_needs_no_weights(content, folders, tmp_path, command):

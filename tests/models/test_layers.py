@@ -200,16 +200,22 @@ def test_encoder_refuses_more_tokens_than_positions():
         abstract_params(module, np.zeros((1, 9, 8)), np.ones((1, 9), bool))
 
 
-def test_blocks_of_queries_attend_as_all_at_once():
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_of_queries_attend_as_all_at_once(causal):
     rng = np.random.default_rng(0)
-    length = 2 * layers.QUERY_BLOCK
+    length = layers.BLOCKED_FROM + 40
     query, key, value = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for shape in ((2, length, 4, 4), (2, 2, 4, length), (2, 2, length, 4))
     )
-    mask = jnp.tril(jnp.ones((1, length, length), bool)) & (jnp.arange(length) > 2)
-    whole = layers._attend(query, key, value, mask)
-    np.testing.assert_allclose(layers.attend(query, key, value, mask), whole, atol=1e-5)
-    padding = mask[:, -1:]
-    whole = layers._attend(query, key, value, padding)
-    np.testing.assert_allclose(layers.attend(query, key, value, padding), whole, atol=1e-5)
+    mask = jnp.tril(jnp.ones((1, length, length), bool)) | (not causal)
+    mask &= jnp.arange(length) > 2
+    whole = layers.attend_parts(query, [(key, value, mask)])
+    # A query of padding sees nothing, and is read by nobody.
+    found = layers.attend(query, key, value, mask, causal)
+    np.testing.assert_allclose(found[:, 3:], whole[:, 3:], atol=1e-5)
+    assert np.isfinite(found).all()
+    if not causal:
+        padding = mask[:, -1:]
+        whole = layers.attend_parts(query, [(key, value, padding)])
+        np.testing.assert_allclose(layers.attend(query, key, value, padding), whole, atol=1e-5)

@@ -34,6 +34,7 @@ from dyntok_jax.merging.punctuation import PunctuationRule
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.kv_cache import kv_bytes
+from dyntok_jax.models.layers import QUERY_BLOCK
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, Rows, Token
@@ -125,9 +126,12 @@ def _shapes(
 def _check(
     decoder: DecoderConfig, hypernet: HypernetConfig | None, languages: dict[str, Any]
 ) -> dict[str, Any]:
-    """The formulas divided by XLA's count, at the first and last mean lengths of all languages."""
+    """The formulas divided by XLA's count, at the first and last mean lengths of all languages.
+
+    Sequences that attend block by block count as one block.
+    """
     lengths = {
-        round(point["tokens"])
+        min(round(point["tokens"]), QUERY_BLOCK)
         for language in languages.values()
         for point in (language["points"][0], language["points"][-1])
     }

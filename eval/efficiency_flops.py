@@ -18,7 +18,7 @@ from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hyperne
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.encoder import EncoderStack
 from dyntok_jax.models.kv_cache import Number
-from dyntok_jax.models.layers import BLOCKED_FROM, QUERY_BLOCK, abstract_params
+from dyntok_jax.models.layers import PREFIXES, QUERY_BLOCK, abstract_params
 
 
 def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
@@ -37,9 +37,13 @@ def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
 def scored_pairs(tokens: Number) -> Number:
     """Pairs of tokens whose scores causal attention computes (``layers.attend``), of T tokens."""
     blocks, rest = np.divmod(tokens, QUERY_BLOCK)
-    pairs = QUERY_BLOCK**2 * blocks * (blocks + 1) // 2 + rest * tokens
-    scored: Any = np.where(np.asarray(tokens) > BLOCKED_FROM, pairs, np.square(tokens))
-    return scored if scored.ndim else scored.item()
+    pairs = rest * tokens
+    for part in range(PREFIXES):
+        # Of so many blocks; its keys end with it.
+        share = (blocks + PREFIXES - 1 - part) // PREFIXES
+        ends = sum((blocks + PREFIXES - 1 - before) // PREFIXES for before in range(part + 1))
+        pairs = pairs + QUERY_BLOCK**2 * share * ends
+    return pairs
 
 
 def hypernet_flops(config: HypernetConfig, tokens: Number) -> Number:
@@ -59,7 +63,8 @@ def decoder_flops_xla(config: DecoderConfig, tokens: int) -> float:
     """As :func:`decoder_flops`, counted by the compiler.
 
     XLA counts a loop's body once: so the layers, which are one, are multiplied. What stands outside
-    of them (a norm, the mask, the angles) is far below a percent.
+    of them (a norm, the mask, the angles) is far below a percent. Longer sequences than
+    ``QUERY_BLOCK`` have loops in attention too, and cannot be counted.
     """
     module = Decoder(config)
     inputs = _floats(1, tokens, config.width), jax.ShapeDtypeStruct((1, tokens), jnp.bool_)

@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 from flax.linen import spmd
 from jax.ad_checkpoint import checkpoint_name
@@ -236,12 +237,13 @@ def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
 KEPT = "kept"
 """Name of what dropout keeps, which is not drawn again where layers are recomputed."""
 
-BLOCKED_FROM = 512
-"""Longer sequences attend block by block, so that the scores of all pairs of tokens are never in
-memory at once."""
+QUERY_BLOCK = 512
+"""Queries that attend together: longer sequences go block by block, so that the scores of all
+pairs of tokens are never in memory at once."""
 
-QUERY_BLOCK = 256
-"""Queries of a block."""
+PREFIXES = 4
+"""Parts of a causal sequence, each a loop over its blocks, whose keys end with the part: more would
+spare more scores that are masked anyway, and take longer to compile."""
 
 
 def attend(
@@ -249,29 +251,50 @@ def attend(
     key: Float[Array, "B K H S"],
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "#B #T S"],
+    *,
     causal: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention with grouped heads; the softmax is in float32.
 
     The lowest finite number is added to masked scores, so that a row with nothing to attend to
-    attends to everything equally (as in Hugging Face's models) and never gives NaN.
+    attends to everything equally (as in Hugging Face's models; in a long causal sequence to all of
+    its part and before) and never gives NaN.
 
     Args:
         query, key, value: of the same tokens.
         mask: True where a query sees a key.
-        causal: the mask lets no query see a later key, so that blocks leave out what follows them.
+        causal: the mask lets no query see a later key. (Windows are the mask's alone.)
     """
-    length = query.shape[1]
-    if length <= BLOCKED_FROM:
+    length, looped = query.shape[1], query.shape[1] // QUERY_BLOCK
+    if length <= QUERY_BLOCK:
         return attend_parts(query, [(key, value, mask)])
     mask = jnp.broadcast_to(mask, (mask.shape[0], length, mask.shape[2]))
+    starts = np.array_split(np.arange(looped) * QUERY_BLOCK, min(PREFIXES if causal else 1, looped))
+    parts = [(part[0], part[-1] + QUERY_BLOCK) for part in starts]
+    if rest := length % QUERY_BLOCK:
+        parts.append((length - rest, length))
     mixed = []
-    for start in range(0, length, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, length)
-        seen = stop if causal else length
-        part = key[..., :seen], value[:, :, :seen], mask[:, start:stop, :seen]
-        mixed.append(attend_parts(query[:, start:stop], [part]))
+    for start, stop in parts:
+        keys = slice(stop if causal else None)
+        part = query[:, start:stop], key[..., keys], value[:, :, keys], mask[:, start:stop, keys]
+        mixed.append(_attend_blocks(*part))
     return jnp.concatenate(mixed, axis=1)
+
+
+def _attend_blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Attention of whole blocks of queries, or of less than one, to all keys."""
+    if query.shape[1] <= QUERY_BLOCK:
+        return attend_parts(query, [(key, value, mask)])
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    mixed = jax.lax.map(
+        lambda block: attend_parts(block[0], [(key, value, block[1])]), (split(query), split(mask))
+    )
+    return mixed.swapaxes(0, 1).reshape(query.shape)
 
 
 def attend_parts(
@@ -362,7 +385,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         kept = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
-        mixed = attend(query, *kept, mask, self.causal)
+        mixed = attend(query, *kept, mask, causal=self.causal)
         mixed = mixed.reshape(*x.shape[:2], -1)
         y = Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
         return (y, kept) if self.keep else y

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dyntok_jax.config import read_config
@@ -21,6 +22,7 @@ from eval.efficiency_flops import (
     decoder_flops_xla,
     hypernet_flops,
     hypernet_flops_xla,
+    scored_pairs,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +35,24 @@ ZETT = HypernetConfig(
 )
 
 
-# From 513 tokens on attention goes block by block.
-@pytest.mark.parametrize("tokens", [96, 700, 1024])
+@pytest.mark.parametrize("tokens", [96, 384, 512])
 def test_a_decoders_formula_is_what_xla_counts(tokens):
     assert decoder_flops(SMALL, float(tokens)) == pytest.approx(
-        decoder_flops_xla(SMALL, tokens), rel=0.04
+        decoder_flops_xla(SMALL, tokens), rel=0.03
     )
+
+
+def test_pairs_of_blocks():
+    half, whole = 256, 512
+    assert scored_pairs(half) == half**2 and scored_pairs(whole) == whole**2
+    assert scored_pairs(whole + half) == whole**2 + half * (whole + half)
+    assert scored_pairs(4 * whole) == (1 + 2 + 3 + 4) * whole**2
+    # Six blocks in four parts: 2, 2, 1 and 1.
+    assert scored_pairs(6 * whole) == (2 * 2 + 2 * 4 + 5 + 6) * whole**2
+    lengths = np.arange(1, 9000)
+    assert (np.diff(scored_pairs(lengths)) > 0).all()
+    seen = np.array([scored_pairs(int(n)) for n in lengths[::511]])
+    np.testing.assert_array_equal(seen, scored_pairs(lengths[::511]))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +136,7 @@ def test_a_run(content, tmp_path, command):
     steps = found["latency"]["xx"]
     assert steps[0]["tokens"] == 64 > steps[-1]["tokens"]
     assert all(0 < step["prefill_ms"] <= step["first_token_ms"] for step in steps)
-    # XLA counts the softmax as well, which in so narrow a model is much.
-    assert all(0.7 < ratio < 1 for ratio in found["check"]["decoder"].values())
+    assert all(abs(ratio - 1) < 0.2 for ratio in found["check"]["decoder"].values())
 
 
 def test_a_shape_needs_no_weights(content, folders, tmp_path, command):

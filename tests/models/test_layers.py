@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -200,22 +201,42 @@ def test_encoder_refuses_more_tokens_than_positions():
         abstract_params(module, np.zeros((1, 9, 8)), np.ones((1, 9), bool))
 
 
+@pytest.mark.parametrize("length", [9, 24, 43])
 @pytest.mark.parametrize("causal", [False, True])
-def test_blocks_of_queries_attend_as_all_at_once(causal):
+def test_blocks_of_queries_attend_as_all_at_once(length, causal, monkeypatch):
+    monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
     rng = np.random.default_rng(0)
-    length = layers.BLOCKED_FROM + 40
-    query, key, value = (
+    inputs = [
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for shape in ((2, length, 4, 4), (2, 2, 4, length), (2, 2, length, 4))
-    )
+    ]
     mask = jnp.tril(jnp.ones((1, length, length), bool)) | (not causal)
     mask &= jnp.arange(length) > 2
-    whole = layers.attend_parts(query, [(key, value, mask)])
-    # A query of padding sees nothing, and is read by nobody.
-    found = layers.attend(query, key, value, mask, causal)
-    np.testing.assert_allclose(found[:, 3:], whole[:, 3:], atol=1e-5)
-    assert np.isfinite(found).all()
-    if not causal:
-        padding = mask[:, -1:]
-        whole = layers.attend_parts(query, [(key, value, padding)])
-        np.testing.assert_allclose(layers.attend(query, key, value, padding), whole, atol=1e-5)
+
+    def whole(query: Any, key: Any, value: Any) -> Any:
+        return layers.attend_parts(query, [(key, value, mask)])
+
+    def blocks(*inputs: Any) -> Any:
+        return layers.attend(*inputs, mask, causal=causal)
+
+    # The first queries of a causal sequence see nothing here.
+    first = 3 if causal else 0
+    np.testing.assert_allclose(blocks(*inputs)[:, first:], whole(*inputs)[:, first:], atol=1e-5)
+    assert np.isfinite(blocks(*inputs)).all()
+    ours, theirs = (
+        jax.grad(lambda *x, f=f: jnp.square(f(*x)[:, first:]).sum(), argnums=(0, 1, 2))(*inputs)
+        for f in (blocks, whole)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_scores_of_all_pairs_are_never_in_memory_at_once():
+    length, heads = 8 * layers.QUERY_BLOCK, 2
+    shapes = (1, length, heads, 8), (1, heads, 8, length), (1, heads, length, 8)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    mask = jax.ShapeDtypeStruct((1, length, length), jnp.bool_)
+    attend = jax.jit(partial(layers.attend, causal=True))
+    analysis = attend.lower(*inputs, mask).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 0.5 * 4 * heads * length**2

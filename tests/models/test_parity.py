@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import NAMES, load
 
+from dyntok_jax.models import layers
 from dyntok_jax.models.weights import model_module
 
 PARTS = {
@@ -50,6 +51,23 @@ def test_every_part_is_torchs(name):
         np.testing.assert_allclose(
             ours[..., real, :], theirs[..., real, :], atol=1e-5, rtol=1e-5, err_msg=part
         )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Sequences of more than 4 tokens attend block by block."""
+    monkeypatch.setattr(layers, "QUERY_BLOCK", 4)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_whose_queries_go_block_by_block_is_torchs(name, small_blocks):
+    tiny = load(name)
+    hidden, expected = np.asarray(tiny.hidden()), tiny.expected
+    real = tiny.record["mask"]
+    np.testing.assert_allclose(hidden[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -51,7 +51,8 @@ def main() -> None:
     add("--vocabulary", type=Path, required=True, metavar="DIR", help="with its rows")
     add("--index", type=Path, required=True, metavar="DIR", help="a ScaNN index of its rows")
     add("--leaves", type=record.numbers, metavar="N,N", help="leaves searched (the index's own)")
-    add("--reorder", type=record.numbers, metavar="N,N", help="rows compared in 8 bits (its own)")
+    add("--reorder", type=record.numbers, metavar="N,N", help="rows compared truly (its own)")
+    add("--reorder-8-bit", type=record.numbers, metavar="N,N", help="in 8 bits before (its own)")
     add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
     add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
@@ -73,7 +74,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise DyntokError(f"k {options.k}: the vocabulary has {len(vocabulary.tokens)} tokens")
     exact = ExactIndex.of(rows, model.mesh)
     indexes = [
-        load_index(options.index, rows, vocabulary.made_for, leaves, reorder)
+        load_index(options.index, rows, vocabulary.made_for, leaves, reorder, eight_bits)
+        for eight_bits in options.reorder_8_bit or [None]
         for reorder in options.reorder or [None]
         for leaves in options.leaves or [None]
     ]
@@ -92,6 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "queries": options.queries,
         "leaves": [index.settings.leaves_searched for index in indexes],
         "reorder": [index.settings.reorder for index in indexes],
+        "reorder_8_bit": [index.settings.reorder_8_bit for index in indexes],
         "recall": files,
         "milliseconds": [_milliseconds(index, timed, options.k) for index in indexes],
         "milliseconds_exact": _milliseconds(exact, timed, options.k),
@@ -160,13 +163,14 @@ def show(figures: dict[str, Any]) -> None:
     """Prints recall and times of every number of leaves."""
     table = Table(title=f"{figures['model']}, {figures['size']} rows, recall@{figures['k']}")
     names = list(figures["recall"])
-    for name in ("leaves", "reorder", *(Path(name).name for name in names), "ms a search"):
+    asked_for = ("leaves", "reorder", "reorder_8_bit")
+    for name in (*asked_for, *(Path(name).name for name in names), "ms a search"):
         table.add_column(name, justify="right")
-    for i, asked in enumerate(zip(figures["leaves"], figures["reorder"], strict=True)):
+    for i, asked in enumerate(zip(*(figures[name] for name in asked_for), strict=True)):
         recalls = [f"{figures['recall'][name][i]:.3f}" for name in names]
         table.add_row(*map(str, asked), *recalls, f"{figures['milliseconds'][i]:.2f}")
     for label, key in (("exact", "milliseconds_exact"), ("original", "milliseconds_original")):
-        table.add_row(label, "", *("" for _ in names), f"{figures[key]:.2f}")
+        table.add_row(label, "", "", *("" for _ in names), f"{figures[key]:.2f}")
     record.print_table(table)
 
 

@@ -12,16 +12,20 @@ def recall(run: dict[str, Any]) -> str:
     """A line a setting of the index: what it finds of the best, and how long that takes."""
     names = list(run["recall"])
     lines = [
-        [f"{leaves} leaves, {reorder} compared", *(f"{run['recall'][n][i]:.3f}" for n in names), ms]
-        for i, (leaves, reorder, ms) in enumerate(
-            zip(run["leaves"], run["reorder"], _milliseconds(run["milliseconds"]), strict=True)
-        )
+        [_compared(run, i), *(f"{run['recall'][n][i]:.3f}" for n in names), ms]
+        for i, ms in enumerate(_milliseconds(run["milliseconds"]))
     ]
     exact, own = _milliseconds([run["milliseconds_exact"], run["milliseconds_original"]])
     lines.append(["exact", *("1" for _ in names), exact])
     lines.append([f"exact, {run['original_size']} of the model's own", *("" for _ in names), own])
     head = _head(run, f"recall@{run['k']} among {run['size']} rows, {run['queries']} hidden states")
     return f"{head}\n\n{table(['', *map(_short, names), 'ms a search'], lines)}"
+
+
+def _compared(run: dict[str, Any], i: int) -> str:
+    eight_bits = run["reorder_8_bit"][i]
+    before = "" if eight_bits is None else f"{eight_bits} compared in 8 bits, "
+    return f"{run['leaves'][i]} leaves, {before}{run['reorder'][i]} truly"
 
 
 def _milliseconds(values: list[float]) -> list[str]:

@@ -17,10 +17,6 @@ from dyntok_jax.types import DyntokError, Rows
 
 MANIFEST = "index.json"
 SEARCHER = "scann"
-EIGHT_BITS = "int8_dataset.npy"
-TRUE_PRODUCTS = 200
-"""Rows found whose true products are computed, where not more are asked for."""
-
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -34,8 +30,10 @@ class ScannSettings:
         training_sample: rows that the clusters are found on.
         block_dims: coordinates that are quantized together.
         anisotropic_threshold: rows parallel to the query by more than that count more.
-        reorder: best rows by quantized products that are compared again, by products of 8 bits; a
-            search may ask for others.
+        reorder: best rows whose true products are computed; a search may ask for others.
+        reorder_8_bit: best rows by quantized products that are compared by products of 8 bits
+            first, which the index then holds too; None leaves that out. A search may ask for
+            others.
         cosine: choose by cosine, as the original does, whose rows are normalised; the logits stay
             inner products.
     """
@@ -46,6 +44,7 @@ class ScannSettings:
     block_dims: int = 3
     anisotropic_threshold: float = 0.2
     reorder: int = 200
+    reorder_8_bit: int | None = None
     cosine: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +59,11 @@ class ScannSettings:
                 f"index: training_sample is {self.training_sample}; valid is from {self.leaves}, "
                 "the leaves"
             )
+        if self.reorder_8_bit is not None and self.reorder_8_bit <= self.reorder:
+            raise DyntokError(
+                f"index: reorder_8_bit is {self.reorder_8_bit}; valid are more than the "
+                f"{self.reorder} rows of reorder"
+            )
         if not 0 <= self.anisotropic_threshold <= 1:
             raise DyntokError(
                 f"index: anisotropic_threshold is {self.anisotropic_threshold}; valid is 0 to 1"
@@ -70,8 +74,8 @@ class ScannSettings:
 class ScannIndex:
     """Rows found by their quantized products; their logits are the true inner products.
 
-    ScaNN holds quantized rows only, once in few bits and once in 8. The true products of the best
-    ones are computed from the model's rows, which stay where they are.
+    ScaNN holds quantized rows only, in few bits and, where that is asked for, in 8. The true
+    products of the best ones are computed from the model's rows, which stay where they are.
 
     Attributes:
         searcher: ScaNN's own object.
@@ -98,11 +102,12 @@ class ScannIndex:
     def search(self, hidden: Float[Array | np.ndarray, "B D"], k: int) -> Candidates:
         """The ``k`` best rows of every hidden state; see ``index.Index``."""
         hidden = np.asarray(hidden, np.float32)
-        count = min(max(k, TRUE_PRODUCTS), self.size)
+        count = min(max(k, self.settings.reorder), self.size)
+        compared = max(count, self.settings.reorder_8_bit or 0)
         found, near = self.searcher.search_batched(
             hidden,
             final_num_neighbors=count,
-            pre_reorder_num_neighbors=min(max(count, self.settings.reorder), self.size),
+            pre_reorder_num_neighbors=min(compared, self.size),
             leaves_to_search=self.settings.leaves_searched,
         )
         found = np.asarray(found, np.int64)
@@ -152,11 +157,13 @@ def build_index(
         output = output / np.maximum(norms, _TINY)
     with new_folder(folder) as partial:
         builder = (
-            scann.builder(output, TRUE_PRODUCTS, "dot_product")
+            scann.builder(output, settings.reorder, "dot_product")
             .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
             .score_ah(settings.block_dims, settings.anisotropic_threshold)
-            .reorder(settings.reorder, scann.scann_builder.ReorderType.INT8)
         )
+        if settings.reorder_8_bit is not None:
+            eight_bits = scann.scann_builder.ReorderType.INT8
+            builder = builder.reorder(settings.reorder_8_bit, eight_bits)
         try:
             searcher = builder.build()
         except (ValueError, RuntimeError) as error:
@@ -174,6 +181,7 @@ def load_index(
     made_for: Mapping[str, str],
     leaves_searched: int | None = None,
     reorder: int | None = None,
+    reorder_8_bit: int | None = None,
 ) -> ScannIndex:
     """Load an index that :func:`build_index` wrote.
 
@@ -181,7 +189,7 @@ def load_index(
         folder: of the index.
         rows: those it was built of.
         made_for: as it was built for.
-        leaves_searched, reorder: instead of the settings' numbers.
+        leaves_searched, reorder, reorder_8_bit: instead of the settings' numbers.
 
     Raises:
         DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
@@ -193,11 +201,10 @@ def load_index(
         raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
-    settings = replace(
-        built,
-        leaves_searched=built.leaves_searched if leaves_searched is None else leaves_searched,
-        reorder=built.reorder if reorder is None else reorder,
-    )
+    asked = {"leaves_searched": leaves_searched, "reorder": reorder, "reorder_8_bit": reorder_8_bit}
+    settings = replace(built, **{name: n for name, n in asked.items() if n is not None})
+    if settings.reorder_8_bit is not None and built.reorder_8_bit is None:
+        raise DyntokError(f"{folder}: built without reorder_8_bit, so a search cannot ask for it")
     output = _output(rows)
     here = {**made_for, "size": len(output)}
     differing = [name for name, value in here.items() if manifest.get(name) != value]
@@ -206,8 +213,6 @@ def load_index(
     files = folder / SEARCHER
     if list(files.glob("*.pkl")):
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
-    if files.is_dir() and not (files / EIGHT_BITS).exists():
-        raise DyntokError(f"{folder}: without rows in 8 bits (an older index); build it anew")
     try:
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError, IndexError) as error:

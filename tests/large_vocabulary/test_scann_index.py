@@ -7,9 +7,7 @@ import pytest
 
 pytest.importorskip("scann", reason="ScaNN is for Linux only")
 
-from dyntok_jax.large_vocabulary import scann_index
 from dyntok_jax.large_vocabulary.scann_index import (
-    EIGHT_BITS,
     MANIFEST,
     SEARCHER,
     ScannSettings,
@@ -71,14 +69,20 @@ def test_fewer_leaves_find_less(folder, rows, hidden):
         load_index(folder, rows, MADE_FOR, leaves_searched=21)
 
 
-def test_more_rows_compared_in_8_bits_find_more(folder, rows, hidden, monkeypatch):
-    # With more true products, these would find what the quantized ones have missed.
-    monkeypatch.setattr(scann_index, "TRUE_PRODUCTS", 10)
+def test_more_rows_compared_find_more(folder, rows, hidden, tmp_path):
     logits = hidden @ rows.input.T
     rough = load_index(folder, rows, MADE_FOR, reorder=10).search(hidden, 10)
     assert recall(rough.ids, logits, 10) < 0.8
-    fine = load_index(folder, rows, MADE_FOR, reorder=300).search(hidden, 10)
-    assert recall(fine.ids, logits, 10) >= 0.95
+    with pytest.raises(DyntokError, match="scann: built without reorder_8_bit"):
+        load_index(folder, rows, MADE_FOR, reorder_8_bit=1000)
+    settings = replace(SETTINGS, reorder=12, reorder_8_bit=300)
+    build_index(tmp_path / "eight", rows, settings, MADE_FOR)
+    fine = load_index(tmp_path / "eight", rows, MADE_FOR)
+    assert recall(fine.search(hidden, 10).ids, logits, 10) >= 0.95
+    fewer = load_index(tmp_path / "eight", rows, MADE_FOR, reorder_8_bit=13)
+    assert recall(fewer.search(hidden, 10).ids, logits, 10) < 0.8
+    size = sum(path.stat().st_size for path in (tmp_path / "eight" / SEARCHER).iterdir())
+    assert size < rows.input.nbytes / 2
 
 
 def test_what_is_not_found_is_absent(folder, rows, hidden):
@@ -151,6 +155,7 @@ def test_damage_and_bad_settings_are_refused(folder, rows, tmp_path):
     ("settings", "said"),
     [
         ({"leaves": 40, "training_sample": 2, "leaves_searched": 4}, "training_sample is 2; valid"),
+        ({"reorder_8_bit": 200}, "reorder_8_bit is 200; valid are more than the 200 rows"),
         ({"anisotropic_threshold": float("nan")}, "anisotropic_threshold is nan; valid is 0 to 1"),
         ({"leaves": 4, "leaves_searched": 4, "reorder": 10**11}, "ScaNN builds none by these"),
     ],
@@ -159,13 +164,6 @@ def test_settings_that_no_index_has_are_refused(rows, tmp_path, settings, said):
     with pytest.raises(DyntokError, match=said):
         build_index(tmp_path / "new", rows, ScannSettings(**settings), MADE_FOR)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_index_without_rows_in_8_bits_is_refused(folder, rows, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / SEARCHER / EIGHT_BITS).unlink()
-    with pytest.raises(DyntokError, match=r"copy: without rows in 8 bits .*; build it anew"):
-        load_index(copy, rows, MADE_FOR)
 
 
 def test_a_file_without_its_content_is_damage(folder, rows, tmp_path):

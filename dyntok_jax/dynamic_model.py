@@ -209,6 +209,7 @@ def load(
     compute: ComputeConfig | None = None,
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
+    cache_rows: int = CACHE_ROWS,
 ) -> DynamicModel:
     """Loads a model by name or folder, fetching it if need be.
 
@@ -218,6 +219,7 @@ def load(
         compute: dtype, mesh and the like.
         language: row of the hypernetwork's language table.
         base_rows: see ``embed.providers.row_provider``.
+        cache_rows: rows on the device from the start.
 
     Raises:
         DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it, a mesh
@@ -245,7 +247,7 @@ def load(
         module,
         shard_params(loaded.params, abstract_params(module), mesh),
         source,
-        RowCache(provider, CACHE_ROWS),
+        RowCache(provider, cache_rows),
         mesh,
         loaded.architecture.max_length,
         _end_ids(folder, tokenizer) if loaded.kind == "decoder" else (),

@@ -220,11 +220,15 @@ def _figures(task: LoraTask, side: JaxSide, other: Any) -> dict[str, Any]:
 def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, Any]:
     """Seconds of steps on static and on merged batches of the same examples, merging counted.
 
-    The batches come twice: the second time their rows are known.
+    The batches come twice: the second time their rows are known. ``new_rows`` are those that were
+    predicted in each pass.
     """
     sides = [JaxSide(task, 2 * steps) for task in (static, merged)]
     tokens = np.zeros(2, np.int64)
+    predicted = [0]
     for number in range(2 * steps):
+        if number == steps:
+            predicted.append(merged.model.cache.misses)
         for place, side in enumerate(sides):
             batcher = side.task.batcher
             epoch, rank = divmod(number % steps, batcher.per_epoch)
@@ -243,6 +247,7 @@ def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, 
     found = _seconds([pairs[n] for n in both if n < steps], ("merged", "static"))
     found["share_of_time"] = 1 / found.pop("merged_ratio")
     found["share_of_time_known_rows"] = 1 / known["merged_ratio"]
+    found["new_rows"] = np.diff([*predicted, merged.model.cache.misses]).tolist()
     return found | {"share_of_tokens": float(tokens[1] / tokens[0])}
 
 

@@ -27,6 +27,9 @@ from train.loop import dry_run, make_folder, train
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 
+EPOCH_ROWS = 65_536
+"""Rows that are kept: where an epoch has no more distinct tokens, later ones predict none again."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
@@ -68,7 +71,7 @@ def make_task(run: LoraRun) -> LoraTask:
     if jax.process_count() > 1:
         # Their batches would differ in shape: each is rounded up to buckets of its own.
         raise DyntokError("train.lora runs in one process, on all of its devices")
-    model = load(run.model, run.rows, run.compute, run.language, run.base_rows)
+    model = load(run.model, run.rows, run.compute, run.language, run.base_rows, EPOCH_ROWS)
     architecture = read_architecture(resolve(run.model))
     start = None
     if run.start is not None:

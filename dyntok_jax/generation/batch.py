@@ -156,16 +156,18 @@ class _Run:
         vocabulary, plan, k = self._vocabulary, self._settings.plan, self._choice["k"]
         assert vocabulary is not None
         params, mesh = self._model.step_params, self._model.mesh
-        recent, waiting = programs.beside(state.cache, BESIDE, mesh), 0
+        cache, state = state.cache, state._replace(cache=())
+        recent, waiting = programs.beside(cache, BESIDE, mesh), 0
         for _ in range(self._settings.max_new_tokens):
             if waiting == BESIDE:
+                state = state._replace(cache=cache)
                 state = programs.settle(state, recent, np.int32(waiting), mesh)
-                waiting = 0
+                cache, state, waiting = state.cache, state._replace(cache=()), 0
             found = vocabulary.index.search(np.asarray(hidden, np.float32), k)
             rows = np.asarray(vocabulary.input[np.maximum(found.ids, 0)], np.float32)
-            found, rows = self._split((found, rows))
+            # The program places what is found: that is faster than to split it here.
             state, recent, hidden = programs.one(
-                params, state, recent, np.int32(waiting), found, rows, self._rules,
+                params, cache, state, recent, np.int32(waiting), found, rows, self._rules,
                 **self._step, plan=plan,
             )  # fmt: skip
             waiting += 1

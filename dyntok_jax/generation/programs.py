@@ -291,6 +291,7 @@ def beside(cache: tuple[KeyValues, ...], tokens: int, mesh: Mesh) -> tuple[KeyVa
 @partial(jax.jit, static_argnames=("module", "mesh", "plan"), donate_argnames=("state", "recent"))
 def one(
     params: Any,
+    cache: tuple[KeyValues, ...],
     state: State,
     recent: tuple[KeyValues, ...],
     waiting: Int[Array, ""],
@@ -306,6 +307,7 @@ def one(
 
     Args:
         params, rules, module, mesh, plan: as in :func:`several`.
+        cache: is only read, and no part of the state: to give its many arrays back takes time.
         state: is given up. Its length is that of the cache.
         recent: of each layer, tokens that are not in the cache yet (:func:`beside`); are given up.
         waiting: how many these are.
@@ -318,7 +320,7 @@ def one(
     """
     state, place = chosen(state, candidates, rules, plan)
     fed = jnp.take_along_axis(candidate_rows, place[:, None, None], axis=1)
-    inputs = state.cache, state.length, recent, waiting
+    inputs = cache, state.length, recent, waiting
     hidden, recent = read_beside(params, fed, *inputs, module, mesh)
     return state, recent, hidden[:, 0].astype(jnp.float32)
 

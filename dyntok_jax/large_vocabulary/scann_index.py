@@ -126,11 +126,10 @@ class ScannIndex:
             order = np.argsort(-logits, axis=1, kind="stable")
             ids, logits = (np.take_along_axis(table, order, 1) for table in (ids, logits))
         ids = np.where(np.isneginf(logits), -1, ids).astype(np.int32)
-        missing = ((0, 0), (0, k - ids.shape[1]))
-        return Candidates(
-            np.pad(ids, missing, constant_values=-1),
-            np.pad(logits, missing, constant_values=-np.inf),
-        )
+        if missing := k - ids.shape[1]:
+            ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
+            logits = np.pad(logits, ((0, 0), (0, missing)), constant_values=-np.inf)
+        return Candidates(ids, logits)
 
 
 def build_index(
@@ -221,7 +220,8 @@ def load_index(
 
 
 def _output(rows: Rows) -> np.ndarray:
-    return rows.input if rows.output is None else rows.output
+    # A plain array of the same memory: a memory map's own indexing is slow.
+    return np.asarray(rows.input if rows.output is None else rows.output)
 
 
 def _scann() -> Any:

@@ -338,9 +338,7 @@ def one(
 
 
 @partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
-def settle(
-    state: State, recent: KeyValues, waiting: Int[Array, ""], mesh: Mesh
-) -> State:
+def settle(state: State, recent: KeyValues, waiting: Int[Array, ""], mesh: Mesh) -> State:
     """The state with the tokens in its cache that :func:`one` has left waiting.
 
     Args:

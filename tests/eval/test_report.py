@@ -226,6 +226,20 @@ def test_steps_of_an_adapter_stand_with_torch_or_without():
     measured = "0.81, 0.76 once the rows are known (0.75 of the tokens)"
     assert f"75 % reduction, fvt rows, ÷ static | {measured} | ≤ 0.85 |" in without
     assert report.kind(run, Path("a.json")) == "lora"
+    del run["merged"]["share_of_time_known_rows"]
+    assert "| 0.81 (0.75 of the tokens) | ≤ 0.85 |" in table([run | torch])
+
+
+def test_the_readme_has_the_tables_of_the_committed_runs():
+    readme = Path(__file__).parents[2] / "README.md"
+    runs: dict[str, list[Any]] = {}
+    for path in sorted((readme.parent / "eval" / "results").glob("*.json")):
+        run = json.loads(path.read_text("utf-8"))
+        runs.setdefault(report.kind(run, path), []).append(report._with_plots(run, path, readme))
+    text = readme.read_text("utf-8")
+    for name, found in runs.items():
+        table = report.TABLES[name](found)
+        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in text, name
 
 
 def test_continuation_names_the_command_of_every_run():

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import meta
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
@@ -36,8 +35,8 @@ def decoder_flops(config: DecoderConfig, tokens: Number) -> Number:
 
 def scored_pairs(tokens: Number) -> Number:
     """Pairs of tokens whose scores causal attention computes (``layers.attend``), of T tokens."""
-    blocks, rest = np.divmod(tokens, QUERY_BLOCK)
-    pairs = rest * tokens
+    blocks = tokens // QUERY_BLOCK
+    pairs = tokens % QUERY_BLOCK * tokens
     for part in range(PREFIXES):
         # Of so many blocks; its keys end with it.
         share = (blocks + PREFIXES - 1 - part) // PREFIXES

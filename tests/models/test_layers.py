@@ -216,8 +216,8 @@ def test_blocks_of_queries_attend_as_all_at_once(length, causal, monkeypatch):
     def whole(query: Any, key: Any, value: Any) -> Any:
         return layers.attend_parts(query, [(key, value, mask)])
 
-    def blocks(*inputs: Any) -> Any:
-        return layers.attend(*inputs, mask, causal=causal)
+    def blocks(query: Any, key: Any, value: Any) -> Any:
+        return layers.attend(query, key, value, mask, causal=causal)
 
     # The first queries of a causal sequence see nothing here.
     first = 3 if causal else 0

@@ -27,7 +27,7 @@ from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_par
 SCRIPT = Path(__file__).with_name("tpu_compilation.py")
 CASES = (
     *("xlm_r_base", "mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
-    *("mistral_7b_step_params", "merge_samples", "merge_batch"),
+    *("mistral_7b_prefill_long", "mistral_7b_step_params", "merge_samples", "merge_batch"),
 )
 HBM = 32e9
 """Bytes a v4 chip has."""

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,18 @@ def mistral_7b(mesh: Any) -> Any:
     return lower_forward(module, mesh, batch=8, length=2048, unique=4096)
 
 
-def mistral_7b_prefill(mesh: Any) -> Any:
-    """Reading 8 prompts of 2048 tokens, with room for as many more."""
+def mistral_7b_prefill(mesh: Any, tokens: int = 2048) -> Any:
+    """Reading 8 prompts, by default of 2048 tokens, with room for as many more."""
     module = Decoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
     split, width = batch_sharding(mesh), module.config.width
     return programs.prefill.lower(
         shapes_of_params(module, mesh),
         jax.ShapeDtypeStruct((8192, width), jnp.float32, sharding=replicated(mesh)),
-        jax.ShapeDtypeStruct((8, 2048), jnp.int32, sharding=split),
-        jax.ShapeDtypeStruct((8, 2048), jnp.bool_, sharding=split),
+        jax.ShapeDtypeStruct((8, tokens), jnp.int32, sharding=split),
+        jax.ShapeDtypeStruct((8, tokens), jnp.bool_, sharding=split),
         module=module,
         mesh=mesh,
-        room=4096,
+        room=2 * tokens,
     )
 
 
@@ -201,6 +202,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "xlm_r_base": xlm_r_base,
     "mistral_7b": mistral_7b,
     "mistral_7b_prefill": mistral_7b_prefill,
+    "mistral_7b_prefill_long": partial(mistral_7b_prefill, tokens=16_384),
     "mistral_7b_decode": mistral_7b_decode,
     "mistral_7b_step_params": mistral_7b_step_params,
     "merge_samples": merge_samples,

@@ -87,7 +87,7 @@ class DynamicModel:
         other.rows, provider = _provider(
             rows, self.source, self.tokenizer, language, base_rows, self.mesh
         )
-        other.cache = RowCache(provider, CACHE_ROWS)
+        other.cache = RowCache(provider, self.cache.capacity)
         return other
 
     def merge(
@@ -219,7 +219,7 @@ def load(
         compute: dtype, mesh and the like.
         language: row of the hypernetwork's language table.
         base_rows: see ``embed.providers.row_provider``.
-        cache_rows: rows on the device from the start.
+        cache_rows: capacity of the cache of rows on the device; a larger batch makes it grow.
 
     Raises:
         DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it, a mesh

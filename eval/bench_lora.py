@@ -220,8 +220,8 @@ def _figures(task: LoraTask, side: JaxSide, other: Any) -> dict[str, Any]:
 def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, Any]:
     """Seconds of steps on static and on merged batches of the same examples, merging counted.
 
-    The batches come twice: the second time their rows are known. ``new_rows`` are those that were
-    predicted in each pass.
+    The batches come twice: the second time their rows are known. ``new_rows`` are the tokens whose
+    rows the cache lacked in each pass.
     """
     sides = [JaxSide(task, 2 * steps) for task in (static, merged)]
     tokens = np.zeros(2, np.int64)

@@ -4,10 +4,10 @@
       --config configs/eval/efficiency_smollm2.yaml --out out/efficiency.json
 
 Prompts are MMLU's with five solved questions, each merged alone, without the answer. Operations are
-counted by formula and, at the mean lengths, by XLA. The hypernetwork's are told twice: predicting
-every prompt's tokens anew, and only those that the cache does not hold, in the order of the
-questions and from an empty cache. A model's shape alone (``decoder``) needs no weights. A plot
-stands beside the JSON.
+counted by formula and, at the mean lengths up to a block of attention's queries, by XLA. The
+hypernetwork's are told twice: predicting every prompt's tokens anew, and only those that the cache
+does not hold, in the order of the questions and from an empty cache. A model's shape alone
+(``decoder``) needs no weights. A plot stands beside the JSON.
 """
 
 from __future__ import annotations

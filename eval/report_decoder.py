@@ -63,13 +63,13 @@ def mt_bench(run: dict[str, Any]) -> str:
 
 def efficiency(run: dict[str, Any]) -> str:
     """Operations by language and reduction, the cache's hits, and times to the first token."""
-    ratios = [*run["check"]["decoder"].values()]
+    ratios, checked = [*run["check"]["decoder"].values()], [*map(int, run["check"]["decoder"])]
     ratios += [run["check"]["hypernet"]] if "hypernet" in run["check"] else []
     head = (
         f"{Path(run['model']).name}, MMLU prompts with five solved questions; operations of a "
-        f"prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times XLA's count; "
-        f"keys and values in {run['kv_dtype']} (commit {run['commit']}, {run['machine']}):\n\n"
-        f"`{run['command']}`"
+        f"prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times XLA's count at "
+        f"up to {max(checked)} tokens; keys and values in {run['kv_dtype']} (commit "
+        f"{run['commit']}, {run['machine']}):\n\n`{run['command']}`"
     )
     parts = [head, _operations(run), _caches(run)]
     if run["latency"]:

@@ -238,8 +238,8 @@ KEPT = "kept"
 """Name of what dropout keeps, which is not drawn again where layers are recomputed."""
 
 QUERY_BLOCK = 512
-"""Queries that attend together: longer sequences go block by block, so that the scores of all
-pairs of tokens are never in memory at once."""
+"""Queries that attend together: longer sequences go block by block, so that in a forward the scores
+of all pairs of tokens are never in memory at once."""
 
 PREFIXES = 4
 """Parts of a causal sequence, each a loop over its blocks, whose keys end with the part: more would

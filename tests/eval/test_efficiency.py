@@ -7,13 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
-from dyntok_jax.models.decoder import DecoderConfig
+from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.kv_cache import kv_bytes
+from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.tasks import mmlu as task
 from eval import efficiency, efficiency_figures
 from eval.efficiency_config import EfficiencyRun
@@ -24,6 +28,7 @@ from eval.efficiency_flops import (
     hypernet_flops_xla,
     scored_pairs,
 )
+from train.step_cost import product_flops
 
 ROOT = Path(__file__).parents[2]
 SMALL = DecoderConfig(
@@ -40,6 +45,15 @@ def test_a_decoders_formula_is_what_xla_counts(tokens):
     assert decoder_flops(SMALL, float(tokens)) == pytest.approx(
         decoder_flops_xla(SMALL, tokens), rel=0.03
     )
+
+
+@pytest.mark.parametrize("tokens", [700, 1024, 2560, 4096])
+def test_a_long_sequences_formula_is_the_programs_products(tokens):
+    module = Decoder(SMALL)
+    params = {"params": meta.unbox(abstract_params(module))}
+    rows = jax.ShapeDtypeStruct((1, tokens, SMALL.width), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, tokens), jnp.bool_)
+    assert product_flops(module.apply, params, rows, mask) == decoder_flops(SMALL, tokens)
 
 
 def test_pairs_of_blocks():

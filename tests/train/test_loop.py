@@ -53,10 +53,11 @@ def started(out, steps):
     )
 
 
-def wait_for_step(out, step):
+def wait_for_step(out, step, saved=False):
+    """Until the step is recorded and, with ``saved``, a checkpoint is finished."""
     for _ in range(600):
         found = records(out) if (out / "metrics.jsonl").exists() else []
-        if found and found[-1]["step"] >= step:
+        if found and found[-1]["step"] >= step and (not saved or checkpoints(out)):
             return
         time.sleep(0.05)
     raise AssertionError(f"no step {step} within 30 seconds")
@@ -119,7 +120,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     process = started(killed, 40)
     step = random.randrange(6, 30)
     try:
-        wait_for_step(killed, step)
+        wait_for_step(killed, step, saved=True)
     finally:
         process.kill()
         process.communicate()

@@ -71,7 +71,8 @@ def make_task(run: LoraRun) -> LoraTask:
     if jax.process_count() > 1:
         # Their batches would differ in shape: each is rounded up to buckets of its own.
         raise DyntokError("train.lora runs in one process, on all of its devices")
-    model = load(run.model, run.rows, run.compute, run.language, run.base_rows, EPOCH_ROWS)
+    rows = run.rows, run.compute, run.language, run.base_rows
+    model = load(run.model, *rows, cache_rows=EPOCH_ROWS)
     architecture = read_architecture(resolve(run.model))
     start = None
     if run.start is not None:

@@ -165,7 +165,7 @@ class _Run:
                 cache, state, waiting = state.cache, state._replace(cache=()), 0
             found = vocabulary.index.search(np.asarray(hidden, np.float32), k)
             rows = np.asarray(vocabulary.input[np.maximum(found.ids, 0)], np.float32)
-            # The program places what is found: that is faster than to split it here.
+            # The program places what is found: on one device that is faster than to do it here.
             state, recent, hidden = programs.one(
                 params, cache, state, recent, np.int32(waiting), found, rows, self._rules,
                 **self._step, plan=plan,

@@ -17,7 +17,7 @@ from dyntok_jax.generation.settings import (
 )
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.scoring import cut_left
-from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.text.layouts import BaseTokens, keep_last
 from dyntok_jax.types import DyntokError, Token
 
 __all__ = ["Generated", "GenerationConfig", "OnText", "OutputVocabulary", "generate"]
@@ -129,6 +129,7 @@ def _read(
     budget = Budget(reduction=settings.reduction)
     together = settings.batch_size if settings.merge_together else max(len(prompts), 1)
     alone = not settings.merge_together
+    prompts = [keep_last(base, settings.kept_words) for base in prompts]
     groups = [prompts[i : i + together] for i in range(0, len(prompts), together)]
     merged = [model.merge(part, budget, settings.boundary, per_sample=alone) for part in groups]
     return [sequence.tokens for part in merged for sequence in part.sequences]

@@ -38,7 +38,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve
 from dyntok_jax.scoring import target_scores
 from dyntok_jax.text.boundaries import Boundary
-from dyntok_jax.text.layouts import ids_layout
+from dyntok_jax.text.layouts import ids_layout, keep_last
 from dyntok_jax.types import DyntokError, did_you_mean
 
 TOGETHER = 32
@@ -80,6 +80,7 @@ class DyntokLM(TemplateLM):
         boundary: str = "pretoken",
         batch_size: int | str = 1,
         max_length: int | None = None,
+        kept_words: int = 1,
         vocabulary: str | None = None,
         index: str = EXACT,
         config: str | None = None,
@@ -96,6 +97,7 @@ class DyntokLM(TemplateLM):
             boundary: what merges do not cross.
             batch_size: sequences in a batch of the network.
             max_length: by default, and at most, what the model can read.
+            kept_words: so many words at a context's end stay in base tokens.
             vocabulary: folder of a large one to generate in; scores are the model's own always.
             index: how its tokens are searched, see ``large_vocabulary.opening.open_index``.
             config: YAML file with dtype and mesh.
@@ -110,7 +112,8 @@ class DyntokLM(TemplateLM):
         del max_batch_size, device
         self.budget = _budget(reduction)
         self.boundary = _boundary(boundary)
-        self.batch_size = _positive("batch_size", batch_size)
+        self.kept_words = _number("kept_words", kept_words, 0)
+        self.batch_size = _number("batch_size", batch_size)
         if not isinstance(seed, int):
             raise DyntokError(f"seed {seed!r}: valid is a whole number")
         self.seed = seed
@@ -122,7 +125,7 @@ class DyntokLM(TemplateLM):
         self.vocabulary = open_vocabulary(vocabulary, self.model, index) if vocabulary else None
         self.tokenizer = AutoTokenizer.from_pretrained(resolve(model))
         longest = self.model.max_length
-        wanted = longest if max_length is None else _positive("max_length", max_length)
+        wanted = longest if max_length is None else _number("max_length", max_length)
         self.max_length = min(wanted, longest)
 
     @classmethod
@@ -214,6 +217,7 @@ class DyntokLM(TemplateLM):
         contexts = [*map(tuple, _ends([context for _, context, _ in requests], rooms))]
         different = list(dict.fromkeys(contexts))  # choices of one question share theirs
         base = ids_layout(self.model.tokenizer, different, self.boundary)
+        base = [keep_last(context, self.kept_words) for context in base]
         batch = self.model.merge(base, self.budget, self.boundary, per_sample=True)
         merged = {ids: s.tokens for ids, s in zip(different, batch.sequences, strict=True)}
         endings = [base.tokens for base in ids_layout(self.model.tokenizer, targets)]
@@ -278,6 +282,7 @@ class DyntokLM(TemplateLM):
             max_new_tokens=new,
             reduction=self.budget.reduction,
             boundary=self.boundary,
+            kept_words=self.kept_words,
             batch_size=self.batch_size,
             temperature=float(temperature) if sampled else 0.0,
             stop=tuple(text for text in stop if text),
@@ -308,7 +313,7 @@ def _boundary(name: str) -> Boundary:
     return Boundary(name)
 
 
-def _positive(name: str, value: int | str) -> int:
-    if not str(value).isdecimal() or not int(value):
-        raise DyntokError(f"{name} {value!r}: valid is a number from 1")
+def _number(name: str, value: int | str, least: int = 1) -> int:
+    if not str(value).isdecimal() or int(value) < least:
+        raise DyntokError(f"{name} {value!r}: valid is a number from {least}")
     return int(value)

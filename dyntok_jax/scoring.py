@@ -19,7 +19,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.heads import logits
 from dyntok_jax.sharding import gathered
 from dyntok_jax.text.boundaries import Boundary
-from dyntok_jax.text.layouts import BaseTokens, prompt_layout
+from dyntok_jax.text.layouts import BaseTokens, keep_last, prompt_layout
 from dyntok_jax.types import DyntokError, Token
 
 CHOICE_BUCKETS = tuple(4**k for k in range(11))
@@ -63,6 +63,7 @@ def score(
     reduction: float = 100,
     *,
     boundary: Boundary = Boundary.PRETOKEN,
+    kept_words: int = 1,
     batch_size: int = 8,
     max_length: int | None = None,
 ) -> list[Scored]:
@@ -77,6 +78,7 @@ def score(
         items: prompts and their choices.
         reduction: percent of the largest possible saving of the prompt's tokens.
         boundary: what merges do not cross.
+        kept_words: so many words at the prompt's end stay in base tokens.
         batch_size: sequences in a batch of the network.
         max_length: cuts prompts; by default, and at most, what the model can read.
 
@@ -98,7 +100,8 @@ def score(
             )
         (base,) = prompt_layout(model.tokenizer, [prompt], boundary)
         base = cut_left(base, len(model.tokenizer.prompt_ids), room)
-        merged = model.merge([base], Budget(reduction=reduction), boundary, per_sample=True)
+        merging = [keep_last(base, kept_words)]
+        merged = model.merge(merging, Budget(reduction=reduction), boundary, per_sample=True)
         before = merged.sequences[0].tokens or _opening(model)
         sequences += [[*before, *choice.tokens] for choice in pieces]
         targets += [choice.ids for choice in pieces]

@@ -30,7 +30,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.scoring import target_scores
 from dyntok_jax.text.base_tokens import BaseTokenizer, Pieces
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
-from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.text.layouts import BaseTokens, keep_last
 from dyntok_jax.types import DyntokError, Token
 from eval import record
 from eval.bootstrap import interval
@@ -57,6 +57,8 @@ def main() -> None:
     add("--windows", type=record.positive, default=300, metavar="N", help="of each file (300)")
     add("--prefix-tokens", type=record.positive, default=192, metavar="N", help="(192)")
     add("--continuation-tokens", type=record.positive, default=64, metavar="N", help="(64)")
+    kept = "words of a prefix, its last ones, that stay in base tokens (1)"
+    add("--kept-words", type=record.from_zero, default=1, metavar="N", help=kept)
     record.run(parser, measure, show)
 
 
@@ -87,15 +89,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     models = {name: model.with_rows(name) for name in options.rows if name != STATIC}
     parts = len(windows) * (1 + len(models) * len(options.reduction))
     with tqdm(total=parts, disable=not sys.stderr.isatty(), leave=False) as bar:
-        files = {
-            name: _file(models, model, part, options.reduction, bar)
-            for name, part in windows.items()
-        }
+        files = {name: _file(models, model, part, options, bar) for name, part in windows.items()}
     return {
         "model": options.model,
         "windows": options.windows,
         "prefix_tokens": options.prefix_tokens,
         "continuation_tokens": options.continuation_tokens,
+        "kept_words": options.kept_words,
         "files": files,
     }
 
@@ -174,7 +174,7 @@ def _file(
     models: dict[str, DynamicModel],
     model: DynamicModel,
     windows: Windows,
-    reductions: Sequence[float],
+    options: argparse.Namespace,
     bar: tqdm,
 ) -> dict[str, Any]:
     """Figures of one file."""
@@ -183,9 +183,10 @@ def _file(
     bar.update()
     before = sum(len(part.tokens) for part in windows.prefixes)
     by_reduction = []
-    for reduction in reductions:
+    merging = [keep_last(part, options.kept_words) for part in windows.prefixes]
+    for reduction in options.reduction:
         budget = Budget(reduction=reduction)
-        merged = model.merge(windows.prefixes, budget, per_sample=True).sequences
+        merged = model.merge(merging, budget, per_sample=True).sequences
         prefixes = [part.tokens for part in merged]
         found: dict[str, np.ndarray] = {}
         for name, other in models.items():

@@ -119,6 +119,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def from_zero(text: str) -> int:
+    """An option's whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: valid is a number from 0")
+    return int(text)
+
+
 def percents(text: str) -> list[float]:
     """An option's list of percentages, separated by commas."""
     try:

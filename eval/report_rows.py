@@ -38,9 +38,10 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     """Bits per byte of what follows a merged prefix, a line for each text and reduction."""
     first = runs[0]
     commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
+    kept = f"the last {first['kept_words']} words" if first["kept_words"] != 1 else "the last word"
     head = (
         f"{first['model']}, bits per byte of the {first['continuation_tokens']} base tokens after "
-        f"a merged prefix of {first['prefix_tokens']}, above static (95 % interval; "
+        f"{first['prefix_tokens']}, merged but for {kept}, above static (95 % interval; "
         f"commit {commits}):"
     )
     lines = []

@@ -247,9 +247,23 @@ def test_prompts_are_merged_alone_unless_asked_otherwise(written, prompts):
         assert text.tokens["prompt_static"] == len(prompt.tokens)
 
 
+def test_the_last_words_of_a_prompt_stay_in_base_tokens(written, prompts):
+    prompt = prompts[0]
+    assert prompt.tokens[-4:] == ["gh", "tho", "us", "es"]
+    whole = written.merge([prompt], Budget(reduction=100)).sequences[0].tokens
+    assert whole[-3:] == ["Ġmind", "Ġthe", "Ġlighthouses"]
+    for kept, end in ((0, whole[-1:]), (1, prompt.tokens[-5:]), (99, prompt.tokens)):
+        settings = GenerationConfig(max_new_tokens=1, kept_words=kept)
+        (ready,) = _prepared(written, [prompt], settings, None, [0])
+        assert ready.tokens[-len(end) :] == end and ready.base is prompt
+        assert len(ready.tokens) == (
+            len(prompt.tokens) if kept == 99 else len(whole) - 1 + len(end)
+        )
+
+
 def test_a_codebook_is_the_vocabulary_and_the_prompts_merged_tokens(written, prompts):
     size = len(written.source.input)
-    settings = GenerationConfig(max_new_tokens=1, codebook=8, eos_bias=-1e9)
+    settings = GenerationConfig(max_new_tokens=1, kept_words=0, codebook=8, eos_bias=-1e9)
     plain = dataclasses.replace(settings, codebook=0)
     texts = generate(written, prompts, settings)
     for text, without, prompt in zip(
@@ -338,7 +352,7 @@ def test_finished_words_are_merged_in_the_cache(written, prompts):
 
 def test_a_rewritten_cache_is_that_of_the_merged_text(written, prompts, monkeypatch):
     settings = dataclasses.replace(
-        DRAWN, max_new_tokens=24, steps_together=1, reduction=100, rewrite_words=1
+        DRAWN, max_new_tokens=24, kept_words=0, steps_together=1, reduction=100, rewrite_words=1
     )
     read: list[np.ndarray] = []
     several = programs.several
@@ -436,7 +450,10 @@ def test_of_a_cut_prompt_both_lengths_are_of_the_same_text(written, prompts, in_
         tokens, rows, HostIndex(rows), lambda _: [tokens.index(token) for token in whole.tokens]
     )  # fmt: skip
     settings = GenerationConfig(
-        max_new_tokens=written.max_length - kept, stop=("<|endoftext|>",), truncate=True
+        max_new_tokens=written.max_length - kept,
+        kept_words=0,
+        stop=("<|endoftext|>",),
+        truncate=True,
     )
     if in_vocabulary:
         settings = dataclasses.replace(settings, reduction=None, candidates=1)

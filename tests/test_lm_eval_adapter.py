@@ -177,6 +177,7 @@ def test_contexts_are_merged_and_what_is_scored_is_not(tiny):
         ({"boundary": "pretokens"}, "did you mean 'pretoken'"),
         ({"batch_size": "auto"}, "batch_size 'auto'"),
         ({"max_length": 0}, "max_length 0"),
+        ({"kept_words": -1}, "kept_words -1: valid is a number from 0"),
         ({"seed": "x"}, "seed 'x': valid is a whole number"),
         ({"index": "/nowhere"}, "index /nowhere: it is of a large vocabulary"),
     ],

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from tiny_folders import decoder, folders
 
-from dyntok_jax.scoring import cut_left, right_aligned, scores_of_hidden
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.scoring import cut_left, right_aligned, score, scores_of_hidden
 from dyntok_jax.text.layouts import BaseTokens
+
+__all__ = ["decoder", "folders"]
 
 
 def test_a_prompt_is_cut_at_its_beginning_behind_what_stands_before_it():
@@ -19,6 +23,21 @@ def test_a_prompt_is_cut_at_its_beginning_behind_what_stands_before_it():
     assert cut.tokens == [1, "c", "d"] and cut.ids.tolist() == [1, 12, 13]
     assert cut.units.tolist() == [0, 2, 2] and cut.truncated == 2
     assert cut_left(base, prefix=1, room=5) is base
+
+
+def test_the_last_word_of_a_prompt_stays_in_base_tokens(decoder):
+    model = load(str(decoder), "fvt")
+    items = [("The old lighthouses mind the lighthouses", [" here", " there"])]
+    whole, ending, none, static = (
+        score(model, items, reduction, kept_words=kept)[0]
+        for reduction, kept in ((100, 0), (100, 1), (100, 99), (0, 0))
+    )
+    assert score(model, items, 100)[0] == ending
+    assert (
+        whole.tokens_dynamic < ending.tokens_dynamic < none.tokens_dynamic == static.tokens_static
+    )
+    assert none.scores == static.scores
+    assert np.abs(np.subtract(ending.scores, whole.scores)).max() > 1e-3
 
 
 def test_targets_stand_at_the_end():

@@ -40,6 +40,7 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     "--vocabulary prompts are tokenized by longest prefix under it]",
 )
 @options.boundary
+@options.kept_words
 @click.option("--merge-together", is_flag=True, help="Merge the prompts of a batch together.")
 @click.option(
     "--vocabulary", metavar="DIR", help="Generate in a large vocabulary (train.vocabulary)."

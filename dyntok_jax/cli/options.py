@@ -73,6 +73,14 @@ boundary = click.option(
     show_default=True,
     help="What merges do not cross.",
 )
+kept_words = click.option(
+    "--kept-words",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Words at a prompt's end that stay in base tokens, since what follows goes on from there.",
+)
 batch_size = click.option(
     "--batch-size",
     type=click.IntRange(min=1),

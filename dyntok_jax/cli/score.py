@@ -21,6 +21,7 @@ from dyntok_jax.text.boundaries import Boundary
 @options.base_rows
 @options.reduction_or_all
 @options.boundary
+@options.kept_words
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -38,6 +39,7 @@ def command(
     base_rows: Any,
     reduction: float,
     boundary: str,
+    kept_words: int,
     batch_size: int,
     max_length: int | None,
     config: str | None,
@@ -70,6 +72,7 @@ def command(
         [(r.fields["prompt"], r.fields["choices"]) for r in records],
         reduction,
         boundary=Boundary(boundary),
+        kept_words=kept_words,
         batch_size=batch_size,
         max_length=max_length,
     )

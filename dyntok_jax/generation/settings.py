@@ -34,6 +34,8 @@ class GenerationConfig:
         reduction: percent of the largest possible saving of the prompts' tokens; None tokenizes
             prompts by longest prefix under the output vocabulary instead.
         boundary: what merges do not cross.
+        kept_words: so many words at a prompt's end stay in base tokens, since what is generated
+            goes on from there; of no effect on longest prefixes.
         merge_together: merges every ``batch_size`` prompts in order together; otherwise each alone.
         batch_size: sequences in a batch.
         temperature: divides the logits; 0 takes the best token.
@@ -58,6 +60,7 @@ class GenerationConfig:
     max_new_tokens: int = 128
     reduction: float | None = 100.0
     boundary: Boundary = Boundary.PRETOKEN
+    kept_words: int = 1
     merge_together: bool = False
     batch_size: int = 8
     temperature: float = 0.0
@@ -77,7 +80,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size", "candidates", "steps_together"):
             _require(name, getattr(self, name) >= 1, getattr(self, name), "a number from 1")
-        for name in ("top_k", "codebook", "rewrite_words"):
+        for name in ("kept_words", "top_k", "codebook", "rewrite_words"):
             _require(name, getattr(self, name) >= 0, getattr(self, name), "a number from 0")
         held = self.temperature == 0 or LEAST <= self.temperature <= MOST
         _require("temperature", held, self.temperature, f"0, or {LEAST:g} to {MOST:g}")

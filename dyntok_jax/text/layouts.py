@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -170,6 +170,23 @@ def ids_layout(
                 yield from run
 
     return [_assemble(list(parts(ids)), None, "ids") for ids in sequences]
+
+
+def keep_last(base: BaseTokens, words: int) -> BaseTokens:
+    """The sequence with its last words' base tokens each a unit of its own, which never merges.
+
+    What follows a prompt goes on from its last word, and is foretold best from base tokens.
+
+    Args:
+        base: one sequence.
+        words: how many of its last units; a special token is one too.
+    """
+    begins = np.flatnonzero(np.diff(base.units, prepend=-1))
+    if not words or not len(begins):
+        return base
+    start = begins[-min(words, len(begins))]
+    own = base.units[start] + np.arange(len(base.units) - start, dtype=np.int32)
+    return replace(base, units=np.concatenate([base.units[:start], own]))
 
 
 def _segments(

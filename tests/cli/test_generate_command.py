@@ -9,7 +9,7 @@ import pytest
 PROMPTS = [
     {"prompt": "The old dog doesn't mind"},
     {"messages": [{"role": "user", "content": "<|im_end|> lighthouses on this coast"}]},
-    {"prompt": "Großvater"},
+    {"prompt": "Großvater sagt"},
 ]
 SHORT = ("--max-new-tokens", 6)
 

@@ -92,6 +92,22 @@ def test_the_command(command, decoder, text, tmp_path):
     )
 
 
+def test_a_prefix_of_kept_words_is_the_static_one(command, decoder, text, tmp_path):
+    found = {}
+    for kept in (0, 1, 24):
+        out = tmp_path / f"{kept}.json"
+        rest = "--model", decoder, "--rows", "static,fvt", "--text", text, "--kept-words", kept
+        run = command(continuation.main, *rest, "--out", out, *SHORT)
+        assert run.code == 0, run.err
+        figures = json.loads(out.read_text("utf-8"))
+        assert figures["kept_words"] == kept
+        (file,) = figures["files"].values()
+        found[kept] = file["reductions"][0]
+    shorter = [part["prefix_shorter_percent"] for part in found.values()]
+    assert shorter[0] > shorter[1] > shorter[2] == 0
+    assert found[24]["rows"]["fvt"]["above_static_percent"] == pytest.approx(0, abs=1e-4)
+
+
 def test_static_bits_are_those_of_scoring(decoder):
     model = load(str(decoder), "fvt")
     prompt, choice = "The old bridge over", " the river is lit"
@@ -126,6 +142,7 @@ def _pieces(model):
         (["--rows", "static,fvtt"], "valid: default, base, fvt"),
         (["--rows", "base"], "base rows"),
         (["--reduction", "x"], "valid"),
+        (["--kept-words", "-1"], "valid is a number from 0"),
         (["--text", "nowhere.txt"], "nowhere.txt: No such file"),
     ],
 )

@@ -37,6 +37,7 @@ CONTINUATION = {
     "model": "smollm2",
     "windows": 20,
     "prefix_tokens": 192,
+    "kept_words": 1,
     "continuation_tokens": 64,
     "files": {
         "text/wiki/de.txt": {

@@ -11,6 +11,8 @@ from laid_out import TEXT, cached, check
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
 from dyntok_jax.text.layouts import (
+    BaseTokens,
+    keep_last,
     messages_layout,
     pair_layout,
     prompt_layout,
@@ -99,6 +101,21 @@ def test_odd_texts(tokenizer: BaseTokenizer, text: str):
 def test_no_sequences(tokenizer: BaseTokenizer):
     assert text_layout(tokenizer, []) == prompt_layout(tokenizer, []) == []
     assert pair_layout(tokenizer, [], []) == words_layout(tokenizer, []) == []
+
+
+def test_last_words_are_kept_apart():
+    base = BaseTokens(
+        np.array([1, 10, 11, 12, 13, 14], np.int32),
+        [1, "a", "b", "c", "d", "e"],
+        np.array([0, 1, 1, 4, 4, 4], np.int32),
+    )
+    wanted = {0: [0, 1, 1, 4, 4, 4], 1: [0, 1, 1, 4, 5, 6], 2: [0, 1, 2, 3, 4, 5], 3: range(6)}
+    for words, units in {**wanted, 9: range(6)}.items():
+        kept = keep_last(base, words)
+        assert kept.units.tolist() == [*units] and kept.units.dtype == np.int32
+        assert kept.tokens == base.tokens and kept.ids is base.ids
+    empty = BaseTokens(np.zeros(0, np.int32), [], np.zeros(0, np.int32))
+    assert keep_last(empty, 1) is empty
 
 
 def test_ten_thousand_empty_lines(tokenizer: BaseTokenizer):

@@ -60,6 +60,11 @@ class DistillConfig:
         layers: run the student through its first layers only, and compare hidden states there;
             None for all. The loss ``output`` then takes the teacher's last states for its own.
         merge_rates: smallest and largest percentage of merges, drawn per batch.
+        prompt_share: smallest and largest share of each sequence, from its start, that merges,
+            drawn for each (decoders). What follows stays in base tokens, as after a prompt that
+            was shortened; ``output`` is not taken there.
+        repeated: share of the sequences whose second half is their first one again (decoders): what
+            is hardest after a merged prompt is to spell its words.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
@@ -77,6 +82,8 @@ class DistillConfig:
     prefix: str = ""
     layers: int | None = None
     merge_rates: tuple[float, float] = (0.0, 100.0)
+    prompt_share: tuple[float, float] = (1.0, 1.0)
+    repeated: float = 0.0
     hidden: float = 1.0
     pooled: float = 1.0
     divergence: float = 0.0
@@ -93,6 +100,11 @@ class DistillConfig:
         low, high = self.merge_rates
         if not 0 <= low <= high <= 100 or not high:
             raise DyntokError(f"merge_rates: {low} to {high} is no range of percentages")
+        low, high = self.prompt_share
+        if not 0 <= low <= high <= 1 or not high:
+            raise DyntokError(f"prompt_share: {low} to {high} is no range of shares from 0 to 1")
+        if not 0 <= self.repeated <= 1:
+            raise DyntokError(f"repeated: {self.repeated} is no share from 0 to 1")
         if self.vocabulary is not None and (self.drawn < 1 or not self.output):
             raise DyntokError(
                 "distill.vocabulary: tokens of it are drawn for the loss distill.output; give that "
@@ -336,7 +348,8 @@ class Distillation:
         )
         scores = jnp.concatenate([student, beyond], axis=-1)
         entropy = optax.softmax_cross_entropy_with_integer_labels(scores, target)
-        found = {"output": mean(entropy, valid)}
+        # Behind a prompt, that the next word is in pieces says nothing about the vocabulary.
+        found = {"output": mean(entropy, valid & (place + 1 < batch.prompt[row]))}
         if self.config.divergence:
             teacher = jax.nn.softmax(logits(states.teacher[row, place], own))
             divergence = optax.losses.kl_divergence(jax.nn.log_softmax(student), teacher)
@@ -366,6 +379,8 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError(
             "distill.divergence and distill.output: an encoder predicts no next tokens"
         )
+    if config.prompt_share != (1.0, 1.0) or config.repeated:
+        raise DyntokError("distill.prompt_share and distill.repeated: an encoder reads no prompts")
     if hypernet.separate_output and model.source.output is None:
         raise DyntokError("hypernet.separate_output: an encoder predicts no next tokens")
 

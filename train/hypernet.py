@@ -121,6 +121,8 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         config.max_length,
         config.prefix,
         config.merge_rates,
+        config.prompt_share,
+        config.repeated,
         shape.surface_length,
         shape.pad_id,
         config.vocabulary,

@@ -45,6 +45,7 @@ class DistillBatch(NamedTuple):
         ids: (B, T') rows: below O into ``own``, from O on into ``short``, then ``long``.
         mask: True at real dynamic tokens.
         last: (B, T') position of the last base token of each dynamic token.
+        prompt: (B,) dynamic tokens of the part that may merge; what follows stays in base tokens.
         own: (O,) ids of the vocabulary tokens in use.
         short: (M, S / 2) surface forms of the merged tokens in use that have few pieces; padding
             rows have none.
@@ -62,6 +63,7 @@ class DistillBatch(NamedTuple):
     ids: Int[np.ndarray, "B t"]
     mask: Bool[np.ndarray, "B t"]
     last: Int[np.ndarray, "B t"]
+    prompt: Int[np.ndarray, " B"]
     own: Int[np.ndarray, " O"]
     short: Int[np.ndarray, "M s"]
     long: Int[np.ndarray, "N S"]
@@ -88,6 +90,9 @@ class Preparation:
         max_length: T at most.
         prefix: put before every text.
         merge_rates: smallest and largest percentage of merges, drawn per batch.
+        prompt_share: smallest and largest share of a sequence, from its start, that may merge,
+            drawn for each.
+        repeated: share of the sequences that are replaced by their first half, twice.
         surface_length: S, also the most base tokens in one dynamic token.
         pad_id: fills surface forms.
         vocabulary: folder of a large vocabulary to draw from, or None.
@@ -100,6 +105,8 @@ class Preparation:
     max_length: int
     prefix: str
     merge_rates: tuple[float, float]
+    prompt_share: tuple[float, float]
+    repeated: float
     surface_length: int
     pad_id: int
     vocabulary: Path | None = None
@@ -121,10 +128,19 @@ class Preparation:
         """A batch and its number of base tokens; None where nothing merges."""
         base = self._base(texts)
         rng = np.random.default_rng(texts.seed)
-        merged = merge(base, Budget(reduction=float(rng.uniform(*self.merge_rates)))).sequences
+        budget = Budget(reduction=float(rng.uniform(*self.merge_rates)))
+        drawn = self._draw(rng)
+        # Drawn last, so that whole prompts leave all other draws as they are.
+        base = [_twice(b) if rng.random() < self.repeated else b for b in base]
+        shares = rng.uniform(*self.prompt_share, len(base))
+        ends = [
+            _end(b, round(share * len(b.tokens))) for share, b in zip(shares, base, strict=True)
+        ]
+        base = [_unmerged_from(end, sequence) for end, sequence in zip(ends, base, strict=True)]
+        merged = merge(base, budget).sequences
         if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
             return None
-        batch = self.arrays(base, merged, self._draw(rng))
+        batch = self.arrays(base, merged, drawn, ends)
         return batch, sum(len(b.tokens) for b in base)
 
     def _draw(self, rng: np.random.Generator) -> list[Token]:
@@ -163,12 +179,14 @@ class Preparation:
         base: Sequence[BaseTokens],
         merged: Sequence[DynamicTokens],
         drawn: Sequence[Token] = (),
+        ends: Sequence[int] | None = None,
     ) -> DistillBatch:
         """Pads everything to buckets.
 
         Args:
             base, merged: sequences before and after merging.
             drawn: tokens of the large vocabulary, read and scored beside the batch's own.
+            ends: base tokens of each sequence's part that may merge; by default all.
         """
         # Long batches are the rule, and every further length would compile all over again.
         length = bucket(self.max_length, TOKEN_BUCKETS)
@@ -198,6 +216,7 @@ class Preparation:
             np.zeros((self.sequences, width), np.int32),
             np.zeros((self.sequences, width), bool),
             np.zeros((self.sequences, width), np.int32),
+            np.zeros(self.sequences, np.int32),
             np.zeros(own_count, np.int32),
             short,
             long,
@@ -210,10 +229,11 @@ class Preparation:
         for i, (before, after) in enumerate(zip(base, merged, strict=True)):
             count, now = len(before.tokens), len(after.tokens)
             batch.base_ids[i, :count], batch.base_mask[i, :count] = before.ids, True
-            ends = np.append(after.starts[1:], count)
-            batch.owner[i, :count] = np.repeat(np.arange(now), ends - after.starts)
+            bounds = np.append(after.starts, count)
+            batch.owner[i, :count] = np.repeat(np.arange(now), np.diff(bounds))
             batch.ids[i, :now] = [rows[token] for token in after.tokens]
-            batch.mask[i, :now], batch.last[i, :now] = True, ends - 1
+            batch.mask[i, :now], batch.last[i, :now] = True, bounds[1:] - 1
+            batch.prompt[i] = now if ends is None else (after.starts < ends[i]).sum()
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
         return batch
 
@@ -266,6 +286,31 @@ class Preparation:
 
     def _own_id(self, token: str) -> int | None:
         return self._tokenizer.id_of(token)
+
+
+def _twice(sequence: BaseTokens) -> BaseTokens:
+    """The first half of a sequence, and the same again."""
+    half = len(sequence.tokens) // 2
+    units = sequence.units[:half]
+    return BaseTokens(
+        np.tile(sequence.ids[:half], 2),
+        sequence.tokens[:half] * 2,
+        np.concatenate([units, units + units.max(initial=0) + 1]),
+    )
+
+
+def _end(sequence: BaseTokens, place: int) -> int:
+    """Where the whole words before a place end."""
+    if place == len(sequence.tokens):
+        return place
+    return int(np.searchsorted(sequence.units, sequence.units[place]))
+
+
+def _unmerged_from(end: int, sequence: BaseTokens) -> BaseTokens:
+    """The sequence with every base token from ``end`` on a unit of its own."""
+    units = sequence.units.copy()
+    units[end:] = units.max(initial=0) + 1 + np.arange(len(units) - end)
+    return replace(sequence, units=units)
 
 
 def _windows(whole: BaseTokens, length: int):

@@ -110,9 +110,13 @@ def test_drawn_tokens_of_the_batch_do_not_change_the_others_share(make, vocabula
     assert (found == 0).sum() == 3
 
 
-def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary, share):
     """Against a loop over positions, with the whole teacher's states behind a short student."""
-    task = make(output=1.0, layers=1, vocabulary=vocabulary, drawn=DRAWN, scored=20)
+    task = make(
+        output=1.0, layers=1, vocabulary=vocabulary, drawn=DRAWN, scored=20,
+        prompt_share=(share, share),
+    )  # fmt: skip
     batch, key = next(task.batches(None)).batch, jax.random.key(3)
     params = jax.tree.map(
         lambda x: x + 0.05 * np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype),
@@ -140,9 +144,42 @@ def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary):
         index = batch.ids[row, place + 1]
         known = index < len(batch.own)
         target = batch.own[index] if known else len(own) + index - len(batch.own)
-        losses.append(logsumexp(scores) - scores[target])
+        # Behind a prompt nothing merges, and so nothing is learned of what would have.
+        if place + 1 < batch.prompt[row]:
+            losses.append(logsumexp(scores) - scores[target])
+    assert len(losses) == 20 if share == 1 else 0 < len(losses) < 20
     assert float(parts["output"]) == pytest.approx(np.mean(losses), rel=1e-4)
     assert "divergence" not in parts
+
+
+def test_behind_a_prompt_nothing_merges(make):
+    task = make(output=1.0, prompt_share=(0.4, 0.8))
+    batch = next(task.batches(None)).batch
+    whole = next(make(output=1.0).batches(None)).batch
+    np.testing.assert_array_equal(batch.base_ids, whole.base_ids)
+    np.testing.assert_array_equal(whole.prompt, whole.mask.sum(1))
+    ends = []
+    for row, prompt in enumerate(batch.prompt):
+        end = int((batch.owner[row] < prompt).sum())
+        ends.append(end)
+        count = int(batch.base_mask[row].sum())
+        behind = batch.owner[row, end:count]
+        np.testing.assert_array_equal(behind, prompt + np.arange(count - end))
+        # The prompt is whole words, merged as they would be in the whole.
+        assert whole.owner[row, end] > whole.owner[row, end - 1]
+        np.testing.assert_array_equal(batch.owner[row, :end], whole.owner[row, :end])
+    assert 0.2 * 32 < min(ends) < max(ends) <= 0.8 * 32
+
+
+def test_repeated_sequences_are_a_prompt_and_the_same_in_base_tokens(make):
+    task = make(output=1.0, prompt_share=(0.5, 0.5), repeated=1.0)
+    batch = next(task.batches(None)).batch
+    whole = next(make(output=1.0).batches(None)).batch
+    for half in (batch.base_ids[:, :16], batch.base_ids[:, 16:]):
+        np.testing.assert_array_equal(half, whole.base_ids[:, :16])
+    assert (batch.mask.sum(1) < 32).any() and (batch.prompt < 16).any()
+    for row, prompt in enumerate(batch.prompt):
+        assert (np.diff(batch.owner[row, 15:]) == 1).all() and batch.owner[row, 15] >= prompt - 1
 
 
 def test_rounded_products_are_near(make):
@@ -163,6 +200,9 @@ def test_rounded_products_are_near(make):
 
 
 def test_losses_and_heads_that_are_not_there(make, encoder):
+    for prompts in ({"prompt_share": (0.5, 1.0)}, {"repeated": 0.5}):
+        with pytest.raises(DyntokError, match="an encoder reads no prompts"):
+            make(separate_output=False, model=encoder, **prompts)
     with pytest.raises(DyntokError, match="leave distill"):
         make(divergence=1.0, layers=1)
     with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):

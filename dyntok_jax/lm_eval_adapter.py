@@ -97,7 +97,8 @@ class DyntokLM(TemplateLM):
             boundary: what merges do not cross.
             batch_size: sequences in a batch of the network.
             max_length: by default, and at most, what the model can read.
-            kept_words: so many words at a context's end stay in base tokens.
+            kept_words: so many words at a context's end stay in base tokens, see
+                ``layouts.keep_last``.
             vocabulary: folder of a large one to generate in; scores are the model's own always.
             index: how its tokens are searched, see ``large_vocabulary.opening.open_index``.
             config: YAML file with dtype and mesh.

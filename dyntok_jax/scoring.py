@@ -78,7 +78,7 @@ def score(
         items: prompts and their choices.
         reduction: percent of the largest possible saving of the prompt's tokens.
         boundary: what merges do not cross.
-        kept_words: so many words at the prompt's end stay in base tokens.
+        kept_words: so many words at the prompt's end stay in base tokens, see ``keep_last``.
         batch_size: sequences in a batch of the network.
         max_length: cuts prompts; by default, and at most, what the model can read.
 

@@ -4,10 +4,11 @@
       --reduction 50,100 --text en.txt de.txt --windows 300 --out out/continuation.json
 
 Windows of consecutive base tokens are spread evenly over each file (its lines joined by line
-breaks) and do not overlap. The first tokens of a window, the prefix, are merged by themselves and
-read by the given rows; the others are read and scored as base tokens. Before the prefix stands what
-the model's own tokenizer puts before a text. Bits per byte are the bits of all scored tokens over
-their bytes; intervals are of a paired bootstrap over windows.
+breaks) and do not overlap. The first tokens of a window, the prefix, are merged by themselves, but
+for the last word, as before generation, and read by the given rows; the others are read and scored
+as base tokens. Before the prefix stands what the model's own tokenizer puts before a text. Bits per
+byte are the bits of all scored tokens over their bytes; intervals are of a paired bootstrap over
+windows.
 """
 
 from __future__ import annotations

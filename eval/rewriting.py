@@ -3,11 +3,11 @@
     python -m eval.rewriting --model smollm2-135m-instruct --words 1,4 --windows 32 \
       --text out/text/wiki_qa/de.txt --out out/rewriting.json
 
-Windows are those of ``eval.continuation``. Their prefixes are merged; what follows is read as it
-would be generated, in base tokens, and each time so many words are finished, the cache goes back to
-before them and reads them merged. A word's first token is scored before that, as it is chosen.
-``generate`` looks for finished words every ``steps_together`` tokens only; figures here are those
-of 1, as ``dyntok generate --stream`` has it.
+Windows are those of ``eval.continuation``. Their prefixes are merged, the last word too; what
+follows is read as it would be generated, in base tokens, and each time so many words are finished,
+the cache goes back to before them and reads them merged. A word's first token is scored before
+that, as it is chosen. ``generate`` looks for finished words every ``steps_together`` tokens only;
+figures here are those of 1, as ``dyntok generate --stream`` has it.
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_folders import decoder, folders
 
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.scoring import cut_left, right_aligned, score, scores_of_hidden
+from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.types import DyntokError
 
 __all__ = ["decoder", "folders"]
 
@@ -38,6 +41,11 @@ def test_the_last_word_of_a_prompt_stays_in_base_tokens(decoder):
     )
     assert none.scores == static.scores
     assert np.abs(np.subtract(ending.scores, whole.scores)).max() > 1e-3
+    # The last word is one whatever else merges.
+    (sentence,) = score(model, items, 100, boundary=Boundary.SENTENCE)
+    assert sentence.tokens_dynamic == ending.tokens_dynamic - whole.tokens_dynamic + 2
+    with pytest.raises(DyntokError, match="kept_words -1: valid is a number from 0"):
+        score(model, items, 100, kept_words=-1)
 
 
 def test_targets_stand_at_the_end():

@@ -62,15 +62,17 @@ class DistillConfig:
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         prompt_share: smallest and largest share of each sequence, from its start, that merges,
             drawn for each (decoders). What follows stays in base tokens, as after a prompt that
-            was shortened; ``output`` is not taken there.
-        repeated: share of the sequences whose second half is their first one again (decoders): what
-            is hardest after a merged prompt is to spell its words.
+            was shortened; ``output`` is not taken there. From 0 to 1.
+        repeated: chance, from 0 to 1, that a sequence's second half is its first one again
+            (decoders): what is hardest after a merged prompt is to spell its words. Prompts end
+            at the half then, or before.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
         output: weight of the next dynamic token's cross-entropy (decoders), among the vocabulary
             and what was merged in the same process.
-        scored: positions of a batch at which the last two are taken.
+        scored: positions of a batch at which the last two are taken, ``output`` as far as they are
+            within prompts.
         vocabulary: folder of a large vocabulary, of which ``drawn`` tokens stand beside the batch's
             own in ``output``, each for its share of all (sampled softmax): rows so trained keep
             their place among all the vocabulary's.
@@ -104,7 +106,12 @@ class DistillConfig:
         if not 0 <= low <= high <= 1 or not high:
             raise DyntokError(f"prompt_share: {low} to {high} is no range of shares from 0 to 1")
         if not 0 <= self.repeated <= 1:
-            raise DyntokError(f"repeated: {self.repeated} is no share from 0 to 1")
+            raise DyntokError(f"repeated: {self.repeated} is no chance from 0 to 1")
+        if self.repeated and high > 0.5:
+            raise DyntokError(
+                f"repeated: with prompt_share up to {high} what is repeated would merge too; valid "
+                "is 0.5 at most"
+            )
         if self.vocabulary is not None and (self.drawn < 1 or not self.output):
             raise DyntokError(
                 "distill.vocabulary: tokens of it are drawn for the loss distill.output; give that "
@@ -206,10 +213,15 @@ class Distillation:
         """What must stay equal when a run goes on."""
         data = asdict(self.data)
         del data["workers"]  # any number gives the same batches
+        loss = asdict(self.config)
+        # Absent where whole sequences merge, as in runs from before there was a choice.
+        for name in ("prompt_share", "repeated"):
+            if loss[name] == getattr(DistillConfig, name):
+                del loss[name]
         settings = {
             "objective": "distill",
             "hypernet": asdict(self.hypernet_config),
-            "distill": asdict(self.config),
+            "distill": loss,
             "data": data,
             "seed": self.seed,
             "dtype": jnp.dtype(self.hypernet.dtype).name,
@@ -242,7 +254,11 @@ class Distillation:
         """Merged texts, endless; of several processes each reads and merges its own."""
         return batches(
             replace(self.data, texts=-(-self.data.texts // self._part.count)),
-            replace(self.preparation, sequences=self.config.sequences // self._part.count),
+            replace(
+                self.preparation,
+                sequences=self.config.sequences // self._part.count,
+                part=self._part.index,
+            ),
             seed=self.seed,
             position=position,
             process_index=self._part.index,
@@ -349,7 +365,7 @@ class Distillation:
         scores = jnp.concatenate([student, beyond], axis=-1)
         entropy = optax.softmax_cross_entropy_with_integer_labels(scores, target)
         # Behind a prompt, that the next word is in pieces says nothing about the vocabulary.
-        found = {"output": mean(entropy, valid & (place + 1 < batch.prompt[row]))}
+        found = {"output": mean(entropy, valid & (place + 1 < batch.prompt_length[row]))}
         if self.config.divergence:
             teacher = jax.nn.softmax(logits(states.teacher[row, place], own))
             divergence = optax.losses.kl_divergence(jax.nn.log_softmax(student), teacher)

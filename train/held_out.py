@@ -27,7 +27,8 @@ class HeldOut:
 
         Args:
             data: held-out texts.
-            preparation: as in training; its merge rates are not used.
+            preparation: as in training, prompts and what repeats them as well; its merge rates are
+                not used.
             count: batches at each merge rate.
             seed: of the choice of texts.
         """

@@ -23,7 +23,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.sharding import BatchPart
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary, capped_units
-from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout
+from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout, unmerged_from
 from dyntok_jax.text.surface_forms import surface_forms
 from dyntok_jax.types import Token
 from train.data import TextBatch
@@ -45,7 +45,8 @@ class DistillBatch(NamedTuple):
         ids: (B, T') rows: below O into ``own``, from O on into ``short``, then ``long``.
         mask: True at real dynamic tokens.
         last: (B, T') position of the last base token of each dynamic token.
-        prompt: (B,) dynamic tokens of the part that may merge; what follows stays in base tokens.
+        prompt_length: (B,) dynamic tokens of the part that may merge; what follows stays in base
+            tokens.
         own: (O,) ids of the vocabulary tokens in use.
         short: (M, S / 2) surface forms of the merged tokens in use that have few pieces; padding
             rows have none.
@@ -63,7 +64,7 @@ class DistillBatch(NamedTuple):
     ids: Int[np.ndarray, "B t"]
     mask: Bool[np.ndarray, "B t"]
     last: Int[np.ndarray, "B t"]
-    prompt: Int[np.ndarray, " B"]
+    prompt_length: Int[np.ndarray, " B"]
     own: Int[np.ndarray, " O"]
     short: Int[np.ndarray, "M s"]
     long: Int[np.ndarray, "N S"]
@@ -92,11 +93,12 @@ class Preparation:
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         prompt_share: smallest and largest share of a sequence, from its start, that may merge,
             drawn for each.
-        repeated: share of the sequences that are replaced by their first half, twice.
+        repeated: chance that a sequence is replaced by its first half, twice.
         surface_length: S, also the most base tokens in one dynamic token.
         pad_id: fills surface forms.
         vocabulary: folder of a large vocabulary to draw from, or None.
         drawn: tokens drawn from it for each batch.
+        part: number of the process, which makes its own draws for sequences.
     """
 
     tokenizer: Path
@@ -111,6 +113,7 @@ class Preparation:
     pad_id: int
     vocabulary: Path | None = None
     drawn: int = 0
+    part: int = 0
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
@@ -130,13 +133,14 @@ class Preparation:
         rng = np.random.default_rng(texts.seed)
         budget = Budget(reduction=float(rng.uniform(*self.merge_rates)))
         drawn = self._draw(rng)
-        # Drawn last, so that whole prompts leave all other draws as they are.
+        # What is drawn for each sequence: all parts have the same seed.
+        rng = np.random.default_rng((texts.seed, self.part))
         base = [_twice(b) if rng.random() < self.repeated else b for b in base]
         shares = rng.uniform(*self.prompt_share, len(base))
         ends = [
             _end(b, round(share * len(b.tokens))) for share, b in zip(shares, base, strict=True)
         ]
-        base = [_unmerged_from(end, sequence) for end, sequence in zip(ends, base, strict=True)]
+        base = [unmerged_from(b, end) for b, end in zip(base, ends, strict=True)]
         merged = merge(base, budget).sequences
         if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
             return None
@@ -233,7 +237,7 @@ class Preparation:
             batch.owner[i, :count] = np.repeat(np.arange(now), np.diff(bounds))
             batch.ids[i, :now] = [rows[token] for token in after.tokens]
             batch.mask[i, :now], batch.last[i, :now] = True, bounds[1:] - 1
-            batch.prompt[i] = now if ends is None else (after.starts < ends[i]).sum()
+            batch.prompt_length[i] = now if ends is None else (after.starts < ends[i]).sum()
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
         return batch
 
@@ -289,14 +293,13 @@ class Preparation:
 
 
 def _twice(sequence: BaseTokens) -> BaseTokens:
-    """The first half of a sequence, and the same again."""
+    """The first half of a sequence, and the same again; an opening token comes once."""
     half = len(sequence.tokens) // 2
-    units = sequence.units[:half]
-    return BaseTokens(
-        np.tile(sequence.ids[:half], 2),
-        sequence.tokens[:half] * 2,
-        np.concatenate([units, units + units.max(initial=0) + 1]),
-    )
+    opening = next((i for i, t in enumerate(sequence.tokens) if isinstance(t, str)), half)
+    places = np.r_[:half, opening:half]
+    units = sequence.units[places]
+    units[half:] += units[half - 1] + 1
+    return BaseTokens(sequence.ids[places], [sequence.tokens[i] for i in places], units)
 
 
 def _end(sequence: BaseTokens, place: int) -> int:
@@ -304,13 +307,6 @@ def _end(sequence: BaseTokens, place: int) -> int:
     if place == len(sequence.tokens):
         return place
     return int(np.searchsorted(sequence.units, sequence.units[place]))
-
-
-def _unmerged_from(end: int, sequence: BaseTokens) -> BaseTokens:
-    """The sequence with every base token from ``end`` on a unit of its own."""
-    units = sequence.units.copy()
-    units[end:] = units.max(initial=0) + 1 + np.arange(len(units) - end)
-    return replace(sequence, units=units)
 
 
 def _windows(whole: BaseTokens, length: int):

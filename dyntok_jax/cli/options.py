@@ -79,7 +79,8 @@ kept_words = click.option(
     metavar="N",
     default=1,
     show_default=True,
-    help="Words at a prompt's end that stay in base tokens, since what follows goes on from there.",
+    help="Words (punctuation marks, white space) at a prompt's end that stay in base tokens, since "
+    "what follows goes on from there; of no effect on longest prefixes of a vocabulary.",
 )
 batch_size = click.option(
     "--batch-size",

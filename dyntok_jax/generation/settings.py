@@ -34,8 +34,8 @@ class GenerationConfig:
         reduction: percent of the largest possible saving of the prompts' tokens; None tokenizes
             prompts by longest prefix under the output vocabulary instead.
         boundary: what merges do not cross.
-        kept_words: so many words at a prompt's end stay in base tokens, since what is generated
-            goes on from there; of no effect on longest prefixes.
+        kept_words: so many words at a prompt's end stay in base tokens, see
+            ``layouts.keep_last``; of no effect on longest prefixes.
         merge_together: merges every ``batch_size`` prompts in order together; otherwise each alone.
         batch_size: sequences in a batch.
         temperature: divides the logits; 0 takes the best token.

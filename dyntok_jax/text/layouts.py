@@ -173,20 +173,36 @@ def ids_layout(
 
 
 def keep_last(base: BaseTokens, words: int) -> BaseTokens:
-    """The sequence with its last words' base tokens each a unit of its own, which never merges.
+    """The sequence with the base tokens of its last words unmerged.
 
     What follows a prompt goes on from its last word, and is foretold best from base tokens.
 
     Args:
         base: one sequence.
-        words: how many of its last units; a special token is one too.
+        words: how many pre-tokens (words, but also punctuation marks and white space, and clauses
+            of Chinese or Thai) of the text that the sequence ends with; of a chat that is the
+            template's own.
+
+    Raises:
+        DyntokError: a negative number.
     """
-    begins = np.flatnonzero(np.diff(base.units, prepend=-1))
+    if words < 0:
+        raise DyntokError(f"kept_words {words}: valid is a number from 0")
+    special = [place for place, token in enumerate(base.tokens) if isinstance(token, int)]
+    text = special[-1] + 1 if special else 0
+    ending = [token for token in base.tokens[text:] if isinstance(token, str)]
+    begins = np.flatnonzero(np.diff(unit_numbers(ending, Boundary.PRETOKEN), prepend=-1))
     if not words or not len(begins):
         return base
-    start = begins[-min(words, len(begins))]
-    own = base.units[start] + np.arange(len(base.units) - start, dtype=np.int32)
-    return replace(base, units=np.concatenate([base.units[:start], own]))
+    return unmerged_from(base, text + int(begins[-min(words, len(begins))]))
+
+
+def unmerged_from(base: BaseTokens, start: int) -> BaseTokens:
+    """The sequence with every base token from ``start`` on a unit of its own."""
+    before = base.units[:start]
+    first = before[-1] + 1 if start else 0
+    own = first + np.arange(len(base.units) - start, dtype=np.int32)
+    return replace(base, units=np.concatenate([before, own], dtype=np.int32))
 
 
 def _segments(

@@ -30,6 +30,20 @@ def test_texts_counts_and_seconds(dyntok, decoder):
     assert run.records[1]["tokens"]["prompt_static"] == len(static.records[0]["tokens"])
 
 
+def test_the_last_word_is_merged_on_request(dyntok, decoder):
+    arguments = "--model", decoder, "--rows", "fvt"
+    prompt = "The old dog sees lighthouses"
+    for command, line, name in (
+        (("generate", "--max-new-tokens", 1), {"prompt": prompt}, "prompt_dynamic"),
+        (("score",), {"prompt": prompt, "choices": [" a"]}, "dynamic"),
+    ):
+        ending, whole = (
+            dyntok(*command, *arguments, *kept, "-", stdin=[line]).records[0]["tokens"][name]
+            for kept in ((), ("--kept-words", 0))
+        )
+        assert ending == whole + 4  # li gh tho us es
+
+
 def test_streaming_shows_the_same_text(dyntok, decoder):
     draws = ("--temperature", 1.5, "--top-k", 50, "--seed", 3)
     arguments = ("generate", "--model", decoder, "--rows", "fvt", *SHORT, *draws, "-")

@@ -104,18 +104,21 @@ def test_no_sequences(tokenizer: BaseTokenizer):
 
 
 def test_last_words_are_kept_apart():
-    base = BaseTokens(
-        np.array([1, 10, 11, 12, 13, 14], np.int32),
-        [1, "a", "b", "c", "d", "e"],
-        np.array([0, 1, 1, 4, 4, 4], np.int32),
-    )
-    wanted = {0: [0, 1, 1, 4, 4, 4], 1: [0, 1, 1, 4, 5, 6], 2: [0, 1, 2, 3, 4, 5], 3: range(6)}
-    for words, units in {**wanted, 9: range(6)}.items():
-        kept = keep_last(base, words)
-        assert kept.units.tolist() == [*units] and kept.units.dtype == np.int32
-        assert kept.tokens == base.tokens and kept.ids is base.ids
-    empty = BaseTokens(np.zeros(0, np.int32), [], np.zeros(0, np.int32))
-    assert keep_last(empty, 1) is empty
+    tokens = [1, "a", "b", "Ġc", "d", "Ġe"]
+    for units in ([0, 1, 1, 4, 4, 6], [0, 1, 1, 1, 1, 1]):
+        base = BaseTokens(np.arange(6, dtype=np.int32), tokens, np.array(units, np.int32))
+        apart = {words: keep_last(base, words) for words in (0, 1, 2, 3, 9)}
+        assert apart[0] is base
+        for words, kept in apart.items():
+            start = {0: 6, 1: 5, 2: 3}.get(words, 1)
+            joined = np.diff(kept.units) == 0
+            wanted = np.diff(units) == 0
+            wanted[max(start - 1, 0) :] = False
+            np.testing.assert_array_equal(joined, wanted)
+            assert kept.units.dtype == np.int32 and kept.tokens == tokens and kept.ids is base.ids
+    for ending in ([], ["a", 1]):
+        base = BaseTokens(np.zeros(len(ending), np.int32), ending, np.zeros(len(ending), np.int32))
+        assert keep_last(base, 1) is base
 
 
 def test_ten_thousand_empty_lines(tokenizer: BaseTokenizer):

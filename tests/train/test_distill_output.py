@@ -25,6 +25,7 @@ from train.distill import DistillConfig
 from train.distill_losses import scored_positions
 from train.hypernet import make_task
 from train.loop import TrainingConfig
+from train.preparation import _twice
 from train.text_sources import TextSource
 
 TEXTS = [
@@ -145,7 +146,7 @@ def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary, share
         known = index < len(batch.own)
         target = batch.own[index] if known else len(own) + index - len(batch.own)
         # Behind a prompt nothing merges, and so nothing is learned of what would have.
-        if place + 1 < batch.prompt[row]:
+        if place + 1 < batch.prompt_length[row]:
             losses.append(logsumexp(scores) - scores[target])
     assert len(losses) == 20 if share == 1 else 0 < len(losses) < 20
     assert float(parts["output"]) == pytest.approx(np.mean(losses), rel=1e-4)
@@ -157,9 +158,9 @@ def test_behind_a_prompt_nothing_merges(make):
     batch = next(task.batches(None)).batch
     whole = next(make(output=1.0).batches(None)).batch
     np.testing.assert_array_equal(batch.base_ids, whole.base_ids)
-    np.testing.assert_array_equal(whole.prompt, whole.mask.sum(1))
+    np.testing.assert_array_equal(whole.prompt_length, whole.mask.sum(1))
     ends = []
-    for row, prompt in enumerate(batch.prompt):
+    for row, prompt in enumerate(batch.prompt_length):
         end = int((batch.owner[row] < prompt).sum())
         ends.append(end)
         count = int(batch.base_mask[row].sum())
@@ -168,18 +169,44 @@ def test_behind_a_prompt_nothing_merges(make):
         # The prompt is whole words, merged as they would be in the whole.
         assert whole.owner[row, end] > whole.owner[row, end - 1]
         np.testing.assert_array_equal(batch.owner[row, :end], whole.owner[row, :end])
-    assert 0.2 * 32 < min(ends) < max(ends) <= 0.8 * 32
+    # Drawn for each sequence: words alone do not spread the ends so far.
+    assert 0.2 * 32 < min(ends) < max(ends) - 7 and max(ends) <= 0.8 * 32
 
 
-def test_repeated_sequences_are_a_prompt_and_the_same_in_base_tokens(make):
-    task = make(output=1.0, prompt_share=(0.5, 0.5), repeated=1.0)
+@pytest.mark.parametrize("repeated", [0.5, 1.0])
+def test_repeated_sequences_are_a_prompt_and_the_same_in_base_tokens(make, vocabulary, repeated):
+    drawing: dict[str, Any] = {"output": 1.0, "vocabulary": vocabulary, "drawn": DRAWN}
+    task = make(prompt_share=(0.5, 0.5), repeated=repeated, **drawing)
     batch = next(task.batches(None)).batch
-    whole = next(make(output=1.0).batches(None)).batch
-    for half in (batch.base_ids[:, :16], batch.base_ids[:, 16:]):
-        np.testing.assert_array_equal(half, whole.base_ids[:, :16])
-    assert (batch.mask.sum(1) < 32).any() and (batch.prompt < 16).any()
-    for row, prompt in enumerate(batch.prompt):
+    whole = next(make(**drawing).batches(None)).batch
+    # The other draws are those of whole sequences.
+    assert np.isfinite(shift(batch)).sum() > DRAWN // 2
+    stands_for = shift(batch)[np.isfinite(shift(batch)) & (shift(batch) > 0)]
+    assert abs(len(stands_for) - (shift(whole)[np.isfinite(shift(whole))] > 0).sum()) < DRAWN // 2
+    np.testing.assert_array_equal(batch.base_ids[:, :16], whole.base_ids[:, :16])
+    again = (batch.base_ids[:, 16:] == whole.base_ids[:, :16]).all(1)
+    same = (batch.base_ids == whole.base_ids).all(1)
+    assert (again != same).all()
+    assert again.all() if repeated == 1 else again.any() and same.any()
+    assert (batch.prompt_length < 16).any()
+    for row, prompt in enumerate(batch.prompt_length):
         assert (np.diff(batch.owner[row, 15:]) == 1).all() and batch.owner[row, 15] >= prompt - 1
+
+
+def test_an_opening_token_is_not_repeated():
+    base = BaseTokens(
+        np.arange(8, dtype=np.int32), [7, *"abcdefg"], np.array([0, 1, 1, 2, 3, 3, 4, 5])
+    )
+    twice = _twice(base)
+    assert twice.tokens == [7, *"abcabc"] and twice.ids.tolist() == [0, 1, 2, 3, 1, 2, 3]
+    assert twice.units.tolist() == [0, 1, 1, 2, 4, 4, 5]
+
+
+def test_settings_of_whole_sequences_are_those_of_earlier_runs(make):
+    names = {"prompt_share", "repeated"}
+    assert not names & make(output=1.0).settings["distill"].keys()
+    changed = make(output=1.0, prompt_share=(0.4, 0.5), repeated=0.5).settings["distill"]
+    assert names <= changed.keys()
 
 
 def test_rounded_products_are_near(make):

@@ -395,8 +395,8 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError(
             "distill.divergence and distill.output: an encoder predicts no next tokens"
         )
-    if config.prompt_share != (1.0, 1.0) or config.repeated:
-        raise DyntokError("distill.prompt_share and distill.repeated: an encoder reads no prompts")
+    if config.prompt_share != (1.0, 1.0):
+        raise DyntokError("distill.prompt_share: an encoder reads no prompts")
     if hypernet.separate_output and model.source.output is None:
         raise DyntokError("hypernet.separate_output: an encoder predicts no next tokens")
 

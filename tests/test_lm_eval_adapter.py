@@ -211,6 +211,19 @@ def test_a_continuation_that_does_not_fit(tiny):
         model._loglikelihood_tokens([(None, [1], [5, 6, 7, 8, 9])], disable_tqdm=True)
 
 
+def test_the_last_word_of_a_context_is_merged_on_request(tiny):
+    from dyntok_jax.lm_eval_adapter import DyntokLM
+
+    def scored(**given):
+        model = DyntokLM(str(tiny), "fvt", **given)
+        context, ending = (model.tok_encode(text) for text in ("The old lighthouses", " here"))
+        assert model._settings({}).kept_words == given.get("kept_words", 1)
+        return model._loglikelihood_tokens([(None, context, ending)])[0][0]
+
+    assert abs(scored() - scored(kept_words=0)) > 1e-3
+    assert scored(kept_words=9) == pytest.approx(scored(reduction=0), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [

@@ -149,7 +149,7 @@ class Answering:
             max_new_tokens=self.run.max_new_tokens,
             reduction=setting.reduction,
             boundary=self.run.boundary,
-            kept_words=0,
+            kept_words=0,  # as in the paper
             batch_size=len(questions),
             temperature=_temperature(setting, questions[0]),
             top_k=setting.top_k,

@@ -45,6 +45,12 @@ class Batch:
     mask: np.ndarray
     unique_bucket: int
 
+    def spread(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, T) float32: a number for each token, given by sequence; 0 at padding."""
+        spread = np.zeros(self.mask.shape, np.float32)
+        spread[self.mask] = np.concatenate(values)
+        return spread
+
     def table_ids(self, slots: np.ndarray, size: int | None = None) -> np.ndarray:
         """(U,) int32: where each unique token's row is, filled up with the first one's place.
 

@@ -142,7 +142,11 @@ class DynamicModel:
         )
 
     def outputs(
-        self, sequences: Sequence[Sequence[Token]], method: Callable[..., Any], batch_size: int
+        self,
+        sequences: Sequence[Sequence[Token]],
+        method: Callable[..., Any],
+        batch_size: int,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Runs the network on sequences, in batches of similar length.
 
@@ -150,6 +154,8 @@ class DynamicModel:
             sequences: of dynamic tokens.
             method: as in ``sharding.forward``.
             batch_size: most sequences in a batch.
+            weights: a number for each token, which the method gets after the mask as (B, T)
+                float32, 0 at padding.
 
         Yields:
             Which sequences a batch held, and the network's output of each.
@@ -157,7 +163,8 @@ class DynamicModel:
         under_way: deque[tuple[list[int], jax.Array]] = deque()
         for place in by_length([len(tokens) for tokens in sequences], batch_size):
             batch = self.batch([sequences[i] for i in place])
-            under_way.append((place, self.forward(batch, method)))
+            inputs = [] if weights is None else [batch.spread([weights[i] for i in place])]
+            under_way.append((place, self.forward(batch, method, *inputs)))
             # The next batch is prepared while one runs; more would fill the memory.
             if len(under_way) > 1:
                 yield _fetched(*under_way.popleft())

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.sharding import gathered
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import text_layout
-from dyntok_jax.types import DyntokError, Token
+from dyntok_jax.types import DyntokError
 
 Pool = Literal["mean", "first"]
 
@@ -47,7 +48,7 @@ def encode(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> Encoded:
-    """One vector a text: the mean of its hidden states, or the first one.
+    """One vector a text: the mean of its hidden states by base token, or the first one.
 
     No prefix is added and vectors are not normalized. Every ``batch_size`` texts in order are
     merged together; the network then takes them in batches of similar length.
@@ -56,7 +57,8 @@ def encode(
         model: an encoder.
         texts: what to encode.
         reduction: percent of the largest possible saving of tokens.
-        pool: ``mean`` over all tokens, special ones too, or ``first``.
+        pool: ``mean`` over all tokens, special ones too, each as often as the base tokens it
+            stands for; or ``first``.
         boundary: what merges do not cross.
         batch_size: texts merged together, and sequences in a batch of the network.
         max_length: cuts sequences; by default, and at most, what the model can read.
@@ -68,24 +70,29 @@ def encode(
         raise DyntokError(f"{model.name} is a decoder: encode needs an encoder (score takes it)")
     budget = Budget(reduction=reduction)
     longest = min(max_length or model.max_length, model.max_length)
-    sequences: list[list[Token]] = []
+    merged: list[DynamicTokens] = []
     before = truncated = 0
     for start in range(0, len(texts), batch_size):
         base = text_layout(model.tokenizer, texts[start : start + batch_size], boundary, longest)
         before += sum(len(sequence.tokens) for sequence in base)
         truncated += sum(sequence.truncated for sequence in base)
-        sequences += [s.tokens for s in model.merge(base, budget, boundary).sequences]
-    after = sum(map(len, sequences))
-    return Encoded(pooled(model, sequences, pool, batch_size), before, after, truncated)
+        merged += model.merge(base, budget, boundary).sequences
+    after = sum(len(sequence.tokens) for sequence in merged)
+    return Encoded(pooled(model, merged, pool, batch_size), before, after, truncated)
 
 
 def pooled(
-    model: DynamicModel, sequences: Sequence[Sequence[Token]], pool: Pool, batch_size: int
+    model: DynamicModel, sequences: Sequence[DynamicTokens], pool: Pool, batch_size: int
 ) -> Float[np.ndarray, "N D"]:
     """(N, D) float32 vectors of sequences of dynamic tokens."""
-    method = mean_pooled if pool == "mean" else first_pooled
+    tokens = [sequence.tokens for sequence in sequences]
+    if pool == "mean":
+        counts = [sequence.counts for sequence in sequences]
+        outputs = model.outputs(tokens, mean_pooled, batch_size, counts)
+    else:
+        outputs = model.outputs(tokens, first_pooled, batch_size)
     vectors = np.zeros((len(sequences), model.source.input.shape[1]), np.float32)
-    for place, part in model.outputs(sequences, method, batch_size):
+    for place, part in outputs:
         vectors[place] = part
     return vectors
 
@@ -95,11 +102,20 @@ def mean_pooled(
     rows: Float[Array, "U D"],
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
+    counts: Float[Array, "B T"],
 ) -> Float[Array, "B D"]:
-    """Mean of the hidden states at real tokens."""
+    """Mean of the hidden states over base tokens.
+
+    Were a dynamic token's state the mean of its base tokens' states, so would this be the mean of
+    the text's.
+
+    Args:
+        module, rows, ids, mask: as in ``sharding.forward``.
+        counts: base tokens that each token stands for, 0 at padding.
+    """
     hidden = gathered(module, rows, ids, mask).astype(jnp.float32)
-    total = jnp.where(mask[..., None], hidden, 0).sum(axis=1)
-    return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    total = jnp.where(mask[..., None], hidden * counts[..., None], 0).sum(axis=1)
+    return total / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def first_pooled(

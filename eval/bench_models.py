@@ -14,6 +14,7 @@ import numpy as np
 from dyntok_jax.batching import by_length
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.encoding import mean_pooled, pooled
+from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.sharding import compiled_forward
 from dyntok_jax.text.layouts import BaseTokens, text_layout
@@ -32,9 +33,10 @@ def bench_forward(model: DynamicModel, folder: Path) -> dict[str, Any]:
     ids = rng.integers(1000, 200_000, (batch, length))
     tokens: list[list[Token]] = [[int(i) for i in row] for row in ids]
     prepared = model.batch(tokens)
+    counts = prepared.mask.astype(np.float32)
 
     def run_jax():
-        return jax.block_until_ready(model.forward(prepared, mean_pooled))
+        return jax.block_until_ready(model.forward(prepared, mean_pooled, counts))
 
     start = time.perf_counter()
     run_jax()
@@ -82,8 +84,7 @@ def bench_end_to_end(model: DynamicModel, folder: Path) -> dict[str, Any]:
 
 
 def _compare(model: DynamicModel, sequences: Sequence[BaseTokens]) -> dict[str, Any]:
-    static = [sequence.tokens for sequence in sequences]
-    dynamic = _merge(model, sequences)
+    static, dynamic = _merge(model, sequences, 0), _merge(model, sequences)
     seconds = medians(
         {
             "static": lambda: pooled(model, static, "mean", BATCH_SIZE),
@@ -93,7 +94,7 @@ def _compare(model: DynamicModel, sequences: Sequence[BaseTokens]) -> dict[str, 
         },
         repeats=3,
     )
-    before, after = sum(map(len, static)), sum(map(len, dynamic))
+    before, after = (sum(len(s.tokens) for s in merged) for merged in (static, dynamic))
     bound = seconds["static"] * after / before / 0.85
     return {
         "tokens_before": before,
@@ -105,16 +106,18 @@ def _compare(model: DynamicModel, sequences: Sequence[BaseTokens]) -> dict[str, 
     }
 
 
-def _merge(model: DynamicModel, sequences: Sequence[BaseTokens]) -> list[list[Token]]:
-    budget = Budget(reduction=100)
+def _merge(
+    model: DynamicModel, sequences: Sequence[BaseTokens], reduction: float = 100
+) -> list[DynamicTokens]:
+    budget = Budget(reduction=reduction)
     merged = (
         model.merge(sequences[i : i + BATCH_SIZE], budget)
         for i in range(0, len(sequences), BATCH_SIZE)
     )
-    return [sequence.tokens for batch in merged for sequence in batch.sequences]
+    return [sequence for batch in merged for sequence in batch.sequences]
 
 
-def _look_up(model: DynamicModel, sequences: Sequence[Sequence[Token]]) -> None:
-    for place in by_length([len(tokens) for tokens in sequences], BATCH_SIZE):
-        unique = dict.fromkeys(token for i in place for token in sequences[i])
+def _look_up(model: DynamicModel, sequences: Sequence[DynamicTokens]) -> None:
+    for place in by_length([len(s.tokens) for s in sequences], BATCH_SIZE):
+        unique = dict.fromkeys(token for i in place for token in sequences[i].tokens)
         model.cache.lookup(list(unique))

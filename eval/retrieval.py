@@ -28,7 +28,7 @@ from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.boundaries import capped_units
 from dyntok_jax.text.layouts import BaseTokens, text_layout
-from dyntok_jax.types import DyntokError, Token
+from dyntok_jax.types import DyntokError
 from eval import record
 from eval.record import STATIC
 
@@ -108,9 +108,7 @@ def _layout(
 
 
 def _static(model: DynamicModel, base: Sequence[BaseTokens]) -> Float[np.ndarray, "N D"]:
-    # Ids keep the model's own rows with any provider.
-    sequences: list[list[Token]] = [[*part.ids.tolist()] for part in base]
-    return pooled(model, sequences, "mean", BATCH_SIZE)
+    return pooled(model, model.merge(base, Budget(reduction=0)).sequences, "mean", BATCH_SIZE)
 
 
 def _language(
@@ -131,7 +129,7 @@ def _language(
         vectors = (
             _static(model, base)
             if name == STATIC
-            else pooled(models[name], [part.tokens for part in merged], "mean", BATCH_SIZE)
+            else pooled(models[name], merged, "mean", BATCH_SIZE)
         )
         found["accuracy"][name] = accuracy(vectors, candidates)
     return found | {"gap_closed": gaps(found["accuracy"])}

@@ -33,6 +33,13 @@ def test_decoders_are_padded_left():
     assert batch.ids[:, -2:].tolist() == [[0, 1], [0, 1]]
 
 
+@pytest.mark.parametrize(("side", "wanted"), [("right", [3, 1, 0]), ("left", [0, 3, 1])])
+def test_numbers_of_tokens_stand_where_the_tokens_do(side, wanted):
+    batch = make_batch([["a", "b"], ["c", "d", "e"]], side, 4, 3)
+    spread = batch.spread([np.array([3, 1]), np.array([1, 2, 2])])
+    assert spread.tolist() == [wanted, [1, 2, 2], [0] * 3, [0] * 3]
+
+
 def test_no_bucket_exceeds_what_the_model_reads():
     assert make_batch([["a"] * 33], "right", 1, 40).ids.shape == (1, 40)
     assert make_batch([["a"] * 31], "right", 1, 40).ids.shape == (1, 32)

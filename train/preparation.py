@@ -233,10 +233,9 @@ class Preparation:
         for i, (before, after) in enumerate(zip(base, merged, strict=True)):
             count, now = len(before.tokens), len(after.tokens)
             batch.base_ids[i, :count], batch.base_mask[i, :count] = before.ids, True
-            bounds = np.append(after.starts, count)
-            batch.owner[i, :count] = np.repeat(np.arange(now), np.diff(bounds))
+            batch.owner[i, :count] = np.repeat(np.arange(now), after.counts)
             batch.ids[i, :now] = [rows[token] for token in after.tokens]
-            batch.mask[i, :now], batch.last[i, :now] = True, bounds[1:] - 1
+            batch.mask[i, :now], batch.last[i, :now] = True, after.starts + after.counts - 1
             batch.prompt_length[i] = now if ends is None else (after.starts < ends[i]).sum()
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
         return batch

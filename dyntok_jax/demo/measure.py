@@ -91,8 +91,7 @@ def _encoder_result(model: DynamicModel, texts: list[str]) -> EncoderResult:
     }
 
     def vectors(budget: Budget) -> np.ndarray:
-        merged = [sequence.tokens for sequence in model.merge(base, budget).sequences]
-        found = pooled(model, merged, "mean", len(texts))
+        found = pooled(model, model.merge(base, budget).sequences, "mean", len(texts))
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     return EncoderResult(

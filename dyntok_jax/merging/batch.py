@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -26,11 +25,13 @@ class DynamicTokens:
     Attributes:
         tokens: T' tokens, text spelled in byte characters, special tokens by id.
         starts: (T',) int32 position of each token's first base token.
+        counts: (T',) int32 base tokens that each token stands for.
         word_ids: (T',) int32 word of the token's first base token, -1 for special tokens.
     """
 
     tokens: list[Token]
     starts: np.ndarray
+    counts: np.ndarray
     word_ids: np.ndarray | None = None
 
 
@@ -178,13 +179,13 @@ def _on_device(
 
 def _apply(sequence: BaseTokens, kept: np.ndarray) -> DynamicTokens:
     starts = np.flatnonzero(kept).astype(np.int32)
+    counts = np.diff(starts, append=np.int32(len(sequence.tokens)))
     word_ids = None if sequence.word_ids is None else sequence.word_ids[starts]
     if len(starts) == len(sequence.tokens):
-        return DynamicTokens(list(sequence.tokens), starts, word_ids)
+        return DynamicTokens(list(sequence.tokens), starts, counts, word_ids)
     text = cast(list[str], sequence.tokens)  # a special token is a unit by itself
-    bounds = [*starts.tolist(), len(sequence.tokens)]
     tokens: list[Token] = [
         sequence.tokens[start] if end == start + 1 else "".join(text[start:end])
-        for start, end in pairwise(bounds)
+        for start, end in zip(starts.tolist(), (starts + counts).tolist(), strict=True)
     ]
-    return DynamicTokens(tokens, starts, word_ids)
+    return DynamicTokens(tokens, starts, counts, word_ids)

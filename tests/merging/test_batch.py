@@ -184,6 +184,8 @@ def test_positions_and_words_of_the_result(backend):
     assert merged.tokens == [0, "ab", "c", "ab", "c", 2]
     assert merged.starts.dtype == np.int32
     assert merged.starts.tolist() == [0, 1, 3, 4, 6, 7]
+    assert merged.counts.dtype == np.int32
+    assert merged.counts.tolist() == [1, 2, 1, 2, 1, 1]
     assert merged.word_ids is not None and merged.word_ids.dtype == np.int32
     assert merged.word_ids.tolist() == [-1, 0, 0, 1, 1, -1]
     assert words.tokens == given

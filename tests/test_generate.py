@@ -15,30 +15,29 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from tiny_folders import decoder, folders
+from written_text import DRAWN, last_hidden, prompts, written
 
 from dyntok_jax.config import MeshConfig
-from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import BaseRows, SourceEmbeddings
 from dyntok_jax.generate import GenerationConfig, OutputVocabulary, _prepared, generate
 from dyntok_jax.generation import programs
 from dyntok_jax.generation.answers import Answer
 from dyntok_jax.generation.programs import Codebook, WholeVocabulary, rows_of
-from dyntok_jax.generation.rewriting import rewritten, word_lengths
 from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Candidates
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
-from dyntok_jax.sharding import gathered, make_mesh, shard_params
+from dyntok_jax.sharding import make_mesh, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.byte_level import to_text
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout
 from dyntok_jax.types import DyntokError, Rows
 
-__all__ = ["decoder", "folders"]
+__all__ = ["decoder", "folders", "prompts", "written"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "generation.json").read_text())["greedy"]
@@ -176,23 +175,6 @@ def test_the_same_on_a_mesh(tokenizer, name, on_host, monkeypatch):
     }
 
 
-TEXTS = ["The old dog doesn't mind the lighthouses", "Großvater", "孩子们每天早上", "def add(a, b)"]
-
-
-@pytest.fixture(scope="module")
-def written(decoder) -> DynamicModel:
-    """A random model that reads and writes text."""
-    return load(str(decoder), "fvt")
-
-
-@pytest.fixture(scope="module")
-def prompts(written) -> list[BaseTokens]:
-    return prompt_layout(written.tokenizer, TEXTS)
-
-
-DRAWN = GenerationConfig(max_new_tokens=12, temperature=2.0, top_k=200, seed=5, eos_bias=-1e9)
-
-
 def test_draws_depend_on_the_seed_and_the_place_alone(written, prompts):
     together = generate(written, prompts, DRAWN)
     alone = generate(written, prompts, dataclasses.replace(DRAWN, batch_size=1, steps_together=1))
@@ -274,7 +256,7 @@ def test_a_codebook_is_the_vocabulary_and_the_prompts_merged_tokens(written, pro
         sequence = written.merge([prompt], Budget(reduction=100)).sequences[0].tokens
         extra = [written.cache.lookup([token])[0] for token in text.codebook]
         table = np.concatenate([rows, np.asarray(written.cache.tables.input)[extra]])
-        last = _last_hidden(written, sequence)[0]
+        last = last_hidden(written, sequence)[0]
         scores = table @ last
         scores[list(written.end_ids)] = -np.inf
         assert text.ids == [int(scores.argmax())]
@@ -306,11 +288,6 @@ def _merged(model: DynamicModel, prompt: BaseTokens) -> list[str]:
     return [t for t in tokens if isinstance(t, str) and model.tokenizer.id_of(t) is None]
 
 
-def _last_hidden(model: DynamicModel, tokens: list[Any]) -> np.ndarray:
-    hidden = model.forward(model.batch([tokens]), gathered)
-    return np.asarray(hidden)[:, -1]
-
-
 def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
     own = len(written.source.input)
     more = ["Ġlighthouses", "ĠdogĠdoes", "Ġold"]
@@ -334,78 +311,6 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
     on_device: Any = ExactIndex.of(Rows(rows), written.mesh)
     same = generate(written, prompts, settings, dataclasses.replace(vocabulary, index=on_device))
     assert [text.ids for text in same] == [text.ids for text in texts]
-
-
-def test_finished_words_are_merged_in_the_cache(written, prompts):
-    settings = dataclasses.replace(DRAWN, steps_together=3, max_new_tokens=24)
-    plain = generate(written, prompts, settings)
-    texts = generate(written, prompts, dataclasses.replace(settings, rewrite_words=1))
-    saved = [
-        before.kv_cache["dynamic"] - after.kv_cache["dynamic"]
-        for before, after in zip(plain, texts, strict=True)
-    ]
-    assert max(saved) > 0 and min(saved) >= 0
-    # Until the first word is finished nothing differs.
-    assert [text.ids[:2] for text in texts] == [text.ids[:2] for text in plain]
-    assert [text.kv_cache["static"] for text in texts] == [t.kv_cache["static"] for t in plain]
-
-
-def test_a_rewritten_cache_is_that_of_the_merged_text(written, prompts, monkeypatch):
-    settings = dataclasses.replace(
-        DRAWN, max_new_tokens=24, kept_words=0, steps_together=1, reduction=100, rewrite_words=1
-    )
-    read: list[np.ndarray] = []
-    several = programs.several
-
-    def watched(
-        params: Any, rows: Any, search: Any, rules: Any, state: Any, *args: Any, **how: Any
-    ):
-        inputs = rows[state.token][:, None], state.cache, state.length, None, 0
-        hidden, _ = programs.read_beside(params, *inputs, how["module"], how["mesh"])
-        read.append(np.asarray(hidden[:, 0]))
-        return several(params, rows, search, rules, state, *args, **how)
-
-    monkeypatch.setattr(programs, "several", watched)
-    texts = generate(written, prompts, settings)
-    merged = written.merge(prompts, Budget(reduction=100), per_sample=True).sequences
-    spelled, size = written.tokenizer.spelled(), len(written.source.input)
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(merged[i].tokens))
-    differ = 0
-    for place, (text, prompt) in enumerate(zip(texts, merged, strict=True)):
-        row = longest_first.index(place)
-        words: list[Any] = []
-        done = 0
-        for t in range(1, len(text.ids)):
-            ids = text.ids[:t]
-            tokens = [spelled.get(i, i) for i in ids[done:]]
-            lengths, new = rewritten(tokens, ids[done:], Boundary.PRETOKEN, size)
-            here = read[t - 1][row]
-            fresh = _last_hidden(written, [*prompt.tokens, *words, *new, ids[-1]])[0]
-            words += new[: len(lengths)]
-            done += sum(lengths)
-            np.testing.assert_allclose(here, fresh, atol=1e-5)
-            plain = _last_hidden(written, [*prompt.tokens, *ids])[0]
-            differ += np.abs(plain - here).max() > 1e-2
-    assert differ > 20
-
-
-def test_what_would_be_merged():
-    tokens = ["Ġa", "bc", "Ġd", 7, "e", "f", "Ġg", "h"]
-    assert word_lengths(tokens, Boundary.PRETOKEN) == [2, 1, 1, 2, 2]
-    lengths, new = rewritten(tokens, [*range(8)], Boundary.PRETOKEN, 8)
-    assert lengths == [2, 1, 1, 2] and new == ["Ġabc", 2, 3, "ef", 6]
-    assert rewritten(["Ġa"], [4], Boundary.PRETOKEN, 8) == ([], [])
-    # Behind the vocabulary are the prompt's merged tokens, which are read by their spelling.
-    lengths, new = rewritten(["Ġab", "Ġc", "d", "e"], [9, 8, 9, 3], Boundary.PRETOKEN, 8)
-    assert (lengths, new) == ([1], ["Ġab", "Ġc", "d"])
-
-
-def test_a_codebook_goes_with_rewriting(written, prompts):
-    settings = dataclasses.replace(
-        DRAWN, codebook=8, top_k=0, temperature=1e4, max_new_tokens=250, rewrite_words=1
-    )
-    (text,) = generate(written, prompts[:1], settings)
-    assert len(text.ids) == 250 and max(text.ids[:-20]) >= len(written.source.input)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from dyntok_jax.text.boundaries import Boundary
     type=options.Names("mean", "first"),
     default="mean",
     show_default=True,
-    help="Mean of the hidden states, or the first token's.",
+    help="Mean of the hidden states, each as often as the base tokens it stands for; or the first.",
 )
 @options.batch_size
 @options.max_length

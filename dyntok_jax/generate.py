@@ -71,16 +71,17 @@ def _check(
             f"max_new_tokens {settings.max_new_tokens}: {model.name} reads {model.max_length} "
             "tokens, prompt included"
         )
-    if settings.codebook > model.max_length:
-        raise DyntokError(
-            f"codebook {settings.codebook}: valid is a number from 0 to {model.max_length}, the "
-            f"tokens that {model.name} reads"
-        )
+    for name in ("codebook", "lookup_tokens"):
+        if getattr(settings, name) > model.max_length:
+            raise DyntokError(
+                f"{name} {getattr(settings, name)}: valid is a number from 0 to "
+                f"{model.max_length}, the tokens that {model.name} reads"
+            )
     if vocabulary is None:
         if settings.reduction is None:
             raise DyntokError("a reduction is needed without an output vocabulary")
         return
-    for name in ("codebook", "rewrite_words"):
+    for name in ("codebook", "rewrite_words", "lookup_tokens"):
         if getattr(settings, name):
             raise DyntokError(f"{name}: it needs the model's own output vocabulary")
     if settings.reduction is None and vocabulary.tokenize is None:

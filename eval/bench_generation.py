@@ -6,7 +6,8 @@
 
 ``decode``: tokens a second against transformers, in the same dtype, greedy, from prompts of 64
 base tokens. ``prefill``: time to the first token of merged prompts beside static ones.
-``recompute``: against the original's scheme, which reads the whole prefix for every token.
+``recompute``: against the original's scheme, which reads the whole prefix for every token, also
+with guessed tokens. ``lookup``: these beside plain decoding, of best texts and of drawn ones.
 ``index``: a decode step in a large vocabulary beside one in the model's own. The sides of a part
 run in one process and, but for ``recompute``, turn and turn about; compiling and first calls are
 not timed. No text ends before its length.
@@ -49,7 +50,7 @@ PREFILL = 512
 """Base tokens of a prompt whose reading is timed."""
 
 BATCHES = (1, 8)
-PARTS = ("decode", "prefill", "recompute", "index")
+PARTS = ("decode", "prefill", "recompute", "lookup", "index")
 
 
 def main() -> None:
@@ -66,6 +67,7 @@ def main() -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
     add("--new-tokens", type=positive, default=128, metavar="N", help="of decode and index (128)")
     add("--recompute-tokens", type=positive, default=512, metavar="N", help="new tokens (512)")
+    add("--lookup-tokens", type=positive, default=7, metavar="N", help="guessed in a step (7)")
     add("--repeats", type=positive, default=5, metavar="N", help="of each timing (5)")
     add("--vocabulary", metavar="DIR", help="a large one, of recompute and index")
     add("--index", metavar="DIR", help="of the large vocabulary, for index")
@@ -93,6 +95,11 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     for part in options.parts:
         if part == "prefill":
             found[part] = against_static(model, texts, options.repeats)
+        elif part == "lookup":
+            how = options.new_tokens, options.lookup_tokens, options.repeats
+            found[part] = [
+                with_guesses(model, prompts, temperature, *how) for temperature in (0.0, 1.0)
+            ]
         elif part == "index":
             large = open_vocabulary(options.vocabulary, model, options.index)
             found[part] = against_own(
@@ -109,7 +116,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             ]
         else:
             found[part] = against_recomputing(
-                model, other, prompts[0], options.recompute_tokens, options.vocabulary
+                model,
+                other,
+                prompts[0],
+                options.recompute_tokens,
+                options.lookup_tokens,
+                options.vocabulary,
             )
     return found
 
@@ -190,41 +202,87 @@ def against_static(
 
 
 def against_recomputing(
-    model: DynamicModel, other: Any, prompt: BaseTokens, new: int, folder: str | None
+    model: DynamicModel, other: Any, prompt: BaseTokens, new: int, guesses: int, folder: str | None
 ) -> dict[str, Any]:
     """Seconds of one whole text, by the original's scheme and here, both searching exactly.
 
-    With a large vocabulary, both read the prompt by its longest prefixes and its rows.
+    With a large vocabulary, both read the prompt by its longest prefixes and its rows, and nothing
+    is guessed.
 
     Args:
         model: whose texts do not end.
         other: a ``TorchGeneration``.
         prompt: the only one.
         new: tokens.
+        guesses: in a step, of another run.
         folder: of a large vocabulary; without one, the model's own.
     """
     vocabulary, rows, ids, reduction = None, model.source, prompt.ids, 0.0
     if folder is not None:
         vocabulary = open_vocabulary(folder, model, EXACT)
-        found = LargeVocabulary.load(folder, model.tokenizer)
-        rows, ids, reduction = found.rows(), np.array(found.tokenize(prompt)), None
+        large = LargeVocabulary.load(folder, model.tokenizer)
+        rows, ids, reduction = large.rows(), np.array(large.tokenize(prompt)), None
     output = rows.input if rows.output is None else rows.output
     output = np.require(output, np.float32, "W")  # torch warns of memory it must not write
     other.recompute(ids, 2, rows.input, output)
     start = time.perf_counter()
     theirs = other.recompute(ids, new, rows.input, output)
     middle = time.perf_counter()
-    _generate(model, [prompt], new, vocabulary, reduction)
-    begin = time.perf_counter()
-    (ours,) = _generate(model, [prompt], new, vocabulary, reduction)
-    seconds = {"jax_s": time.perf_counter() - begin, "torch_s": middle - start}
+    sizes = {"vocabulary": len(rows.input), "prompt": len(ids), "new": new, "guesses": guesses}
+    found: dict[str, Any] = sizes | {"torch_s": middle - start}
+    for name, lookup in {"": 0, "lookup_": guesses}.items():
+        if lookup and vocabulary is not None:
+            break
+        _generate(model, [prompt], new, vocabulary, reduction, lookup_tokens=lookup)
+        begin = time.perf_counter()
+        (ours,) = _generate(model, [prompt], new, vocabulary, reduction, lookup_tokens=lookup)
+        found[f"{name}jax_s"] = time.perf_counter() - begin
+        found[f"{name}ratio"] = found["torch_s"] / found[f"{name}jax_s"]
+        found[f"{name}same_tokens"] = float(np.mean(np.array(ours) == theirs))
+    return found
+
+
+def with_guesses(
+    model: DynamicModel,
+    prompts: Sequence[BaseTokens],
+    temperature: float,
+    new: int,
+    guesses: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """Seconds of the texts after some prompts, one by one, with guessed tokens and without.
+
+    Args:
+        model: whose texts do not end.
+        prompts: of the texts.
+        temperature: of the draws; 0 takes the best tokens.
+        new: tokens of each text.
+        guesses: in a step.
+        repeats: of the timing.
+    """
+    texts: dict[str, list[list[int]]] = {}
+
+    def task(name: str, lookup: int) -> Callable[[], None]:
+        how = {"temperature": temperature, "lookup_tokens": lookup}
+
+        def run() -> None:
+            texts[name] = [
+                _generate(model, [prompt], new, seed=seed, **how)[0]
+                for seed, prompt in enumerate(prompts)
+            ]
+
+        return run
+
+    seconds = medians({"plain": task("plain", 0), "lookup": task("lookup", guesses)}, repeats)
+    same = np.array(texts["plain"]) == np.array(texts["lookup"])
     return {
-        "vocabulary": len(rows.input),
-        "prompt": len(ids),
+        "temperature": temperature,
+        "texts": len(prompts),
         "new": new,
-        **seconds,
-        "ratio": seconds["torch_s"] / seconds["jax_s"],
-        "same_tokens": float(np.mean(np.array(ours) == theirs)),
+        "guesses": guesses,
+        **{f"{name}_s": value for name, value in seconds.items()},
+        "ratio": seconds["plain"] / seconds["lookup"],
+        "same_tokens": float(same.mean()),
     }
 
 
@@ -259,9 +317,12 @@ def _generate(
     new: int,
     vocabulary: OutputVocabulary | None = None,
     reduction: float | None = 0.0,
+    **settings: Any,
 ) -> list[list[int]]:
     """Ids of the best texts, in one batch, behind base tokens or ones of the vocabulary."""
-    how = GenerationConfig(max_new_tokens=new, reduction=reduction, batch_size=len(prompts))
+    how = GenerationConfig(
+        max_new_tokens=new, reduction=reduction, batch_size=len(prompts), **settings
+    )
     return [text.ids for text in generate(model, prompts, how, vocabulary)]
 
 

@@ -82,7 +82,8 @@ def generation(run: dict[str, Any]) -> str:
 def generation_rows(run: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What was measured of generation, the figure, and what it should be."""
     rows = []
-    made = {"decode": _decode, "prefill": _prefill, "recompute": _recompute, "index": _index}
+    made = {"decode": _decode, "prefill": _prefill, "recompute": _recompute}
+    made |= {"lookup": _lookup, "index": _index}
     for part in run["generation"]:
         if isinstance(run[part], str):
             rows.append((part, run[part], ""))
@@ -119,8 +120,28 @@ def _prefill(run: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _recompute(run: dict[str, Any]) -> list[tuple[str, str, str]]:
     row = run["recompute"]
     what = f"{row['new']} tokens of {row['vocabulary']}, against reading the whole prefix for each"
-    measured = f"{row['jax_s']:.1f} s, {row['torch_s']:.1f} s: {row['ratio']:.1f}×"
-    return [(what, measured, "≥ 20×")]
+    rows = [(what, _whole_text(row, ""), "≥ 20×")]
+    if "lookup_jax_s" in row:
+        rows.append((f"the same, {row['guesses']} tokens guessed", _whole_text(row, "lookup_"), ""))
+    return rows
+
+
+def _whole_text(row: dict[str, Any], side: str) -> str:
+    ours, ratio = row[f"{side}jax_s"], row[f"{side}ratio"]
+    return f"{ours:.1f} s, {row['torch_s']:.1f} s: {ratio:.1f}×"
+
+
+def _lookup(run: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"{row['texts']} texts of {row['new']} tokens, one by one, temperature "
+            f"{row['temperature']:g}, {row['guesses']} tokens guessed",
+            f"{row['lookup_s']:.1f} s, without {row['plain_s']:.1f} s: {row['ratio']:.2f}× "
+            f"({100 * row['same_tokens']:.1f} % same tokens)",
+            "",
+        )
+        for row in run["lookup"]
+    ]
 
 
 def _index(run: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -80,6 +80,13 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     "Merge the cache after so many finished words, looked for every "
     "16 tokens (every one with --stream); 0: never.",
 )
+@_number(
+    "--lookup-tokens",
+    int,
+    0,
+    "Guess so many tokens from what was said before and read them in one step: the same text, "
+    "sooner where it repeats.",
+)
 @click.option(
     "--truncate", type=options.Names("left"), help="Cut the beginnings of prompts too long."
 )

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from dyntok_jax.batching import TOKEN_BUCKETS, Batch, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, placed_rows
-from dyntok_jax.generation import programs
+from dyntok_jax.generation import lookup, programs
 from dyntok_jax.generation.answers import Answer
 from dyntok_jax.generation.programs import Codebook, Rules, State, WholeVocabulary
 from dyntok_jax.generation.rewriting import TOGETHER, Rewriter
@@ -140,17 +140,34 @@ class _Run:
             rows = _placed(self._vocabulary, self._model.mesh)
         state = programs.first(state, hidden, search, self._rules, **self._choice)
         yield np.asarray(state.token)[:, None]
-        params, left = self._model.step_params, settings.max_new_tokens - 1
-        chunk = min(settings.steps_together, settings.max_new_tokens)
+        how = self._step | self._choice
+        how["chunk"] = chunk = min(settings.steps_together, settings.max_new_tokens)
+        left = settings.max_new_tokens - 1
         while left and (going := self._going(state)) is not None:
             state = going if self.rewriter is None else self.rewriter(self._answers, going)
             steps = min(left, chunk)
-            state, tokens = programs.several(
-                params, rows, search, self._rules, state, np.int32(steps),
-                **self._step, **self._choice, chunk=chunk,
-            )  # fmt: skip
-            left -= steps
-            yield np.asarray(tokens)[:, :steps]
+            inputs = self._model.step_params, rows, search, self._rules, state
+            if settings.lookup_tokens:
+                state, tokens, steps = lookup.several(
+                    *inputs, *self._history(), (np.int32(steps), np.int32(left)), **how,
+                    guesses=settings.lookup_tokens,
+                )  # fmt: skip
+            else:
+                state, tokens = programs.several(*inputs, np.int32(steps), **how)
+            left -= int(steps)
+            yield np.asarray(tokens)[:, : int(steps)]
+
+    def _history(self) -> tuple[jax.Array, jax.Array]:
+        """(B, H) base tokens of all prompts with the new ones behind them, and their numbers."""
+        settings, rows = self._settings, self._model.batch_rows(len(self._answers))
+        longest = max(len(answer.prompt.base.ids) for answer in self._answers)
+        room = longest + settings.max_new_tokens + settings.lookup_tokens
+        history = np.full((rows, bucket(room, TOKEN_BUCKETS)), programs.NO_TOKEN, np.int32)
+        known = np.ones(rows, np.int32)
+        for row, answer in enumerate(self._answers):
+            ids = [*answer.prompt.base.ids, *answer.ids]
+            history[row, : len(ids)], known[row] = ids, len(ids)
+        return self._split((history, known))
 
     def _with_host(self, state: State, hidden: jax.Array) -> Iterator[np.ndarray]:
         vocabulary, plan, k = self._vocabulary, self._settings.plan, self._choice["k"]

@@ -217,7 +217,7 @@ def first(
     state: State, hidden: Float[Array, "B D"], search: Any, rules: Rules, *, plan: Plan, k: int
 ) -> State:
     """Chooses the tokens that follow the prompts; ``search`` runs on the devices."""
-    return chosen(state, _searched(search, hidden, k), rules, plan)[0]
+    return chosen(state, searched(search, hidden, k), rules, plan)[0]
 
 
 @partial(
@@ -268,7 +268,7 @@ def several(
         fed = rows_of(state.token, input_rows, getattr(search, "codebook", None))[:, None]
         hidden, recent = read_beside(params, fed, cache, length, recent, step, module, mesh)
         state = state._replace(length=state.length + state.active)
-        state, _ = chosen(state, _searched(search, hidden[:, 0], k), rules, plan)
+        state, _ = chosen(state, searched(search, hidden[:, 0], k), rules, plan)
         tokens = lax.dynamic_update_slice(tokens, state.token[:, None], (0, step))
         return step + 1, state, recent, tokens
 
@@ -350,7 +350,8 @@ def settle(state: State, recent: KeyValues, waiting: Int[Array, ""], mesh: Mesh)
     return state._replace(cache=cache, length=state.length + waiting)
 
 
-def _searched(search: Any, hidden: Float[Array, "B D"], k: int) -> Candidates:
+def searched(search: Any, hidden: Float[Array, "B D"], k: int) -> Candidates:
+    """The ``k`` best candidates of hidden states, or all, by a search on the devices."""
     if not isinstance(search, WholeVocabulary):
         hidden = hidden.astype(jnp.float32)
     return search.search(hidden, k)

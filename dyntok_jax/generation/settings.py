@@ -55,6 +55,9 @@ class GenerationConfig:
         rewrite_words: once so many words are finished, their base tokens in the cache are replaced
             by merged ones; 0 for never. Looked for every ``steps_together`` tokens, so that with
             more than 1 words stay unmerged until then.
+        lookup_tokens: so many tokens are guessed from what the text and its prompt said before, and
+            read together with the last one (``generation.lookup``): the same text, but for
+            rounding, in fewer steps where it repeats. 0 for none.
     """
 
     max_new_tokens: int = 128
@@ -76,11 +79,12 @@ class GenerationConfig:
     codebook: int = 0
     steps_together: int = 16
     rewrite_words: int = 0
+    lookup_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size", "candidates", "steps_together"):
             _require(name, getattr(self, name) >= 1, getattr(self, name), "a number from 1")
-        for name in ("kept_words", "top_k", "codebook", "rewrite_words"):
+        for name in ("kept_words", "top_k", "codebook", "rewrite_words", "lookup_tokens"):
             _require(name, getattr(self, name) >= 0, getattr(self, name), "a number from 0")
         held = self.temperature == 0 or LEAST <= self.temperature <= MOST
         _require("temperature", held, self.temperature, f"0, or {LEAST:g} to {MOST:g}")
@@ -96,6 +100,10 @@ class GenerationConfig:
             what = "a string of at least one character, in UTF-8"
             # An argument's bytes that are no UTF-8 come as lone surrogates.
             _require("stop", text and not re.search("[\ud800-\udfff]", text), repr(text), what)
+        for name, off in (("codebook", 0), ("rewrite_words", 0), ("repetition_penalty", 1)):
+            given = getattr(self, name)
+            what = f"{off} with lookup_tokens"
+            _require(name, not self.lookup_tokens or given == off, given, what)
         if self.reduction is not None:
             Budget(reduction=self.reduction)
 

@@ -49,13 +49,12 @@ def other(decoder: Path):
 def test_texts_are_those_of_transformers(model, decoder):
     found = against_transformers(model, other(decoder), prompts(model), new=6, repeats=1)
     assert found["batch"] == 2 and found["prompt"] == 8 and found["same_tokens"] == 1
-    assert found["jax_tokens_per_s"] > 0 and found["torch_tokens_per_s"] > 0
     speeds = found["jax_tokens_per_s"] / found["torch_tokens_per_s"]
     assert found["ratio"] == pytest.approx(speeds)
 
 
 def test_the_originals_scheme_gives_the_same_text(model, decoder):
-    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, None)
+    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, 3, None)
     assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input)
     assert found["ratio"] == pytest.approx(found["torch_s"] / found["jax_s"])
 
@@ -85,7 +84,7 @@ def test_a_step_in_another_vocabulary(model, large):
 
 
 def test_the_originals_scheme_in_a_large_vocabulary(model, large, decoder):
-    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, str(large))
+    found = against_recomputing(model, other(decoder), prompts(model)[0], 6, 3, str(large))
     assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input) + 20
 
 
@@ -95,15 +94,21 @@ def test_the_command(command, decoder, tmp_path):
     out = tmp_path / "run.json"
     common = ("--model", decoder, "--rows", "fvt", "--texts", text, "--out", out)
     few = ("--repeats", "1", "--new-tokens", "4", "--recompute-tokens", "4")
-    parts = ("--parts", "prefill,decode,recompute")
+    parts = ("--parts", "prefill,decode,recompute,lookup")
     done = command(bench_generation.main, *common, *few, *parts)
     assert done.code == 0, done.err
     figures = json.loads(out.read_text("utf-8"))
     if importlib.util.find_spec("torch"):
         assert [row["batch"] for row in figures["decode"]] == [1, 8]
-        assert figures["recompute"]["same_tokens"] == 1
+        whole = figures["recompute"]
+        assert whole["same_tokens"] == whole["lookup_same_tokens"] == 1
+        assert whole["lookup_ratio"] == pytest.approx(whole["torch_s"] / whole["lookup_jax_s"])
     else:
         assert figures["decode"] == figures["recompute"] == "torch is not installed"
+    assert [row["temperature"] for row in figures["lookup"]] == [0, 1]
+    for row in figures["lookup"]:
+        assert row["same_tokens"] == 1
+        assert row["ratio"] == pytest.approx(row["plain_s"] / row["lookup_s"])
     (row,) = figures["prefill"]
     assert row["tokens_before"] == 512 and row["tokens_after"] < 400
     left = row["tokens_after"] / row["tokens_before"]
@@ -119,7 +124,7 @@ def test_the_command(command, decoder, tmp_path):
 
 def test_the_table():
     run = {
-        "generation": ["decode", "recompute", "index"],
+        "generation": ["decode", "recompute", "lookup", "index"],
         "dtype": "float32",
         "decode": [
             {
@@ -132,6 +137,18 @@ def test_the_table():
             }
         ],
         "recompute": "torch is not installed",
+        "lookup": [
+            {
+                "temperature": 0.0,
+                "texts": 8,
+                "new": 128,
+                "guesses": 7,
+                "plain_s": 3.0,
+                "lookup_s": 2.0,
+                "ratio": 1.5,
+                "same_tokens": 1.0,
+            }
+        ],
         "index": {"size": 1000000, "large_step_s": 0.024, "own_step_s": 0.02, "ratio": 1.2},
         "command": "python -m eval.bench_generation",
         "commit": "abc1234",
@@ -145,6 +162,8 @@ def test_the_table():
         "| tokens/s of decoding, batch 8, 128 tokens, float32 "
         "| 150.0, transformers 100.0: 1.50× (99.5 % same tokens) | ≥ 1.5× |",
         "| recompute | torch is not installed |  |",
+        "| 8 texts of 128 tokens, one by one, temperature 0, 7 tokens guessed "
+        "| 2.0 s, without 3.0 s: 1.50× (100.0 % same tokens) |  |",
         "| a decode step among 1000000 tokens ÷ one among the model's own "
         "| 24.0 ms, 20.0 ms: 1.20× | ≤ 1.3× |",
     ]

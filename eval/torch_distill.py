@@ -205,12 +205,13 @@ class TorchStep:
             width = batch.mask.shape[1]
             belongs = F.one_hot(batch.owner, width + 1)[..., :width].float()
             sums = torch.einsum("bsd,bst->btd", teacher, belongs)
-            aligned = sums / belongs.sum(1)[..., None].clamp(min=1)
+            counts = belongs.sum(1)
+            aligned = sums / counts[..., None].clamp(min=1)
             pooled = _mean(teacher, batch.base_mask)
         error = (student - aligned).square().sum(-1) / aligned.square().sum(-1).clamp(min=1e-6)
         hidden = error[batch.mask].mean()
         center = pooled.mean(0)
-        cosine = F.cosine_similarity(_mean(student, batch.mask) - center, pooled - center)
+        cosine = F.cosine_similarity(_mean(student, counts) - center, pooled - center)
         return self.weights.hidden * hidden + self.weights.pooled * (1 - cosine).mean()
 
     def __call__(self, batch: TorchBatch) -> float:
@@ -228,6 +229,6 @@ class TorchStep:
 
 
 def _mean(values: Any, mask: Any) -> Any:
-    """Mean over the second axis where the mask is True."""
+    """Mean over the second axis where the mask is True, or by counts."""
     total = (values * mask[..., None]).sum(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)

@@ -67,7 +67,7 @@ class DistillConfig:
             (decoders): what is hardest after a merged prompt is to spell its words. Prompts end
             at the half then, or before.
         hidden: weight of the relative squared error of hidden states.
-        pooled: weight of one minus the cosine of mean-pooled vectors (encoders).
+        pooled: weight of one minus the cosine of vectors, means over base tokens (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
         output: weight of the next dynamic token's cross-entropy (decoders), among the vocabulary
             and what was merged in the same process.
@@ -291,7 +291,10 @@ class Distillation:
         mask = batch.mask
         parts = {"hidden": relative_error(states.student, states.teacher, mask)}
         if self.is_encoder:
-            parts["pooled"] = cosine_distance(mean_over(states.student, mask), states.pooled, mask)
+            # Over base tokens, as ``encoding.mean_pooled`` has it.
+            counts = jnp.where(mask, jnp.diff(batch.last, axis=1, prepend=-1), 0)
+            pooled = mean_over(states.student, counts)
+            parts["pooled"] = cosine_distance(pooled, states.pooled, mask)
         elif c.divergence or c.output:
             positions = scored_positions(mask, key, c.scored)
             parts |= self._next_tokens(states, predicted, frozen, batch, positions)

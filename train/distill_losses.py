@@ -23,10 +23,11 @@ def span_means(
     return jnp.einsum("bsd,bts->btd", teacher, belongs) / jnp.maximum(counts, 1)
 
 
-def mean_over(states: Float[Array, "B T D"], mask: Array) -> Float[Array, "B D"]:
-    """Mean over real positions."""
-    total = jnp.where(mask[..., None], states, 0).sum(1)
-    return jnp.asarray(total / jnp.maximum(mask.sum(1, keepdims=True), 1))
+def mean_over(states: Float[Array, "B T D"], counts: Array) -> Float[Array, "B D"]:
+    """Mean over positions, each as often as it counts: by a mask, over the real ones."""
+    weights = counts.astype(states.dtype)[..., None]
+    total = jnp.where(weights > 0, states * weights, 0).sum(1)
+    return total / jnp.maximum(weights.sum(1), 1)
 
 
 def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:

@@ -106,8 +106,8 @@ def mean_pooled(
 ) -> Float[Array, "B D"]:
     """Mean of the hidden states over base tokens.
 
-    Were a dynamic token's state the mean of its base tokens' states, so would this be the mean of
-    the text's.
+    If each state were the mean of its base tokens' states, this would be the mean over the text's
+    base tokens.
 
     Args:
         module, rows, ids, mask: as in ``sharding.forward``.

@@ -71,12 +71,11 @@ def _check(
             f"max_new_tokens {settings.max_new_tokens}: {model.name} reads {model.max_length} "
             "tokens, prompt included"
         )
-    for name in ("codebook", "lookup_tokens"):
-        if getattr(settings, name) > model.max_length:
-            raise DyntokError(
-                f"{name} {getattr(settings, name)}: valid is a number from 0 to "
-                f"{model.max_length}, the tokens that {model.name} reads"
-            )
+    if settings.codebook > model.max_length:
+        raise DyntokError(
+            f"codebook {settings.codebook}: valid is a number from 0 to {model.max_length}, the "
+            f"tokens that {model.name} reads"
+        )
     if vocabulary is None:
         if settings.reduction is None:
             raise DyntokError("a reduction is needed without an output vocabulary")

@@ -7,7 +7,7 @@
 ``decode``: tokens a second against transformers, in the same dtype, greedy, from prompts of 64
 base tokens. ``prefill``: time to the first token of merged prompts beside static ones.
 ``recompute``: against the original's scheme, which reads the whole prefix for every token, also
-with guessed tokens. ``lookup``: these beside plain decoding, of best texts and of drawn ones.
+with drafts. ``lookup``: drafts beside plain decoding, of best texts and of drawn ones.
 ``index``: a decode step in a large vocabulary beside one in the model's own. The sides of a part
 run in one process and, but for ``recompute``, turn and turn about; compiling and first calls are
 not timed. No text ends before its length.
@@ -65,9 +65,15 @@ def main() -> None:
     add("--texts", type=names, required=True, metavar="FILE,…", help="prompts are cut from these")
     add("--rows", default="default", help="rows of merged tokens (default)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
-    add("--new-tokens", type=positive, default=128, metavar="N", help="of decode and index (128)")
+    add(
+        "--new-tokens",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="of the other parts (128)",
+    )
     add("--recompute-tokens", type=positive, default=512, metavar="N", help="new tokens (512)")
-    add("--lookup-tokens", type=positive, default=7, metavar="N", help="guessed in a step (7)")
+    add("--lookup-tokens", type=positive, default=7, metavar="N", help="drafted in a step (7)")
     add("--repeats", type=positive, default=5, metavar="N", help="of each timing (5)")
     add("--vocabulary", metavar="DIR", help="a large one, of recompute and index")
     add("--index", metavar="DIR", help="of the large vocabulary, for index")
@@ -98,7 +104,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         elif part == "lookup":
             how = options.new_tokens, options.lookup_tokens, options.repeats
             found[part] = [
-                with_guesses(model, prompts, temperature, *how) for temperature in (0.0, 1.0)
+                with_drafts(model, prompts, temperature, *how) for temperature in (0.0, 1.0)
             ]
         elif part == "index":
             large = open_vocabulary(options.vocabulary, model, options.index)
@@ -202,19 +208,19 @@ def against_static(
 
 
 def against_recomputing(
-    model: DynamicModel, other: Any, prompt: BaseTokens, new: int, guesses: int, folder: str | None
+    model: DynamicModel, other: Any, prompt: BaseTokens, new: int, draft: int, folder: str | None
 ) -> dict[str, Any]:
     """Seconds of one whole text, by the original's scheme and here, both searching exactly.
 
-    With a large vocabulary, both read the prompt by its longest prefixes and its rows, and nothing
-    is guessed.
+    With a large vocabulary, both read the prompt by its longest prefixes and its rows, and there
+    are no drafts.
 
     Args:
         model: whose texts do not end.
         other: a ``TorchGeneration``.
         prompt: the only one.
         new: tokens.
-        guesses: in a step, of another run.
+        draft: tokens drafted in a step of another run.
         folder: of a large vocabulary; without one, the model's own.
     """
     vocabulary, rows, ids, reduction = None, model.source, prompt.ids, 0.0
@@ -228,11 +234,12 @@ def against_recomputing(
     start = time.perf_counter()
     theirs = other.recompute(ids, new, rows.input, output)
     middle = time.perf_counter()
-    sizes = {"vocabulary": len(rows.input), "prompt": len(ids), "new": new, "guesses": guesses}
-    found: dict[str, Any] = sizes | {"torch_s": middle - start}
-    for name, lookup in {"": 0, "lookup_": guesses}.items():
-        if lookup and vocabulary is not None:
-            break
+    found: dict[str, Any] = {"vocabulary": len(rows.input), "prompt": len(ids), "new": new}
+    found["torch_s"] = middle - start
+    runs = {"": 0}
+    if vocabulary is None:
+        runs["lookup_"] = found["draft"] = draft
+    for name, lookup in runs.items():
         _generate(model, [prompt], new, vocabulary, reduction, lookup_tokens=lookup)
         begin = time.perf_counter()
         (ours,) = _generate(model, [prompt], new, vocabulary, reduction, lookup_tokens=lookup)
@@ -242,22 +249,22 @@ def against_recomputing(
     return found
 
 
-def with_guesses(
+def with_drafts(
     model: DynamicModel,
     prompts: Sequence[BaseTokens],
     temperature: float,
     new: int,
-    guesses: int,
+    draft: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Seconds of the texts after some prompts, one by one, with guessed tokens and without.
+    """Seconds of the texts after some prompts, one by one, with drafts and without.
 
     Args:
         model: whose texts do not end.
         prompts: of the texts.
         temperature: of the draws; 0 takes the best tokens.
         new: tokens of each text.
-        guesses: in a step.
+        draft: tokens drafted in a step.
         repeats: of the timing.
     """
     texts: dict[str, list[list[int]]] = {}
@@ -273,13 +280,13 @@ def with_guesses(
 
         return run
 
-    seconds = medians({"plain": task("plain", 0), "lookup": task("lookup", guesses)}, repeats)
+    seconds = medians({"plain": task("plain", 0), "lookup": task("lookup", draft)}, repeats)
     same = np.array(texts["plain"]) == np.array(texts["lookup"])
     return {
         "temperature": temperature,
         "texts": len(prompts),
         "new": new,
-        "guesses": guesses,
+        "draft": draft,
         **{f"{name}_s": value for name, value in seconds.items()},
         "ratio": seconds["plain"] / seconds["lookup"],
         "same_tokens": float(same.mean()),
@@ -319,7 +326,7 @@ def _generate(
     reduction: float | None = 0.0,
     **settings: Any,
 ) -> list[list[int]]:
-    """Ids of the best texts, in one batch, behind base tokens or ones of the vocabulary."""
+    """Ids of the texts, by default the best, behind base tokens or ones of the vocabulary."""
     how = GenerationConfig(
         max_new_tokens=new, reduction=reduction, batch_size=len(prompts), **settings
     )

@@ -122,20 +122,22 @@ def _recompute(run: dict[str, Any]) -> list[tuple[str, str, str]]:
     what = f"{row['new']} tokens of {row['vocabulary']}, against reading the whole prefix for each"
     rows = [(what, _whole_text(row, ""), "≥ 20×")]
     if "lookup_jax_s" in row:
-        rows.append((f"the same, {row['guesses']} tokens guessed", _whole_text(row, "lookup_"), ""))
+        drafted = f"the same, drafts of {row['draft']} tokens"
+        rows.append((drafted, _whole_text(row, "lookup_"), "≥ 20×"))
     return rows
 
 
 def _whole_text(row: dict[str, Any], side: str) -> str:
-    ours, ratio = row[f"{side}jax_s"], row[f"{side}ratio"]
-    return f"{ours:.1f} s, {row['torch_s']:.1f} s: {ratio:.1f}×"
+    ours, ratio, same = (row[f"{side}{name}"] for name in ("jax_s", "ratio", "same_tokens"))
+    times = f"{ours:.1f} s, {row['torch_s']:.1f} s: {ratio:.1f}×"
+    return f"{times} ({100 * same:.1f} % same tokens)"
 
 
 def _lookup(run: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (
             f"{row['texts']} texts of {row['new']} tokens, one by one, temperature "
-            f"{row['temperature']:g}, {row['guesses']} tokens guessed",
+            f"{row['temperature']:g}, drafts of {row['draft']} tokens",
             f"{row['lookup_s']:.1f} s, without {row['plain_s']:.1f} s: {row['ratio']:.2f}× "
             f"({100 * row['same_tokens']:.1f} % same tokens)",
             "",

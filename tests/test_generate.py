@@ -334,6 +334,7 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
         ({"candidates": 10}, "10 candidates .* the vocabulary has 9"),
         ({"top_k": 12, "candidates": 1}, "12 candidates"),
         ({"codebook": 1}, "codebook: it needs the model's own"),
+        ({"lookup_tokens": 1}, "lookup_tokens: it needs the model's own"),
         ({"reduction": None}, "this vocabulary tokenizes no prompts"),
     ]
     for changes, said in refused:

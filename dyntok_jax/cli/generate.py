@@ -84,8 +84,9 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     "--lookup-tokens",
     int,
     0,
-    "Guess so many tokens from what was said before and read them in one step: the same text, "
-    "sooner where it repeats.",
+    "Draft so many tokens from what was said before and read them in one step: the same text but "
+    "for rounding, sooner where it repeats; best with --batch-size 1. Not with --vocabulary, "
+    "--codebook, --rewrite-words and --repetition-penalty.",
 )
 @click.option(
     "--truncate", type=options.Names("left"), help="Cut the beginnings of prompts too long."

@@ -16,6 +16,7 @@ from dyntok_jax.batching import TOKEN_BUCKETS, Batch, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, placed_rows
 from dyntok_jax.generation import lookup, programs
 from dyntok_jax.generation.answers import Answer
+from dyntok_jax.generation.lookup import History
 from dyntok_jax.generation.programs import Codebook, Rules, State, WholeVocabulary
 from dyntok_jax.generation.rewriting import TOGETHER, Rewriter
 from dyntok_jax.generation.settings import (
@@ -112,6 +113,8 @@ class _Run:
         best_only = settings.plan == Plan() and not settings.eos_bias
         k = 1 if best_only else max(settings.candidates, settings.top_k)
         self._choice = {"plan": settings.plan, "k": k}
+        # Behind the first token and the one that ends the last step there is none to guess.
+        self._draft = max(0, min(settings.lookup_tokens, settings.max_new_tokens - 2))
         self.rewriter = None
         if settings.rewrite_words:
             self.rewriter = Rewriter(model, settings, len(answers), self._step)
@@ -121,7 +124,7 @@ class _Run:
         batch = self._padded([answer.prompt.tokens for answer in self._answers])
         table = self._table(batch)
         longest = int(batch.mask.sum(axis=1).max()) + self._settings.max_new_tokens
-        room = bucket(longest + (TOGETHER if self.rewriter else 0), TOKEN_BUCKETS)
+        room = bucket(longest + (TOGETHER if self.rewriter else self._draft), TOKEN_BUCKETS)
         ids, mask = self._split((batch.ids, batch.mask))
         model = self._model
         hidden, cache = programs.prefill(
@@ -139,35 +142,37 @@ class _Run:
         if self._vocabulary is not None:
             rows = _placed(self._vocabulary, self._model.mesh)
         state = programs.first(state, hidden, search, self._rules, **self._choice)
-        yield np.asarray(state.token)[:, None]
-        how = self._step | self._choice
-        how["chunk"] = chunk = min(settings.steps_together, settings.max_new_tokens)
+        first = np.asarray(state.token)
+        yield first[:, None]
+        history = self._history(first) if self._draft else None
+        chunk = min(settings.steps_together, settings.max_new_tokens)
+        how = self._step | self._choice | {"chunk": chunk}
         left = settings.max_new_tokens - 1
         while left and (going := self._going(state)) is not None:
             state = going if self.rewriter is None else self.rewriter(self._answers, going)
-            steps = min(left, chunk)
+            done = min(left, chunk)
             inputs = self._model.step_params, rows, search, self._rules, state
-            if settings.lookup_tokens:
-                state, tokens, steps = lookup.several(
-                    *inputs, *self._history(), (np.int32(steps), np.int32(left)), **how,
-                    guesses=settings.lookup_tokens,
-                )  # fmt: skip
+            if history is None:
+                state, tokens = programs.several(*inputs, np.int32(done), **how)
             else:
-                state, tokens = programs.several(*inputs, np.int32(steps), **how)
-            left -= int(steps)
-            yield np.asarray(tokens)[:, : int(steps)]
+                state, history, tokens, count = lookup.several(
+                    *inputs, history, np.int32(done), np.int32(left), **how, size=self._draft
+                )
+                done = int(count)
+            left -= done
+            yield np.asarray(tokens)[:, :done]
 
-    def _history(self) -> tuple[jax.Array, jax.Array]:
-        """(B, H) base tokens of all prompts with the new ones behind them, and their numbers."""
-        settings, rows = self._settings, self._model.batch_rows(len(self._answers))
-        longest = max(len(answer.prompt.base.ids) for answer in self._answers)
-        room = longest + settings.max_new_tokens + settings.lookup_tokens
-        history = np.full((rows, bucket(room, TOKEN_BUCKETS)), programs.NO_TOKEN, np.int32)
-        known = np.ones(rows, np.int32)
-        for row, answer in enumerate(self._answers):
-            ids = [*answer.prompt.base.ids, *answer.ids]
-            history[row, : len(ids)], known[row] = ids, len(ids)
-        return self._split((history, known))
+    def _history(self, first: np.ndarray) -> History:
+        """The prompts and their first new tokens."""
+        prompts = [answer.prompt.base.ids for answer in self._answers]
+        lengths = np.zeros(len(first), np.int32)
+        lengths[: len(prompts)] = [len(ids) for ids in prompts]
+        room = int(lengths.max()) + self._settings.max_new_tokens + self._draft
+        tokens = np.full((len(first), bucket(room, TOKEN_BUCKETS)), programs.NO_TOKEN, np.int32)
+        for row, ids in zip(tokens, prompts, strict=False):
+            row[: len(ids)] = ids
+        tokens[np.arange(len(first)), lengths] = first
+        return History(*self._split((tokens, lengths)))
 
     def _with_host(self, state: State, hidden: jax.Array) -> Iterator[np.ndarray]:
         vocabulary, plan, k = self._vocabulary, self._settings.plan, self._choice["k"]

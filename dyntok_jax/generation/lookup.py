@@ -1,21 +1,21 @@
-"""Steps that read guessed tokens as well: prompt lookup decoding.
+"""Steps that read drafts as well: prompt lookup decoding.
 
 What comes next has often been said before, in the text or its prompt. A step takes as long as its
 parameters take to be read, for a few tokens nearly as for one: so it reads, behind the token chosen
-last, what followed that token before, and keeps what it would have chosen itself (Leviathan et al.
-2023, arXiv 2211.17192, with the guesses of https://github.com/apoorvumang/prompt-lookup-decoding).
+last, a draft of what follows, and accepts what it would have chosen itself (Leviathan et al. 2023,
+arXiv 2211.17192, with the drafts of https://github.com/apoorvumang/prompt-lookup-decoding).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dyntok_jax.generation.programs import (
     NO_TOKEN,
@@ -30,33 +30,91 @@ from dyntok_jax.sampling import Plan, choose
 from dyntok_jax.sharding import axis_rules
 
 
-def guess(history: Int[Array, "B H"], known: Int[Array, " B"], count: int) -> Int[Array, "B G"]:
-    """What followed a text's last two tokens when they last occurred, or its last one.
+class History(NamedTuple):
+    """Texts so far, where drafts are looked up.
 
-    Where fewer tokens have followed they are taken again, as in a text that repeats itself; where
-    nothing occurred before, the guesses are any.
-
-    Args:
-        history: tokens of each text, its prompt's first.
-        known: how many there are, at least 1; what is behind them is not read.
-        count: G.
+    Attributes:
+        tokens: (B, T) of each prompt, unmerged, and behind them those chosen, with room for all
+            that will be and a draft more.
+        prompt: (B,) how many are the prompt's.
     """
 
-    def one(history: Int[Array, " H"], known: Int[Array, ""]) -> Int[Array, " G"]:
-        places = jnp.arange(len(history))
-        occurs = (history == history[known - 1]) & (places < known - 1)
-        both = (jnp.roll(history, 1) == history[known - 2]) & (places > 0)
-        last = jnp.argmax(jnp.where(occurs, places + len(history) * both, -1))
-        followed = jnp.maximum(known - 1 - last, 1)
-        return history[last + 1 + jnp.arange(count) % followed]
+    tokens: Int[Array, "B T"]
+    prompt: Int[Array, " B"]
 
-    return jax.vmap(one)(history, known)
+    def draft(self, chosen: Int[Array, ""], size: int) -> Int[Array, "B size"]:
+        """What followed each text's last two tokens when they last occurred, or its last one.
+
+        Where fewer tokens have followed they are taken again, as in a text that repeats itself;
+        where nothing occurred before, a draft is of any tokens.
+
+        Args:
+            chosen: tokens behind each prompt, at least 1.
+            size: of the draft.
+        """
+
+        def one(tokens: Int[Array, " T"], known: Int[Array, ""]) -> Int[Array, " size"]:
+            places = jnp.arange(len(tokens))
+            occurs = (tokens == tokens[known - 1]) & (places < known - 1)
+            both = (jnp.roll(tokens, 1) == tokens[known - 2]) & (places > 0)
+            last = jnp.argmax(jnp.where(occurs, places + len(tokens) * both, -1))
+            followed = jnp.maximum(known - 1 - last, 1)
+            return tokens[last + 1 + jnp.arange(size) % followed]
+
+        return jax.vmap(one)(self.tokens, self.prompt + chosen)
+
+    def followed_by(self, new: Int[Array, "B N"], chosen: Int[Array, ""]) -> History:
+        """With new tokens behind those that were chosen."""
+        write = jax.vmap(lax.dynamic_update_slice)
+        return self._replace(tokens=write(self.tokens, new, (self.prompt + chosen,)))
+
+
+class Accepted(NamedTuple):
+    """What a step adds.
+
+    Attributes:
+        count: tokens of each text, one more than were drafted rightly in all of them; those behind
+            are void.
+        tokens: (B, N) with one more than a draft; -1 after a text's end.
+        active: (B,) whether the text goes on.
+    """
+
+    count: Int[Array, ""]
+    tokens: Int[Array, "B N"]
+    active: Bool[Array, " B"]
+
+
+def accept(
+    drafts: Int[Array, "B size"],
+    best: Int[Array, "B N"],
+    active: Bool[Array, " B"],
+    ends: Int[Array, " E"],
+    most: int | Int[Array, ""],
+) -> Accepted:
+    """Accepts of drafts what would have been chosen.
+
+    Args:
+        drafts: read behind the last token.
+        best: the choices after the last token and after each of the draft.
+        active: whether the text went on.
+        ends: ids of tokens that end a text.
+        most: tokens to accept.
+    """
+    places = jnp.arange(best.shape[1])
+    is_end = jnp.isin(best, ends)
+    over = jnp.cumsum(is_end, axis=1) > is_end
+    tokens = jnp.where(active[:, None] & ~over, best, NO_TOKEN)
+    right = 1 + jnp.cumprod(drafts == tokens[:, :-1], axis=1).sum(axis=1)
+    # A text that ends in the step, or has ended, holds the others up no more.
+    goes_on = active & ~(is_end & (places < right[:, None])).any(axis=1)
+    count = jnp.minimum(jnp.where(goes_on, right, len(places)).min(), most)
+    return Accepted(count, tokens, active & ~(is_end & (places < count)).any(axis=1))
 
 
 @partial(
     jax.jit,
-    static_argnames=("module", "mesh", "plan", "k", "chunk", "guesses"),
-    donate_argnames=("state",),
+    static_argnames=("module", "mesh", "plan", "k", "chunk", "size"),
+    donate_argnames=("state", "history"),
 )
 def several(
     params: Any,
@@ -64,77 +122,67 @@ def several(
     search: Any,
     rules: Rules,
     state: State,
-    history: Int[Array, "B H"],
-    known: Int[Array, " B"],
-    tokens_wanted: tuple[Int[Array, ""], Int[Array, ""]],
+    history: History,
+    least: Int[Array, ""],
+    most: Int[Array, ""],
     *,
     module: UnrolledDecoder,
     mesh: Mesh,
     plan: Plan,
     k: int,
     chunk: int,
-    guesses: int,
-) -> tuple[State, Int[Array, "B N"], Int[Array, ""]]:
-    """``programs.several`` with guesses: the same tokens, in fewer steps.
-
-    A step of a batch goes on by as many tokens as were guessed right in all its texts.
+    size: int,
+) -> tuple[State, History, Int[Array, "B N"], Int[Array, ""]]:
+    """``programs.several`` with drafts: but for rounding the same tokens, in fewer steps.
 
     Args:
         params, input_rows, search, rules, state, module, mesh, plan, k: as there; the search
             without a codebook, the plan without penalties.
-        history, known: as in :func:`guess`, with room for all new tokens and G behind them.
-        tokens_wanted: at least, up to ``chunk``, and at most.
-        chunk: N - G.
-        guesses: G.
+        history: with the last token; is given up.
+        least, most: tokens to choose, as long as a text goes on; at least up to ``chunk``.
+        chunk: N - size.
+        size: of a draft.
 
     Returns:
-        The state, the tokens chosen, and how many they are of each text; -1 after a text's end.
+        The state, the history, the tokens chosen and how many they are, -1 after a text's end; what
+        stands behind them is void.
     """
     cache, length = state.cache, state.length
-    least, most = tokens_wanted
-    reads = jnp.arange(guesses + 1)
 
     def more(carry: tuple[Any, ...]) -> Any:
         done, state, *_ = carry
         return (done < least) & state.active.any()
 
     def body(carry: tuple[Any, ...]) -> Any:
-        done, state, recent, tokens, history, known = carry
-        guessed = guess(history, known, guesses)
-        fed = jnp.concatenate([state.token[:, None], guessed], axis=1)
+        done, state, history, recent, tokens = carry
+        drafts = history.draft(state.count, size)
+        fed = jnp.concatenate([state.token[:, None], drafts], axis=1)
         rows = rows_of(fed.ravel(), input_rows, None).reshape(*fed.shape, -1)
         hidden, recent = read_beside(params, rows, cache, length, recent, done, module, mesh)
         best = _best_of_each(hidden, search, rules, state, plan, k)
-        is_end = jnp.isin(best, rules.ends)
-        over = jnp.cumsum(is_end, axis=1) > is_end
-        best = jnp.where(state.active[:, None] & ~over, best, NO_TOKEN)
-        right = 1 + jnp.cumprod(guessed == best[:, :-1], axis=1).sum(axis=1)
-        # Texts that end hold the others up no more.
-        goes_on = state.active & ~(is_end & (reads < right[:, None])).any(axis=1)
-        gained = jnp.minimum(jnp.where(goes_on, right, guesses + 1).min(), most - done)
-        ended = (is_end & (reads < gained)).any(axis=1)
+        new = accept(drafts, best, state.active, rules.ends, most - done)
+        tokens = lax.dynamic_update_slice(tokens, new.tokens, (0, done))
+        history = history.followed_by(new.tokens, state.count)
         state = state._replace(
-            length=state.length + gained * state.active,
-            token=jnp.take(best, gained - 1, axis=1),
-            active=state.active & ~ended,
-            count=state.count + gained,
+            length=state.length + new.count * state.active,
+            token=jnp.take(new.tokens, new.count - 1, axis=1),
+            active=new.active,
+            count=state.count + new.count,
         )
-        tokens = lax.dynamic_update_slice(tokens, best, (0, done))
-        history = jax.vmap(lax.dynamic_update_slice)(history, best, (known,))
-        return done + gained, state, recent, tokens, history, known + gained
+        return done + new.count, state, history, recent, tokens
 
-    tokens = jnp.full((len(state.token), chunk + guesses), NO_TOKEN, jnp.int32)
+    tokens = jnp.full((len(state.token), chunk + size), NO_TOKEN, jnp.int32)
     with axis_rules(mesh):
-        recent = emptied(cache, chunk + guesses)
-    begun = jnp.int32(0), state._replace(cache=()), recent, tokens, history, known
-    done, state, recent, tokens, *_ = lax.while_loop(more, body, begun)
+        recent = emptied(cache, chunk + size)
+    begun = jnp.int32(0), state._replace(cache=()), history, recent, tokens
+    done, state, history, recent, tokens = lax.while_loop(more, body, begun)
     with axis_rules(mesh):
-        return state._replace(cache=settled(cache, recent, length)), tokens, done
+        return state._replace(cache=settled(cache, recent, length)), history, tokens, done
 
 
 def _best_of_each(
-    hidden: Float[Array, "B T D"], search: Any, rules: Rules, state: State, plan: Plan, k: int
-) -> Int[Array, "B T"]:
+    hidden: Float[Array, "B N D"], search: Any, rules: Rules, state: State, plan: Plan, k: int
+) -> Int[Array, "B N"]:
     """The token that follows each of the tokens read, by the rules and draws of its place."""
     batch, reads, width = hidden.shape
     candidates = searched(search, hidden.reshape(-1, width), k)

@@ -51,13 +51,16 @@ class GenerationConfig:
         codebook: so many merged tokens of the prompt, the most frequent ones, can be generated
             beside the model's own tokens.
         steps_together: tokens between two looks at the texts, which is when stop strings are found
-            and texts given out; where the host searches, every token.
+            and texts given out; where the host searches, every token; with ``lookup_tokens`` up to
+            as many more.
         rewrite_words: once so many words are finished, their base tokens in the cache are replaced
             by merged ones; 0 for never. Looked for every ``steps_together`` tokens, so that with
             more than 1 words stay unmerged until then.
-        lookup_tokens: so many tokens are guessed from what the text and its prompt said before, and
+        lookup_tokens: so many tokens are drafted from what the text and its prompt said before, and
             read together with the last one (``generation.lookup``): the same text, but for
-            rounding, in fewer steps where it repeats. 0 for none.
+            rounding, in fewer steps where it repeats. A batch goes on by what is right in all its
+            texts, so that single ones gain most. Not with another output vocabulary, ``codebook``,
+            ``rewrite_words`` and ``repetition_penalty``. 0 for none.
     """
 
     max_new_tokens: int = 128

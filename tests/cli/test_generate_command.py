@@ -44,6 +44,15 @@ def test_the_last_word_is_merged_on_request(dyntok, decoder):
         assert ending == whole + 4  # li gh tho us es
 
 
+def test_drafts_change_no_text(dyntok, decoder):
+    arguments = ("generate", "--model", decoder, "--rows", "fvt", "--max-new-tokens", 30)
+    plain = dyntok(*arguments, "-", stdin=PROMPTS).records
+    found = dyntok(*arguments, "--lookup-tokens", 4, "-", stdin=PROMPTS).records
+    assert [record["ids"] for record in found] == [record["ids"] for record in plain]
+    run = dyntok(*arguments, "--lookup-tokens", 4, "--codebook", 1, "-", stdin=PROMPTS)
+    assert run.code != 0 and "codebook 1: valid is 0 with lookup_tokens" in run.err
+
+
 def test_streaming_shows_the_same_text(dyntok, decoder):
     draws = ("--temperature", 1.5, "--top-k", 50, "--seed", 3)
     arguments = ("generate", "--model", decoder, "--rows", "fvt", *SHORT, *draws, "-")

@@ -86,6 +86,7 @@ def test_a_step_in_another_vocabulary(model, large):
 def test_the_originals_scheme_in_a_large_vocabulary(model, large, decoder):
     found = against_recomputing(model, other(decoder), prompts(model)[0], 6, 3, str(large))
     assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input) + 20
+    assert "lookup_jax_s" not in found
 
 
 def test_the_command(command, decoder, tmp_path):
@@ -142,7 +143,7 @@ def test_the_table():
                 "temperature": 0.0,
                 "texts": 8,
                 "new": 128,
-                "guesses": 7,
+                "draft": 7,
                 "plain_s": 3.0,
                 "lookup_s": 2.0,
                 "ratio": 1.5,
@@ -162,7 +163,7 @@ def test_the_table():
         "| tokens/s of decoding, batch 8, 128 tokens, float32 "
         "| 150.0, transformers 100.0: 1.50× (99.5 % same tokens) | ≥ 1.5× |",
         "| recompute | torch is not installed |  |",
-        "| 8 texts of 128 tokens, one by one, temperature 0, 7 tokens guessed "
+        "| 8 texts of 128 tokens, one by one, temperature 0, drafts of 7 tokens "
         "| 2.0 s, without 3.0 s: 1.50× (100.0 % same tokens) |  |",
         "| a decode step among 1000000 tokens ÷ one among the model's own "
         "| 24.0 ms, 20.0 ms: 1.20× | ≤ 1.3× |",

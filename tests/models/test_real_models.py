@@ -16,7 +16,6 @@ from real_sentences import projection, sentences
 from dyntok_jax import dynamic_model
 from dyntok_jax.batching import by_length
 from dyntok_jax.encoding import encode
-from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import cache_folder
 from dyntok_jax.models.heads import logits
 from dyntok_jax.scoring import score
@@ -120,20 +119,6 @@ def test_merging_keeps_vectors_near_and_saves_tokens(encoder):
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.8
     assert not np.allclose(a, b)
-
-
-def test_the_mean_counts_base_tokens(encoder):
-    texts = ["query: Donaudampfschifffahrtsgesellschaft", "query: A short and plain sentence."]
-    base = text_layout(encoder.tokenizer, texts)
-    merged = encoder.merge(base, Budget(reduction=100)).sequences
-    ((place, states),) = encoder.outputs([part.tokens for part in merged], gathered, 2)
-    found = encode(encoder, texts, 100).vectors
-    for i, row in enumerate(place):
-        ends = [*merged[row].starts[1:].tolist(), len(base[row].tokens)]
-        repeats = np.subtract(ends, merged[row].starts)
-        assert repeats.max() > 1
-        wanted = np.repeat(states[i, : len(repeats)], repeats, axis=0).mean(0)
-        np.testing.assert_allclose(found[row], wanted, atol=1e-5)
 
 
 def test_encode_does_not_depend_on_order_without_merging(encoder):

@@ -27,7 +27,13 @@ from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_par
 SCRIPT = Path(__file__).with_name("tpu_compilation.py")
 CASES = (
     *("xlm_r_base", "mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
-    *("mistral_7b_prefill_long", "mistral_7b_step_params", "merge_samples", "merge_batch"),
+    *(
+        "mistral_7b_lookup",
+        "mistral_7b_prefill_long",
+        "mistral_7b_step_params",
+        "merge_samples",
+        "merge_batch",
+    ),
 )
 HBM = 32e9
 """Bytes a v4 chip has."""
@@ -63,7 +69,7 @@ def test_parameters_of_mistral_7b_are_cut_into_sixteen(compiled):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mistral_7b_prefill", "mistral_7b_decode"])
+@pytest.mark.parametrize("name", ["mistral_7b_prefill", "mistral_7b_decode", "mistral_7b_lookup"])
 def test_the_cache_of_mistral_7b_is_cut_into_sixteen(compiled, name):
     config, tokens, sequences = DecoderConfig(), 4096, 8
     values = 2 * config.layers * sequences * tokens * config.kv_heads * config.head_width

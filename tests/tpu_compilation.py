@@ -44,7 +44,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import load_config
 from dyntok_jax.dynamic_model import step_layout
-from dyntok_jax.generation import programs
+from dyntok_jax.generation import lookup, programs
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
@@ -116,8 +116,11 @@ def mistral_7b_prefill(mesh: Any, tokens: int = 2048) -> Any:
     )
 
 
-def mistral_7b_decode(mesh: Any) -> Any:
-    """The loop of steps of 8 sequences over 4096 tokens each, drawing from the whole vocabulary."""
+def mistral_7b_decode(mesh: Any, draft: int = 0) -> Any:
+    """The loop of steps of 8 sequences over 4096 tokens each, drawing from the whole vocabulary.
+
+    With drafts without penalties, which do not go together.
+    """
     module = UnrolledDecoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
     config, split = module.config, batch_sharding(mesh)
 
@@ -137,24 +140,25 @@ def mistral_7b_decode(mesh: Any) -> Any:
         batched((8,), jnp.int32),
         batched((8,), jnp.int32),
         batched((8,), jnp.bool_),
-        batched((8, config.vocab_size), jnp.bool_),
+        batched((8, 0 if draft else config.vocab_size), jnp.bool_),
         batched((8,), jax.eval_shape(jax.random.key, 0).dtype),
         batched((), jnp.int32, replicated(mesh)),
     )
     ends = batched((1,), jnp.int32, replicated(mesh))
-    return programs.several.lower(
+    count = batched((), jnp.int32, replicated(mesh))
+    inputs = (
         _step_shapes(module, mesh),
         rows,
         programs.WholeVocabulary(rows),
         programs.Rules(Sampling(0.7, 0.9, 0.1, 1.1, 0.0), ends),
         state,
-        batched((), jnp.int32, replicated(mesh)),
-        module=module,
-        mesh=mesh,
-        plan=Plan(greedy=False, top_k=50, nucleus=True, penalized=True),
-        k=1,
-        chunk=16,
     )
+    plan = Plan(greedy=False, top_k=50, nucleus=True, penalized=not draft)
+    how: dict[str, Any] = {"module": module, "mesh": mesh, "plan": plan, "k": 1, "chunk": 16}
+    if not draft:
+        return programs.several.lower(*inputs, count, **how)
+    history = lookup.History(batched((8, 8192), jnp.int32), batched((8,), jnp.int32))
+    return lookup.several.lower(*inputs, history, count, count, **how, size=draft)
 
 
 def mistral_7b_step_params(mesh: Any) -> Any:
@@ -204,6 +208,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mistral_7b_prefill": mistral_7b_prefill,
     "mistral_7b_prefill_long": partial(mistral_7b_prefill, tokens=16_384),
     "mistral_7b_decode": mistral_7b_decode,
+    "mistral_7b_lookup": partial(mistral_7b_decode, draft=7),
     "mistral_7b_step_params": mistral_7b_step_params,
     "merge_samples": merge_samples,
     "merge_batch": merge_batch,

@@ -113,9 +113,14 @@ def mean_pooled(
         module, rows, ids, mask: as in ``sharding.forward``.
         counts: base tokens that each token stands for, 0 at padding.
     """
-    hidden = gathered(module, rows, ids, mask).astype(jnp.float32)
-    total = jnp.where(mask[..., None], hidden * counts[..., None], 0).sum(axis=1)
-    return total / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return mean_over(gathered(module, rows, ids, mask).astype(jnp.float32), counts)
+
+
+def mean_over(states: Float[Array, "B T D"], counts: Array) -> Float[Array, "B D"]:
+    """Mean over positions, each as often as it counts: by a mask, over the real ones."""
+    weights = counts.astype(states.dtype)[..., None]
+    total = jnp.where(weights > 0, states * weights, 0).sum(1)
+    return total / jnp.maximum(weights.sum(1), 1)
 
 
 def first_pooled(

@@ -97,7 +97,7 @@ def _decode(run: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"tokens/s of decoding, batch {row['batch']}, {row['new']} tokens, {run['dtype']}",
             f"{row['jax_tokens_per_s']:.1f}, transformers {row['torch_tokens_per_s']:.1f}: "
-            f"{row['ratio']:.2f}× ({100 * row['same_tokens']:.1f} % same tokens)",
+            f"{row['ratio']:.2f}× {_same(row['same_tokens'])}",
             "≥ 1.5×",
         )
         for row in run["decode"]
@@ -129,8 +129,11 @@ def _recompute(run: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _whole_text(row: dict[str, Any], side: str) -> str:
     ours, ratio, same = (row[f"{side}{name}"] for name in ("jax_s", "ratio", "same_tokens"))
-    times = f"{ours:.1f} s, {row['torch_s']:.1f} s: {ratio:.1f}×"
-    return f"{times} ({100 * same:.1f} % same tokens)"
+    return f"{ours:.1f} s, {row['torch_s']:.1f} s: {ratio:.1f}× {_same(same)}"
+
+
+def _same(share: float) -> str:
+    return f"({100 * share:.1f} % same tokens)"
 
 
 def _lookup(run: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -139,7 +142,7 @@ def _lookup(run: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{row['texts']} texts of {row['new']} tokens, one by one, temperature "
             f"{row['temperature']:g}, drafts of {row['draft']} tokens",
             f"{row['lookup_s']:.1f} s, without {row['plain_s']:.1f} s: {row['ratio']:.2f}× "
-            f"({100 * row['same_tokens']:.1f} % same tokens)",
+            f"{_same(row['same_tokens'])}",
             "",
         )
         for row in run["lookup"]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_folders import decoder, folders
 from written_text import prompts, written
@@ -86,6 +87,9 @@ def gained(monkeypatch) -> Iterator[list[int]]:
     several = lookup.several
 
     def watched(*args, **how):
+        state, history = args[4:6]
+        last = history.tokens[np.arange(len(state.token)), history.prompt + state.count - 1]
+        assert np.array_equal(last[state.active], state.token[state.active])
         found = several(*args, **how)
         counts.append(int(found[-1]))
         return found

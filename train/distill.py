@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig, at_least
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.encoding import mean_over
 from dyntok_jax.lora import base_hash, params_digest
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
@@ -34,7 +35,6 @@ from train.data import DataConfig, batches
 from train.distill_losses import (
     cosine_distance,
     mean,
-    mean_over,
     relative_error,
     scored_positions,
     span_means,
@@ -291,7 +291,7 @@ class Distillation:
         mask = batch.mask
         parts = {"hidden": relative_error(states.student, states.teacher, mask)}
         if self.is_encoder:
-            # Over base tokens, as ``encoding.mean_pooled`` has it.
+            # Over base tokens, as ``encoding.mean_pooled`` takes it.
             counts = jnp.where(mask, jnp.diff(batch.last, axis=1, prepend=-1), 0)
             pooled = mean_over(states.student, counts)
             parts["pooled"] = cosine_distance(pooled, states.pooled, mask)

@@ -23,13 +23,6 @@ def span_means(
     return jnp.einsum("bsd,bts->btd", teacher, belongs) / jnp.maximum(counts, 1)
 
 
-def mean_over(states: Float[Array, "B T D"], counts: Array) -> Float[Array, "B D"]:
-    """Mean over positions, each as often as it counts: by a mask, over the real ones."""
-    weights = counts.astype(states.dtype)[..., None]
-    total = jnp.where(weights > 0, states * weights, 0).sum(1)
-    return total / jnp.maximum(weights.sum(1), 1)
-
-
 def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
     """Mean over real positions of the squared error over the teacher's squared norm."""
     error = jnp.square(student - teacher).sum(-1)

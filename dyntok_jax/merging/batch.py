@@ -24,15 +24,18 @@ class DynamicTokens:
 
     Attributes:
         tokens: T' tokens, text spelled in byte characters, special tokens by id.
-        starts: (T',) int32 position of each token's first base token.
         counts: (T',) int32 base tokens that each token stands for.
         word_ids: (T',) int32 word of the token's first base token, -1 for special tokens.
     """
 
     tokens: list[Token]
-    starts: np.ndarray
     counts: np.ndarray
     word_ids: np.ndarray | None = None
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(T',) int32 position of each token's first base token."""
+        return np.cumsum(self.counts, dtype=np.int32) - self.counts
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,10 @@ def _apply(sequence: BaseTokens, kept: np.ndarray) -> DynamicTokens:
     counts = np.diff(starts, append=np.int32(len(sequence.tokens)))
     word_ids = None if sequence.word_ids is None else sequence.word_ids[starts]
     if len(starts) == len(sequence.tokens):
-        return DynamicTokens(list(sequence.tokens), starts, counts, word_ids)
+        return DynamicTokens(list(sequence.tokens), counts, word_ids)
     text = cast(list[str], sequence.tokens)  # a special token is a unit by itself
     tokens: list[Token] = [
         sequence.tokens[start] if end == start + 1 else "".join(text[start:end])
         for start, end in zip(starts.tolist(), (starts + counts).tolist(), strict=True)
     ]
-    return DynamicTokens(tokens, starts, counts, word_ids)
+    return DynamicTokens(tokens, counts, word_ids)

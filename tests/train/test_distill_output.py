@@ -101,7 +101,7 @@ def test_drawn_tokens_of_the_batch_do_not_change_the_others_share(make, vocabula
     """Drawing all of them is the whole vocabulary: each token stands for itself."""
     preparation = make(output=1.0, vocabulary=vocabulary, drawn=NEW).preparation
     tokens = list(preparation._further)
-    merged = DynamicTokens([*tokens[:3], tokens[0]], np.arange(4), np.ones(4, int))
+    merged = DynamicTokens([*tokens[:3], tokens[0]], np.ones(4, np.int32))
     base = BaseTokens(np.zeros(4, np.int32), ["a"] * 4, np.arange(4))
     batch = preparation.arrays([base], [merged], tokens)
     assert np.isfinite(shift(batch)).sum() == NEW and shift(batch).max() == 0

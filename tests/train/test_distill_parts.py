@@ -15,9 +15,10 @@ from test_two_processes import HYPERNET, run_both
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.zett import save_hypernet
+from dyntok_jax.encoding import mean_over
 from dyntok_jax.sharding import BatchPart, on_host
 from train.config import HypernetRun
-from train.distill_losses import cosine_distance, mean_over
+from train.distill_losses import cosine_distance
 from train.hypernet import make_task
 from train.loop import train
 

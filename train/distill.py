@@ -63,9 +63,9 @@ class DistillConfig:
         prompt_share: smallest and largest share of each sequence, from its start, that merges,
             drawn for each (decoders). What follows stays in base tokens, as after a prompt that
             was shortened; ``output`` is not taken there. From 0 to 1.
-        repeated: chance, from 0 to 1, that a sequence's second half is its first one again
-            (decoders): what is hardest after a merged prompt is to spell its words. Prompts end
-            at the half then, or before.
+        repeated: chance, from 0 to 1, that a sequence's second half is the words of its first one
+            again, in another order (decoders): what is hardest after a merged prompt is to spell
+            its words. Prompts end at the half then, or before.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of vectors, means over base tokens (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).

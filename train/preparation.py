@@ -93,7 +93,7 @@ class Preparation:
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         prompt_share: smallest and largest share of a sequence, from its start, that may merge,
             drawn for each.
-        repeated: chance that a sequence is replaced by its first half, twice.
+        repeated: chance that a sequence is replaced by its first half and the words of that again.
         surface_length: S, also the most base tokens in one dynamic token.
         pad_id: fills surface forms.
         vocabulary: folder of a large vocabulary to draw from, or None.
@@ -135,7 +135,7 @@ class Preparation:
         drawn = self._draw(rng)
         # What is drawn for each sequence: all parts have the same seed.
         rng = np.random.default_rng((texts.seed, self.part))
-        base = [_twice(b) if rng.random() < self.repeated else b for b in base]
+        base = [_with_its_words(b, rng) if rng.random() < self.repeated else b for b in base]
         shares = rng.uniform(*self.prompt_share, len(base))
         ends = [
             _end(b, round(share * len(b.tokens))) for share, b in zip(shares, base, strict=True)
@@ -291,13 +291,20 @@ class Preparation:
         return self._tokenizer.id_of(token)
 
 
-def _twice(sequence: BaseTokens) -> BaseTokens:
-    """The first half of a sequence, and the same again; an opening token comes once."""
+def _with_its_words(sequence: BaseTokens, rng: np.random.Generator) -> BaseTokens:
+    """The first half of a sequence, and its words again; an opening token comes once.
+
+    They come in another order, in runs of two on average: the same half once more is easy, since
+    after a few tokens of it the place is known, and a text seldom says more than a word again.
+    """
     half = len(sequence.tokens) // 2
     opening = next((i for i, t in enumerate(sequence.tokens) if isinstance(t, str)), half)
-    places = np.r_[:half, opening:half]
-    units = sequence.units[places]
-    units[half:] += units[half - 1] + 1
+    words = np.flatnonzero(np.diff(sequence.units[opening:half])) + 1
+    runs = np.split(np.arange(opening, half), words[rng.random(len(words)) < 0.5])
+    rng.shuffle(runs)
+    places = np.concatenate([np.arange(half), *runs])
+    further = (np.diff(places) != 1) | (np.diff(sequence.units[places]) != 0)
+    units = np.r_[0, np.cumsum(further)]
     return BaseTokens(sequence.ids[places], [sequence.tokens[i] for i in places], units)
 
 

@@ -5,10 +5,13 @@
 
 All start from the same values and take the same batches of base tokens in one run, turn and turn
 about: torch, the step in float32, as torch computes, and the step as configured. One in a shape
-that is new is not timed. Without dropout the losses of the first two are compared, and at the end
-their figures on held-out examples. With ``--reduction PCT`` configured steps on merged batches are
-timed against static ones, with everything that comes before them: once while their rows are new,
-and once more when the cache has them, as in an adapter's later epochs.
+that is new is not timed. torch takes the learning rates from the schedule here. Without dropout the
+losses of the first two are compared, and at the end their figures on held-out examples. Rounding
+grows with the steps, in float32 to more than what is compared: with ``compute.dtype=float64`` and
+``JAX_ENABLE_X64=1`` in the environment both of them compute in float64. With ``--reduction PCT``
+configured steps on merged batches are timed against static ones, with everything that comes before
+them: once while their rows are new, and once more when the cache has them, as in an adapter's later
+epochs.
 """
 
 from __future__ import annotations
@@ -68,15 +71,19 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     task = make_task(settings)
     figures: dict[str, Any] = {"model": settings.model, "adapter": settings.task}
     figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}
+    figures["dtype"] = settings.compute.dtype
     figures["products"] = settings.training.products
     if importlib.util.find_spec("torch"):
         # The two are held together value by value.
+        dtype = "float64" if settings.compute.dtype == "float64" else "float32"
         exact = replace(
             settings,
             training=replace(settings.training, products="float32"),
-            compute=replace(settings.compute, dtype="float32"),
+            compute=replace(settings.compute, dtype=dtype),
         )
-        figures |= against_torch(make_task(exact), task, options.steps)
+        # What is configured beside float64 is no step that anyone trains with.
+        configured = None if dtype == "float64" else task
+        figures |= against_torch(make_task(exact), configured, options.steps)
     else:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
@@ -98,10 +105,11 @@ class JaxSide:
 
     Attributes:
         seconds: of every step in a shape that was not new.
+        rate: the last step's learning rate.
     """
 
     def __init__(self, task: LoraTask, steps: int):
-        self.task, self.seconds = task, {}
+        self.task, self.seconds, self.rate = task, {}, 0.0
         training = task.run.training
         optimizer, schedule = make_optimizer(training.optimizer, steps)
         self.state, where = initial_state(task, optimizer, training.seed)
@@ -115,7 +123,7 @@ class JaxSide:
         batch = prepared()
         placed = put(batch, self.task.mesh)
         self.state, report = self._step(self.state, self._sound, self.task.frozen, placed)
-        loss = float(report.loss)
+        loss, self.rate = float(report.loss), float(report.learning_rate)
         shape = (batch.ids.shape, batch.rows.shape)
         timed, self._shapes = shape in self._shapes, self._shapes | {shape}
         if timed:
@@ -144,42 +152,43 @@ def drawn(task: LoraTask, steps: int) -> Iterator[Drawn]:
         yield Drawn(next(stream).batch, ids)
 
 
-def against_torch(task: LoraTask, configured: LoraTask, steps: int) -> dict[str, Any]:
+def against_torch(task: LoraTask, configured: LoraTask | None, steps: int) -> dict[str, Any]:
     """Seconds and losses on the same batches, and figures at the end.
 
     Args:
         task: computes as torch does.
-        configured: the same task, computing as it likes; only its seconds count.
+        configured: the same task, computing as it likes, or None; only its seconds count.
         steps: batches.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
     from eval.torch_lora import TorchLora
 
-    settings, side, other_side = task.run, JaxSide(task, steps), JaxSide(configured, steps)
+    tasks = {"jax": task} if configured is None else {"jax": task, "configured": configured}
+    sides = {name: JaxSide(one, steps) for name, one in tasks.items()}
+    settings, side = task.run, sides["jax"]
     folder, labels = resolve(settings.model), task.batcher.examples.task.labels
     kind = task.batcher.examples.task.kind
     with tempfile.TemporaryDirectory() as first:
         start = task.adapter(side.state.trainables)
         write_adapter(Path(first), start, read_architecture(folder), str(folder))
-        other = TorchLora(
-            folder, Path(first), kind, len(labels), settings.training.optimizer, steps
-        )
+        optimizer, dtype = settings.training.optimizer, settings.compute.dtype
+        other = TorchLora(folder, Path(first), kind, len(labels), optimizer, dtype)
     losses: list[tuple[float, float]] = []
-    seconds: list[tuple[float, float, float]] = []
+    seconds: list[tuple[float, ...]] = []
     for number, (batch, ids) in enumerate(drawn(task, steps)):
-        ours, timed = side.step(number, lambda batch=batch: batch)
-        other_side.step(number, lambda batch=batch: batch)
+        found = {n: s.step(number, lambda batch=batch: batch) for n, s in sides.items()}
+        ours, timed = found["jax"]
         count, longest = len(ids), max(map(len, ids))
         wanted = batch.labels[(slice(count), slice(longest)) if kind == "token" else slice(count)]
         begin = time.perf_counter()
-        losses.append((ours, other.step(ids, wanted)))
+        losses.append((ours, other.step(ids, wanted, side.rate)))
         if timed:
             torch_seconds = time.perf_counter() - begin
-            seconds.append((side.seconds[number], other_side.seconds[number], torch_seconds))
+            seconds.append((*[s.seconds[number] for s in sides.values()], torch_seconds))
     versions = {"torch": torch.__version__, "jax": jax.__version__}
     found = {"steps": steps, "dropout": settings.lora.dropout, "versions": versions}
-    found |= _seconds(seconds, ("jax", "configured", "torch"))
+    found |= _seconds(seconds, (*sides, "torch"))
     if not settings.lora.dropout:
         apart = np.abs(np.diff(np.array(losses), axis=1))[:, 0]
         found |= {"losses": losses, f"apart_{EARLY}": float(apart[:EARLY].max())}

@@ -47,8 +47,10 @@ def lora(run: dict[str, Any]) -> str:
     if "torch_skipped" in run:
         rows.append((what, run["torch_skipped"], "≥ 1.2×"))
     else:
-        how = f"products in {run['products']}"
-        for name, computed in (("jax", "all in float32"), ("configured", how)):
+        # Runs from before there was a choice computed in float32.
+        dtype, how = run.get("dtype", "float32"), f"products in {run['products']}"
+        sides = [("jax", f"all in {dtype}"), ("configured", how)]
+        for name, computed in sides if dtype == "float32" else sides[:1]:
             measured = f"{run[f'{name}_s']:.2f} s, transformers and peft {run['torch_s']:.2f} s: "
             measured += f"{run[f'{name}_ratio']:.2f}×"
             rows.append((f"{what}, {computed}", measured, "≥ 1.2×"))

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from peft import PeftModel  # pyright: ignore[reportMissingImports]
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from train.optim import OptimizerConfig, make_schedule
+from train.optim import OptimizerConfig
 
 AUTO = {
     "sequence": AutoModelForSequenceClassification,
@@ -38,7 +38,7 @@ class TorchLora:
         kind: Literal["sequence", "token"],
         classes: int,
         config: OptimizerConfig,
-        steps: int,
+        dtype: Literal["float32", "float64"] = "float32",
     ):
         """Loads model and adapter.
 
@@ -47,38 +47,40 @@ class TorchLora:
             adapter: first values, as peft keeps them.
             kind: of the head.
             classes: of it.
-            config: AdamW's settings and the schedule.
-            steps: of the schedule.
+            config: AdamW's settings.
+            dtype: of all parameters and products.
         """
         base = AUTO[kind].from_pretrained(
             folder,
             num_labels=classes,
-            dtype=torch.float32,
+            dtype=getattr(torch, dtype),
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        self.model = PeftModel.from_pretrained(base, adapter, is_trainable=True).to(base.dtype)
         self.trained = [part for part in self.model.parameters() if part.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained,
-            lr=1.0,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
         )
-        rate: Any = make_schedule(config.phases, steps)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: float(rate(min(step, steps - 1)))
-        )
         self.clip = config.clip
 
-    def step(self, ids: Sequence[Int[np.ndarray, " T"]], labels: Int[np.ndarray, "B ..."]) -> float:
+    def step(
+        self,
+        ids: Sequence[Int[np.ndarray, " T"]],
+        labels: Int[np.ndarray, "B ..."],
+        rate: float,
+    ) -> float:
         """One step on sequences, padded to the longest; its loss.
 
         Args:
             ids: of B sequences.
             labels: (B,) or (B, T), negative where there is none.
+            rate: learning rate.
         """
+        self.optimizer.param_groups[0]["lr"] = rate
         inputs = self._inputs(ids)
         counted = torch.from_numpy(np.where(labels < 0, IGNORED, labels).astype(np.int64))
         self.model.train()
@@ -86,10 +88,12 @@ class TorchLora:
         self.optimizer.zero_grad()
         loss.backward()
         if self.clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
+            # Not by ``clip_grad_norm_``, which adds 1e-6 to the norm, as optax does not.
+            gradients = [part.grad for part in self.trained if part.grad is not None]
+            factor = self.clip / torch.nn.utils.get_total_norm(gradients)
+            torch._foreach_mul_(gradients, factor.clamp(max=1))
         self.optimizer.step()
-        self.schedule.step()
-        return float(loss)
+        return loss.item()
 
     def predict(self, ids: Sequence[Int[np.ndarray, " T"]]) -> list[Any]:
         """Class with the highest score: of each sequence, or of each of its tokens."""

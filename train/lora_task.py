@@ -26,7 +26,7 @@ from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.hf_config import Architecture
-from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.layers import abstract_params, widened
 from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
 from dyntok_jax.sharding import apply, param_shardings, shard_params
 from dyntok_jax.tasks.registry import Task
@@ -162,12 +162,17 @@ class LoraTask:
     def init(self, key: PRNGKeyArray) -> Any:
         """Values at step 0; those of the additions make no difference yet."""
         if self._start is not None:
-            return shard_params(self._start, self._abstract, self.mesh)
+            return self._placed(self._start)
         first, second = jax.random.split(key)
         inputs = jnp.zeros((1, 1, self.module.config.width)), jnp.ones((1, 1), bool)
         head = meta.unbox(jax.jit(self.module.init)(second, *inputs))["params"]["head"]
         lora = init_lora(self._abstract["lora"], first)
-        return shard_params({"lora": lora, "head": head}, self._abstract, self.mesh)
+        return self._placed({"lora": lora, "head": head})
+
+    def _placed(self, values: Any) -> Any:
+        # In float64 steps of float32 values would be rounded all the same.
+        values = jax.tree.map(lambda x: x.astype(widened(self.module.dtype)), values)
+        return shard_params(values, self._abstract, self.mesh)
 
     def batches(self, position: Any) -> Iterator[Loaded]:
         """Merged examples, endless."""

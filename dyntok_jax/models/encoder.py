@@ -19,6 +19,7 @@ from dyntok_jax.models.layers import (
     parameter,
     positions_from_mask,
     scan_layers,
+    widened,
 )
 from dyntok_jax.types import DyntokError
 
@@ -138,7 +139,8 @@ class Encoder(nn.Module):
             )
         positions = self._table("positions", c.max_positions, "T")
         types = self._table("token_types", c.token_types, "C")
-        x = embeddings + positions[positions_from_mask(mask) + c.position_offset]
+        x = embeddings.astype(widened(self.dtype))
+        x = x + positions[positions_from_mask(mask) + c.position_offset]
         x = x + (types[0] if token_type is None else types[token_type])
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="embedding_norm")(x)
         x = constrain(x, "B", "T", None)

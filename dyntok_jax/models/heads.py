@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, contracted, product
+from dyntok_jax.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    LayerNorm,
+    contracted,
+    product,
+    widened,
+)
 
 
 def logits(
@@ -43,7 +50,7 @@ class SequenceClassifier(nn.Module):
         first = hidden[:, 0]
         inner = Dense(first.shape[-1], ("D", "F"), dtype=self.dtype, name="dense")(first)
         classes = Dense(self.classes, ("F", "C"), dtype=self.dtype, name="classes")
-        return classes(jnp.tanh(inner)).astype(jnp.float32)
+        return classes(jnp.tanh(inner)).astype(widened(self.dtype))
 
 
 class TokenClassifier(nn.Module):
@@ -56,7 +63,7 @@ class TokenClassifier(nn.Module):
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
         """Class scores of every token, float32."""
         classes = Dense(self.classes, ("D", "C"), dtype=self.dtype, name="classes")
-        return classes(hidden).astype(jnp.float32)
+        return classes(hidden).astype(widened(self.dtype))
 
 
 class MaskedLanguageModel(nn.Module):

@@ -2,8 +2,8 @@
 
 Every parameter is declared once, by :func:`parameter`; shapes, initial values, shardings
 (``sharding.py``) and the checks of the weight table (``weights.py``) all follow from it. Parameters
-are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the softmax always
-in float32.
+are float32; a module computes in its ``dtype`` (float32, bfloat16 or float64), norms and the
+softmax in float32 at least.
 
 Logical axes of parameters: D width, NH query heads times head width, KH key/value heads, or whole
 groups of heads, times head width, F feed-forward or inner width, V vocabulary, T positions, C
@@ -52,6 +52,11 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def widened(dtype: DTypeLike) -> jnp.dtype:
+    """What sums, norms and the softmax of arrays of a dtype are in: float32, or float64 of that."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _rounds() -> bool:
     """Whether ``jax.default_matmul_precision("bfloat16")`` holds."""
     setting = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,8 +93,8 @@ def contracted(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequen
     if _rounds():
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     dimensions = ((axes_a, axes_b), ((), ()))
-    exact, single = precision(a.dtype), jnp.float32
-    return jax.lax.dot_general(a, b, dimensions, precision=exact, preferred_element_type=single)
+    exact, wide = precision(a.dtype), widened(a.dtype)
+    return jax.lax.dot_general(a, b, dimensions, precision=exact, preferred_element_type=wide)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -203,7 +208,7 @@ class LayerNorm(nn.Module):
         """Normalize, scale and shift; the result has ``dtype``."""
         scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("D",))
         bias = parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("D",))
-        x = x.astype(jnp.float32)
+        x = x.astype(widened(self.dtype))
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
         return (x * scale + bias).astype(self.dtype)
@@ -221,7 +226,7 @@ class RMSNorm(nn.Module):
         """Normalize and scale; the result has ``dtype``."""
         scale = parameter(self, "scale", nn.initializers.ones, (x.shape[self.axis],), ("D",))
         scale = jnp.expand_dims(scale, [a for a in range(x.ndim) if a != self.axis % x.ndim])
-        x = x.astype(jnp.float32)
+        x = x.astype(widened(self.dtype))
         x = x * jax.lax.rsqrt(jnp.square(x).mean(self.axis, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
 
@@ -314,14 +319,14 @@ def attend_parts(
     groups = parts[0][0].shape[1]
     query = query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     query = query.reshape(batch, groups, -1, width)
-    exact, single = None if _rounds() else precision(query.dtype), jnp.float32
+    exact, wide = None if _rounds() else precision(query.dtype), widened(query.dtype)
 
     def multiplied(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.matmul(x.astype(y.dtype), y, precision=exact, preferred_element_type=single)
+        return jnp.matmul(x.astype(y.dtype), y, precision=exact, preferred_element_type=wide)
 
     scores = []
     for key, _, mask in parts:
-        bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+        bias = jnp.where(mask, 0.0, jnp.finfo(wide).min)
         if mask.shape[1] > 1:
             bias = jnp.tile(bias, (1, heads // groups, 1))
         scores.append(multiplied(query, key) * (1 / math.sqrt(width)) + bias[:, None])

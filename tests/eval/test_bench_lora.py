@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
@@ -52,12 +53,22 @@ def make(encoder, tmp_path):
 
 def test_losses_are_those_of_peft(make):
     pytest.importorskip("peft", reason="needs torch and peft")
-    rounded = TrainingConfig(Path("run"), products="bfloat16", optimizer=RATE)
+    rounded = TrainingConfig(Path("run"), steps=1, products="bfloat16", optimizer=RATE)
     found = against_torch(make(), make(training=rounded), 12)
     assert found["apart_50"] < 1e-4 and found["timed"] == 11
     assert found["jax_ratio"] > 0 and found["configured_ratio"] > 0
     assert found["losses"][-1][0] < 0.8 * found["losses"][0][0]
     assert abs(found["f1_jax"] - found["f1_torch"]) < 0.5
+
+
+def test_losses_of_float64_are_those_of_peft_far_closer(make):
+    pytest.importorskip("peft", reason="needs torch and peft")
+    single = against_torch(make(), None, 30)
+    with jax.enable_x64(True):
+        double = ComputeConfig("float64", mesh=MeshConfig(data=1))
+        found = against_torch(make(compute=double), None, 30)
+    assert found["apart"] < 1e-10 < 1e-8 < single["apart"]
+    assert "configured_ratio" not in found and found["f1_jax"] == found["f1_torch"]
 
 
 @pytest.mark.slow

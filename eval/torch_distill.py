@@ -17,7 +17,7 @@ from transformers import AutoModel, RobertaConfig, RobertaModel
 
 from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.types import DyntokError
-from train.distill import DistillConfig
+from train.distill_config import DistillConfig
 from train.optim import OptimizerConfig, make_schedule
 from train.preparation import DistillBatch
 from train.step import Products

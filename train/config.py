@@ -9,7 +9,7 @@ from typing import Literal
 from dyntok_jax.config import ComputeConfig, at_least
 from dyntok_jax.types import DyntokError
 from train.data import DataConfig
-from train.distill import DistillConfig
+from train.distill_config import DistillConfig
 from train.loop import TrainingConfig
 from train.zett_config import ZettConfig
 

@@ -19,7 +19,8 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig, TextBatch
-from train.distill import Distillation, DistillConfig
+from train.distill import Distillation
+from train.distill_config import DistillConfig
 from train.distill_losses import relative_error, scored_positions, span_means
 from train.hypernet import main, make_task
 from train.loop import TrainingConfig

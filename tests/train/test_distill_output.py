@@ -22,7 +22,7 @@ from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
-from train.distill import DistillConfig
+from train.distill_config import DistillConfig
 from train.distill_losses import scored_positions
 from train.hypernet import make_task
 from train.loop import TrainingConfig

@@ -18,7 +18,7 @@ from dyntok_jax.models.weights import load_model, save_model
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
-from train.distill import DistillConfig
+from train.distill_config import DistillConfig
 from train.hypernet import make_task
 from train.loop import TrainingConfig, _Run, train
 from train.text_sources import TextSource

@@ -37,23 +37,14 @@ class ComputeConfig:
     """How a model is computed; the defaults suit one machine.
 
     Attributes:
-        dtype: of the matrix products and activations; norms, softmax and scores are float32 at
-            least. float64, by which results are compared, needs ``JAX_ENABLE_X64=1`` in the
-            environment.
+        dtype: of the matrix products and activations; norms, softmax and scores are float32.
         remat: recompute layers in the backward pass instead of keeping their activations.
         mesh: devices along each axis.
     """
 
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     mesh: MeshConfig = field(default_factory=MeshConfig)
-
-    def __post_init__(self) -> None:
-        if self.dtype == "float64":
-            import jax  # not at the top: a command that computes nothing starts without it
-
-            if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-                raise DyntokError("dtype: float64 needs JAX_ENABLE_X64=1 in the environment")
 
 
 def at_least(config: Any, **least: float) -> None:

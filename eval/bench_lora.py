@@ -7,11 +7,10 @@ All start from the same values and take the same batches of base tokens in one r
 about: torch, the step in float32, as torch computes, and the step as configured. One in a shape
 that is new is not timed. torch takes the learning rates from the schedule here. Without dropout the
 losses of the first two are compared, and at the end their figures on held-out examples. Rounding
-grows with the steps, in float32 to more than what is compared: with ``compute.dtype=float64`` and
-``JAX_ENABLE_X64=1`` in the environment both of them compute in float64. With ``--reduction PCT``
-configured steps on merged batches are timed against static ones, with everything that comes before
-them: once while their rows are new, and once more when the cache has them, as in an adapter's later
-epochs.
+grows with the steps, in float32 to more than what is compared: with ``--float64`` both compute in
+float64, and nothing is timed. With ``--reduction PCT`` configured steps on merged batches are timed
+against static ones, with everything that comes before them: once while their rows are new, and once
+more when the cache has them, as in an adapter's later epochs.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ def main() -> None:
     add("--config", required=True, type=Path, metavar="FILE", help="of a run of train.lora")
     add("--steps", type=positive, default=200, metavar="N", help="batches (200)")
     add("--reduction", type=percent, metavar="PCT", help="also time merged batches")
+    add("--float64", action="store_true", help="only compare losses, computed in float64")
     add("--rows", default="fvt", help="rows of the merged batches (fvt)")
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
     run(parser, _measure, _show, names_model=False)
@@ -68,22 +68,14 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = read_config(LoraRun, options.config, options.overrides)
     settings = replace(settings, rows="base", base_rows=None, language=None)
     settings = replace(settings, tokenization=TokenizationConfig(), held_out_reductions=(0.0,))
-    task = make_task(settings)
     figures: dict[str, Any] = {"model": settings.model, "adapter": settings.task}
     figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}
-    figures["dtype"] = settings.compute.dtype
+    if options.float64:
+        return figures | in_float64(settings, options)
     figures["products"] = settings.training.products
+    task = make_task(settings)
     if importlib.util.find_spec("torch"):
-        # The two are held together value by value.
-        dtype = "float64" if settings.compute.dtype == "float64" else "float32"
-        exact = replace(
-            settings,
-            training=replace(settings.training, products="float32"),
-            compute=replace(settings.compute, dtype=dtype),
-        )
-        # What is configured beside float64 is no step that anyone trains with.
-        configured = None if dtype == "float64" else task
-        figures |= against_torch(make_task(exact), configured, options.steps)
+        figures |= against_torch(make_task(exact(settings, "float32")), task, options.steps)
     else:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
@@ -91,6 +83,25 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         figures["merged"] = {"reduction": options.reduction, "rows": options.rows}
         figures["merged"] |= against_merged(task, make_task(merged), options.steps)
     return figures
+
+
+def in_float64(settings: LoraRun, options: argparse.Namespace) -> dict[str, Any]:
+    """Losses and figures of :func:`against_torch`, without a rounding that would count."""
+    if options.reduction is not None:
+        raise DyntokError("--reduction: merged batches are timed, and --float64 times nothing")
+    if not importlib.util.find_spec("torch"):
+        raise DyntokError("--float64 compares with torch, which is not installed")
+    if settings.lora.dropout:
+        raise DyntokError("--float64 compares losses: give lora.dropout=0.0")
+    with jax.enable_x64(True):
+        found = against_torch(make_task(exact(settings, "float64")), None, options.steps)
+    return {"dtype": "float64"} | found
+
+
+def exact(settings: LoraRun, dtype: str) -> LoraRun:
+    """The run as torch computes it, to be held beside it value by value."""
+    training = replace(settings.training, products="float32")
+    return replace(settings, training=training, compute=replace(settings.compute, dtype=dtype))
 
 
 def merged_run(settings: LoraRun, rows: str, reduction: float) -> LoraRun:
@@ -157,16 +168,16 @@ def against_torch(task: LoraTask, configured: LoraTask | None, steps: int) -> di
 
     Args:
         task: computes as torch does.
-        configured: the same task, computing as it likes, or None; only its seconds count.
+        configured: the same task, computing as it likes; only its seconds count. Without it
+            nothing is timed.
         steps: batches.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
     from eval.torch_lora import TorchLora
 
-    tasks = {"jax": task} if configured is None else {"jax": task, "configured": configured}
-    sides = {name: JaxSide(one, steps) for name, one in tasks.items()}
-    settings, side = task.run, sides["jax"]
+    settings, side = task.run, JaxSide(task, steps)
+    other_side = None if configured is None else JaxSide(configured, steps)
     folder, labels = resolve(settings.model), task.batcher.examples.task.labels
     kind = task.batcher.examples.task.kind
     with tempfile.TemporaryDirectory() as first:
@@ -175,20 +186,22 @@ def against_torch(task: LoraTask, configured: LoraTask | None, steps: int) -> di
         optimizer, dtype = settings.training.optimizer, settings.compute.dtype
         other = TorchLora(folder, Path(first), kind, len(labels), optimizer, dtype)
     losses: list[tuple[float, float]] = []
-    seconds: list[tuple[float, ...]] = []
+    seconds: list[tuple[float, float, float]] = []
     for number, (batch, ids) in enumerate(drawn(task, steps)):
-        found = {n: s.step(number, lambda batch=batch: batch) for n, s in sides.items()}
-        ours, timed = found["jax"]
+        ours, timed = side.step(number, lambda batch=batch: batch)
+        if other_side is not None:
+            other_side.step(number, lambda batch=batch: batch)
         count, longest = len(ids), max(map(len, ids))
         wanted = batch.labels[(slice(count), slice(longest)) if kind == "token" else slice(count)]
         begin = time.perf_counter()
         losses.append((ours, other.step(ids, wanted, side.rate)))
-        if timed:
-            torch_seconds = time.perf_counter() - begin
-            seconds.append((*[s.seconds[number] for s in sides.values()], torch_seconds))
+        torch_seconds = time.perf_counter() - begin
+        if timed and other_side is not None:
+            seconds.append((side.seconds[number], other_side.seconds[number], torch_seconds))
     versions = {"torch": torch.__version__, "jax": jax.__version__}
     found = {"steps": steps, "dropout": settings.lora.dropout, "versions": versions}
-    found |= _seconds(seconds, (*sides, "torch"))
+    if configured is not None:
+        found |= _seconds(seconds, ("jax", "configured", "torch"))
     if not settings.lora.dropout:
         apart = np.abs(np.diff(np.array(losses), axis=1))[:, 0]
         found |= {"losses": losses, f"apart_{EARLY}": float(apart[:EARLY].max())}

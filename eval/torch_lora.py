@@ -38,7 +38,7 @@ class TorchLora:
         kind: Literal["sequence", "token"],
         classes: int,
         config: OptimizerConfig,
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: str = "float32",
     ):
         """Loads model and adapter.
 
@@ -48,7 +48,7 @@ class TorchLora:
             kind: of the head.
             classes: of it.
             config: AdamW's settings.
-            dtype: of all parameters and products.
+            dtype: of all parameters and products, float32 or float64.
         """
         base = AUTO[kind].from_pretrained(
             folder,
@@ -91,7 +91,8 @@ class TorchLora:
             # Not by ``clip_grad_norm_``, which adds 1e-6 to the norm, as optax does not.
             gradients = [part.grad for part in self.trained if part.grad is not None]
             factor = self.clip / torch.nn.utils.get_total_norm(gradients)
-            torch._foreach_mul_(gradients, factor.clamp(max=1))
+            for gradient in gradients:
+                gradient.mul_(factor.clamp(max=1))
         self.optimizer.step()
         return loss.item()
 

@@ -145,7 +145,7 @@ class Distillation:
         del data["workers"]  # any number gives the same batches
         loss = asdict(self.config)
         # Absent where whole sequences merge, as in runs from before there was a choice.
-        for name in ("prompt_share", "repeated"):
+        for name in ("prompt_share", "repeated_words"):
             if loss[name] == getattr(DistillConfig, name):
                 del loss[name]
         settings = {

@@ -23,9 +23,9 @@ class DistillConfig:
         prompt_share: smallest and largest share of each sequence, from its start, that merges,
             drawn for each (decoders). What follows stays in base tokens, as after a prompt that
             was shortened; ``output`` is not taken there. From 0 to 1.
-        repeated: chance, from 0 to 1, that a sequence's second half is the words of its first one
-            again, in another order (decoders): what is hardest after a merged prompt is to spell
-            its words. Prompts end at the half then, or before.
+        repeated_words: chance, from 0 to 1, that a sequence's second half is the words of its first
+            one again, in another order (decoders): what is hardest after a merged prompt is to
+            spell its words. Prompts end at the half then, or before.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of vectors, means over base tokens (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
@@ -45,7 +45,7 @@ class DistillConfig:
     layers: int | None = None
     merge_rates: tuple[float, float] = (0.0, 100.0)
     prompt_share: tuple[float, float] = (1.0, 1.0)
-    repeated: float = 0.0
+    repeated_words: float = 0.0
     hidden: float = 1.0
     pooled: float = 1.0
     divergence: float = 0.0
@@ -65,12 +65,12 @@ class DistillConfig:
         low, high = self.prompt_share
         if not 0 <= low <= high <= 1 or not high:
             raise DyntokError(f"prompt_share: {low} to {high} is no range of shares from 0 to 1")
-        if not 0 <= self.repeated <= 1:
-            raise DyntokError(f"repeated: {self.repeated} is no chance from 0 to 1")
-        if self.repeated and high > 0.5:
+        if not 0 <= self.repeated_words <= 1:
+            raise DyntokError(f"repeated_words: {self.repeated_words} is no chance from 0 to 1")
+        if self.repeated_words and high > 0.5:
             raise DyntokError(
-                f"repeated: with prompt_share up to {high} what is repeated would merge too; valid "
-                "is 0.5 at most"
+                f"repeated_words: with prompt_share up to {high} what is repeated would merge too; "
+                "valid is 0.5 at most"
             )
         if self.vocabulary is not None and (self.drawn < 1 or not self.output):
             raise DyntokError(

@@ -122,7 +122,7 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         config.prefix,
         config.merge_rates,
         config.prompt_share,
-        config.repeated,
+        config.repeated_words,
         shape.surface_length,
         shape.pad_id,
         config.vocabulary,

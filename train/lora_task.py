@@ -26,8 +26,9 @@ from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.hf_config import Architecture
-from dyntok_jax.models.layers import abstract_params, widened
+from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
+from dyntok_jax.models.products import widened
 from dyntok_jax.sharding import apply, param_shardings, shard_params
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.types import DyntokError, Token

@@ -93,7 +93,8 @@ class Preparation:
         merge_rates: smallest and largest percentage of merges, drawn per batch.
         prompt_share: smallest and largest share of a sequence, from its start, that may merge,
             drawn for each.
-        repeated: chance that a sequence is replaced by its first half and the words of that again.
+        repeated_words: chance that a sequence is replaced by its first half and the words of that
+            again, in another order.
         surface_length: S, also the most base tokens in one dynamic token.
         pad_id: fills surface forms.
         vocabulary: folder of a large vocabulary to draw from, or None.
@@ -108,7 +109,7 @@ class Preparation:
     prefix: str
     merge_rates: tuple[float, float]
     prompt_share: tuple[float, float]
-    repeated: float
+    repeated_words: float
     surface_length: int
     pad_id: int
     vocabulary: Path | None = None
@@ -135,7 +136,7 @@ class Preparation:
         drawn = self._draw(rng)
         # What is drawn for each sequence: all parts have the same seed.
         rng = np.random.default_rng((texts.seed, self.part))
-        base = [_with_its_words(b, rng) if rng.random() < self.repeated else b for b in base]
+        base = [_with_its_words(b, rng) if rng.random() < self.repeated_words else b for b in base]
         shares = rng.uniform(*self.prompt_share, len(base))
         ends = [
             _end(b, round(share * len(b.tokens))) for share, b in zip(shares, base, strict=True)
@@ -292,19 +293,26 @@ class Preparation:
 
 
 def _with_its_words(sequence: BaseTokens, rng: np.random.Generator) -> BaseTokens:
-    """The first half of a sequence, and its words again; an opening token comes once.
+    """The first half of a sequence, and its words again, as far as it has more than three.
 
-    They come in another order, in runs of two on average: the same half once more is easy, since
-    after a few tokens of it the place is known, and a text seldom says more than a word again.
+    An opening token comes once. The words come in another order, in runs of two on average: the
+    same half once more is easy, since after a few tokens of it the place is known, and a text
+    seldom says more than a word again. The first and the last, which may be parts of words, stay
+    where they are; parts of words that are longer than a dynamic token go alone. What is repeated
+    is cut into units of one token.
     """
     half = len(sequence.tokens) // 2
     opening = next((i for i, t in enumerate(sequence.tokens) if isinstance(t, str)), half)
-    words = np.flatnonzero(np.diff(sequence.units[opening:half])) + 1
-    runs = np.split(np.arange(opening, half), words[rng.random(len(words)) < 0.5])
+    starts = np.flatnonzero(np.diff(sequence.units[opening:half])) + 1
+    if len(starts) < 3:
+        return sequence  # there is no other order
+    breaks = rng.random(len(starts)) < 0.5
+    breaks[[0, -1]] = True
+    first, *runs, last = np.split(np.arange(opening, half), starts[breaks])
     rng.shuffle(runs)
-    places = np.concatenate([np.arange(half), *runs])
-    further = (np.diff(places) != 1) | (np.diff(sequence.units[places]) != 0)
-    units = np.r_[0, np.cumsum(further)]
+    places = np.concatenate([np.arange(half), first, *runs, last])
+    behind = sequence.units[half - 1] + 1 + np.arange(len(places) - half, dtype=np.int32)
+    units = np.concatenate([sequence.units[:half], behind])
     return BaseTokens(sequence.ids[places], [sequence.tokens[i] for i in places], units)
 
 

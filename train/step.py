@@ -80,7 +80,7 @@ def make_step(
         trainables = optax.apply_updates(state.trainables, updates)
         new = State(trainables, moments, state.key, state.step + 1)
         new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
-        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        rate = jnp.asarray(schedule(state.step), value.dtype)
         return new, Report(sound, value, norm, rate, metrics)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(where, None))

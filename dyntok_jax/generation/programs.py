@@ -20,7 +20,8 @@ from dyntok_jax.models.decoder import Decoder
 from dyntok_jax.models.decoder_step import UnrolledDecoder, emptied, layer_caches, settled
 from dyntok_jax.models.heads import step_logits
 from dyntok_jax.models.kv_cache import KeyValues
-from dyntok_jax.models.layers import constrain, precision
+from dyntok_jax.models.layers import constrain
+from dyntok_jax.models.products import precision
 from dyntok_jax.sampling import Plan, Sampling, choose
 from dyntok_jax.sharding import apply, axis_rules, gathered
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from dyntok_jax.large_vocabulary.index import Candidates
-from dyntok_jax.models.layers import precision
+from dyntok_jax.models.products import precision
 from dyntok_jax.sharding import RULES
 from dyntok_jax.types import Rows
 

@@ -26,9 +26,9 @@ from dyntok_jax.models.layers import (
     attend_parts,
     constrain,
     constrained,
-    contracted,
     parameter,
 )
+from dyntok_jax.models.products import contracted
 from dyntok_jax.models.rotary import Rotary, rotary_table, rotate
 
 

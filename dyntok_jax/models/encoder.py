@@ -19,8 +19,8 @@ from dyntok_jax.models.layers import (
     parameter,
     positions_from_mask,
     scan_layers,
-    widened,
 )
+from dyntok_jax.models.products import widened
 from dyntok_jax.types import DyntokError
 
 

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dyntok_jax.models.layers import (
-    ACTIVATIONS,
-    Dense,
-    LayerNorm,
-    contracted,
-    product,
-    widened,
-)
+from dyntok_jax.models.layers import ACTIVATIONS, Dense, LayerNorm
+from dyntok_jax.models.products import contracted, product, widened
 
 
 def logits(
@@ -24,7 +18,7 @@ def logits(
 ) -> Float[Array, "... U"]:
     """Scores of U tokens from their output rows: ``hidden @ rows.T + bias``, float32.
 
-    The products are taken in the dtype of ``hidden``, as ``layers.product`` does.
+    The products are taken in the dtype of ``hidden``, as ``products.product`` does.
     """
     scores = product(hidden, rows.astype(hidden.dtype).T)
     return scores if bias is None else scores + bias

@@ -2,8 +2,8 @@
 
 Every parameter is declared once, by :func:`parameter`; shapes, initial values, shardings
 (``sharding.py``) and the checks of the weight table (``weights.py``) all follow from it. Parameters
-are float32; a module computes in its ``dtype`` (float32, bfloat16 or float64), norms and the
-softmax in float32 at least.
+are float32; a module computes in its ``dtype`` (float32 or bfloat16), norms and the softmax always
+in float32. (Encoders and classifiers compute in float64 too, in all their parts, for comparisons.)
 
 Logical axes of parameters: D width, NH query heads times head width, KH key/value heads, or whole
 groups of heads, times head width, F feed-forward or inner width, V vocabulary, T positions, C
@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dyntok_jax.models.kv_cache import KeyValues
+from dyntok_jax.models.products import precision, product, rounds, widened
 from dyntok_jax.models.rotary import Rotary, rotate
 
 
@@ -45,59 +46,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 """Activation functions by their name in a Hugging Face ``config.json``."""
-
-
-def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """Matmul precision that makes float32 mean float32: TPUs and GPUs round otherwise."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
-def widened(dtype: DTypeLike) -> jnp.dtype:
-    """What sums, norms and the softmax of arrays of a dtype are in: float32, or float64 of that."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _rounds() -> bool:
-    """Whether ``jax.default_matmul_precision("bfloat16")`` holds."""
-    setting = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return setting == "bfloat16"
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """``x @ kernel`` of arrays of one dtype, summed and returned in float32.
-
-    Summed so, products in bfloat16 are closer, and on CPUs several times faster. The gradients are
-    products of that dtype too: left to itself JAX would multiply the float32 gradient of the sum,
-    as slowly as if all were float32. Where ``jax.default_matmul_precision`` is "bfloat16" float32
-    factors are rounded to it, on any device: by themselves CPUs would not follow that setting.
-    """
-    return contracted(x, kernel, (x.ndim - 1,), (0,))
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array) -> Any:
-    return product(x, kernel), (x, kernel)
-
-
-def _product_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
-    x, kernel = kept
-    gradient, last = gradient.astype(x.dtype), x.ndim - 1
-    others = tuple(range(last))
-    of_x = contracted(gradient, kernel, (last,), (1,))
-    of_kernel = contracted(x, gradient, others, others)
-    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
-
-
-def contracted(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequence[int]) -> Any:
-    """Sums of products over these axes, in float32, as :func:`product` takes them."""
-    if _rounds():
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    dimensions = ((axes_a, axes_b), ((), ()))
-    exact, wide = precision(a.dtype), widened(a.dtype)
-    return jax.lax.dot_general(a, b, dimensions, precision=exact, preferred_element_type=wide)
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -319,7 +267,7 @@ def attend_parts(
     groups = parts[0][0].shape[1]
     query = query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     query = query.reshape(batch, groups, -1, width)
-    exact, wide = None if _rounds() else precision(query.dtype), widened(query.dtype)
+    exact, wide = None if rounds() else precision(query.dtype), widened(query.dtype)
 
     def multiplied(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.matmul(x.astype(y.dtype), y, precision=exact, preferred_element_type=wide)

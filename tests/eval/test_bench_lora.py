@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.tasks.source import TaskSource
-from eval.bench_lora import against_merged, against_torch, merged_run
+from eval.bench_lora import JaxSide, against_merged, against_torch, exact, main, merged_run
 from train.loop import TrainingConfig
 from train.lora import make_task
 from train.lora_config import LoraRun
@@ -26,6 +27,9 @@ LINES = [
     "5\tLänder\tB-LOC",
 ]
 
+
+# peft asks transformers by its old name.
+PEFT = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 
 RATE = OptimizerConfig(phases=(Phase(peak=1e-2),))
 
@@ -51,6 +55,7 @@ def make(encoder, tmp_path):
     return run
 
 
+@pytest.mark.filterwarnings(PEFT)
 def test_losses_are_those_of_peft(make):
     pytest.importorskip("peft", reason="needs torch and peft")
     rounded = TrainingConfig(Path("run"), steps=1, products="bfloat16", optimizer=RATE)
@@ -61,14 +66,50 @@ def test_losses_are_those_of_peft(make):
     assert abs(found["f1_jax"] - found["f1_torch"]) < 0.5
 
 
-def test_losses_of_float64_are_those_of_peft_far_closer(make):
+@pytest.mark.filterwarnings(PEFT)
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_losses_of_float64_are_those_of_peft_far_closer(make, decay):
     pytest.importorskip("peft", reason="needs torch and peft")
-    single = against_torch(make(), None, 30)
+    rate = OptimizerConfig(phases=(Phase(peak=1e-2, warmup=3, decay=decay),))
+    task = make(training=TrainingConfig(Path("run"), steps=1, optimizer=rate))
+    single = against_torch(task, None, 30)
     with jax.enable_x64(True):
-        double = ComputeConfig("float64", mesh=MeshConfig(data=1))
-        found = against_torch(make(compute=double), None, 30)
+        double = make_task(exact(task.run, "float64"))
+        found = against_torch(double, None, 30)
     assert found["apart"] < 1e-10 < 1e-8 < single["apart"]
     assert "configured_ratio" not in found and found["f1_jax"] == found["f1_torch"]
+
+
+def test_a_step_of_float64_is_double_throughout(make):
+    with jax.enable_x64(True):
+        side = JaxSide(make_task(exact(make().run, "float64")), 3)
+        before = jax.device_get(side.state.trainables)
+        for number in range(2):
+            side.step(number, lambda: next(side.task.batches(None)).batch)
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(side.state)}
+        moved = jax.tree.map(lambda a, b: np.abs(a - b), before, side.state.trainables)
+        # What float32 would have rounded away.
+        for change in jax.tree.leaves(moved):
+            assert (change != change.astype(np.float32)).any()
+    assert dtypes == {"float64", "int32", "uint32"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--reduction", "75"], "--reduction: merged batches are timed"),
+        ([], "give lora.dropout=0.0"),
+    ],
+)
+def test_comparisons_in_float64_refuse_what_they_do_not_do(options, said, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setenv("UNER", "folder")
+    config = str(Path(__file__).parents[2] / "configs/lora/uner_e5.yaml")
+    command = ["bench_lora", "--config", config, "--float64", "--out", "out.json", *options]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match=r"[12]"):
+        main()
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -221,8 +221,17 @@ def test_steps_of_an_adapter_stand_with_torch_or_without():
     shown = table([run | torch])
     assert "all in float32 | 1.60 s, transformers and peft 1.00 s: 0.62× | ≥ 1.2× |" in shown
     assert "products in bfloat16 | 0.80 s, transformers" in shown and "1.25×" in shown
-    assert "| losses apart from theirs | 2.0e-05 in 50 steps, 3.1e-03 in 200 |" in shown
+    assert (
+        "| losses apart from theirs, all in float32 | 2.0e-05 in 50 steps, 3.1e-03 in 200 |"
+        in shown
+    )
     assert "| F1 after them | 61.2, theirs 61.3 | within 0.5 |" in shown
+    compared = {name: run[name] for name in ("model", "adapter", "command", "commit", "machine")}
+    compared |= {"rank": 64, "sequences": 32, "dtype": "float64", "steps": 200}
+    compared |= {"apart_50": 1e-13, "apart": 2e-9, "f1_jax": 61.2, "f1_torch": 61.2}
+    double = table([compared])
+    assert "theirs, all in float64 | 1.0e-13 in 50 steps, 2.0e-09 in 200 |" in double
+    assert "a step of" not in double and report.kind(compared, Path("a.json")) == "lora"
     without = table([run | {"torch_skipped": "torch is not installed"}])
     assert "rank 64, 32 sequences | torch is not installed | ≥ 1.2× |" in without
     measured = "0.81, 0.76 once the rows are known (0.75 of the tokens)"

@@ -24,8 +24,8 @@ from dyntok_jax.models.layers import (
     abstract_params,
     attend,
     positions_from_mask,
-    product,
 )
+from dyntok_jax.models.products import product
 from dyntok_jax.models.rotary import Llama3Scaling, RotaryConfig, frequencies, rotary_table, rotate
 from dyntok_jax.models.weights import model_module
 from dyntok_jax.types import DyntokError

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import MeshConfig
-from dyntok_jax.models.layers import product
+from dyntok_jax.models.products import product
 from dyntok_jax.sharding import make_mesh
 from train.loop import TrainingConfig, train
 from train.optim import OptimizerConfig, Phase

@@ -231,7 +231,7 @@ def test_words_come_again_whole_in_another_order_without_the_opening_token(openi
 
 
 def test_too_few_words_do_not_come_again():
-    for units in ([0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 0, 0], [0, 1]):
+    for units in ([0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 3, 3], [0, 0, 0, 0, 0, 0], [0, 1]):
         base = BaseTokens(
             np.arange(len(units), dtype=np.int32), [*"abcdef"[: len(units)]], np.array(units)
         )

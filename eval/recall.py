@@ -20,22 +20,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from rich.table import Table
 
-from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.dynamic_model import load
 from dyntok_jax.generation.opening import check_width
 from dyntok_jax.large_vocabulary.exact import ExactIndex
+from dyntok_jax.large_vocabulary.hidden_states import hidden_states
 from dyntok_jax.large_vocabulary.index import Index
 from dyntok_jax.large_vocabulary.scann_index import load_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
-from dyntok_jax.sharding import gathered
-from dyntok_jax.text.layouts import prompt_layout
-from dyntok_jax.types import DyntokError, Rows, Token
+from dyntok_jax.types import DyntokError, Rows
 from eval import record
 from eval.spread import spread
 
-BATCH_SIZE = 8
 LONGEST = 256
 """Tokens of a line that are read, at most."""
 
@@ -52,7 +50,6 @@ def main() -> None:
     add("--index", type=Path, required=True, metavar="DIR", help="a ScaNN index of its rows")
     add("--leaves", type=record.numbers, metavar="N,N", help="leaves searched (the index's own)")
     add("--reorder", type=record.numbers, metavar="N,N", help="rows compared truly (its own)")
-    add("--reorder-8-bit", type=record.numbers, metavar="N,N", help="in 8 bits before (its own)")
     add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
     add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
@@ -65,8 +62,6 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Recall and times of every index."""
     model = load(options.model, options.rows)
-    if model.kind != "decoder":
-        raise DyntokError(f"{model.name} is an encoder: it has no logits to search by")
     vocabulary = LargeVocabulary.load(options.vocabulary, model.tokenizer)
     check_width(vocabulary, model)
     rows = vocabulary.rows()
@@ -74,14 +69,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise DyntokError(f"k {options.k}: the vocabulary has {len(vocabulary.tokens)} tokens")
     exact = ExactIndex.of(rows, model.mesh)
     indexes = [
-        load_index(options.index, rows, vocabulary.made_for, leaves, reorder, eight_bits)
-        for eight_bits in options.reorder_8_bit or [None]
+        load_index(options.index, rows, vocabulary.made_for, leaves, reorder)
         for reorder in options.reorder or [None]
         for leaves in options.leaves or [None]
     ]
     files = {}
     for path in options.text:
-        hidden = _hidden_states(model, vocabulary, path, options)
+        lines = [line for line in record.read_lines(path, options.lines) if line.strip()]
+        if not lines:
+            raise DyntokError(f"{path}: blank lines only; valid is one text a line")
+        # Each gives some tokens at least, so that more lines than queries are not needed.
+        texts = [lines[i] for i in spread(len(lines), options.queries)]
+        hidden = hidden_states(model, vocabulary, texts, options.queries, LONGEST)
         best = _found(exact, hidden, options.k)
         files[str(path)] = [_recall(_found(index, hidden, options.k), best) for index in indexes]
     timed = hidden[: options.timed]
@@ -94,39 +93,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "queries": options.queries,
         "leaves": [index.settings.leaves_searched for index in indexes],
         "reorder": [index.settings.reorder for index in indexes],
-        "reorder_8_bit": [index.settings.reorder_8_bit for index in indexes],
         "recall": files,
         "milliseconds": [_milliseconds(index, timed, options.k) for index in indexes],
         "milliseconds_exact": _milliseconds(exact, timed, options.k),
         "milliseconds_original": _milliseconds(original, timed, options.k),
         "original_size": original.size,
     }
-
-
-def _hidden_states(
-    model: DynamicModel, vocabulary: LargeVocabulary, path: Path, options: argparse.Namespace
-) -> Float[np.ndarray, "Q D"]:
-    """Hidden states after tokens spread evenly over a file."""
-    lines = [line for line in record.read_lines(path, options.lines) if line.strip()]
-    if not lines:
-        raise DyntokError(f"{path}: blank lines only; valid is one text a line")
-    # Each gives some tokens at least, so that more lines than queries are not needed.
-    lines = [lines[i] for i in spread(len(lines), options.queries)]
-    longest = min(LONGEST, model.max_length)
-    sequences: list[list[Token]] = [
-        [vocabulary.tokens[i] for i in vocabulary.tokenize(base)[:longest]]
-        for base in prompt_layout(model.tokenizer, lines)
-    ]
-    ends = np.cumsum([len(tokens) for tokens in sequences])
-    wanted = np.array(spread(int(ends[-1]), options.queries))
-    hidden = np.zeros((len(wanted), model.source.input.shape[1]), np.float32)
-    for place, states in model.outputs(sequences, gathered, BATCH_SIZE):
-        for i, table in zip(place, states, strict=True):
-            begin = int(ends[i]) - len(sequences[i])
-            here = np.flatnonzero((wanted >= begin) & (wanted < ends[i]))
-            # Padding is on the left.
-            hidden[here] = table[len(table) - int(ends[i]) + wanted[here]]
-    return hidden
 
 
 def _found(index: Index, hidden: np.ndarray, k: int) -> Int[np.ndarray, "Q K"]:
@@ -163,14 +135,14 @@ def show(figures: dict[str, Any]) -> None:
     """Prints recall and times of every number of leaves."""
     table = Table(title=f"{figures['model']}, {figures['size']} rows, recall@{figures['k']}")
     names = list(figures["recall"])
-    asked_for = ("leaves", "reorder", "reorder_8_bit")
+    asked_for = ("leaves", "reorder")
     for name in (*asked_for, *(Path(name).name for name in names), "ms a search"):
         table.add_column(name, justify="right")
     for i, asked in enumerate(zip(*(figures[name] for name in asked_for), strict=True)):
         recalls = [f"{figures['recall'][name][i]:.3f}" for name in names]
         table.add_row(*map(str, asked), *recalls, f"{figures['milliseconds'][i]:.2f}")
     for label, key in (("exact", "milliseconds_exact"), ("original", "milliseconds_original")):
-        table.add_row(label, "", "", *("" for _ in names), f"{figures[key]:.2f}")
+        table.add_row(label, "", *("" for _ in names), f"{figures[key]:.2f}")
     record.print_table(table)
 
 

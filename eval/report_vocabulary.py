@@ -12,7 +12,11 @@ def recall(run: dict[str, Any]) -> str:
     """A line a setting of the index: what it finds of the best, and how long that takes."""
     names = list(run["recall"])
     lines = [
-        [_compared(run, i), *(f"{run['recall'][n][i]:.3f}" for n in names), ms]
+        [
+            f"{run['leaves'][i]} leaves, {run['reorder'][i]} compared",
+            *(f"{run['recall'][n][i]:.3f}" for n in names),
+            ms,
+        ]
         for i, ms in enumerate(_milliseconds(run["milliseconds"]))
     ]
     exact, own = _milliseconds([run["milliseconds_exact"], run["milliseconds_original"]])
@@ -20,12 +24,6 @@ def recall(run: dict[str, Any]) -> str:
     lines.append([f"exact, {run['original_size']} of the model's own", *("" for _ in names), own])
     head = _head(run, f"recall@{run['k']} among {run['size']} rows, {run['queries']} hidden states")
     return f"{head}\n\n{table(['', *map(_short, names), 'ms a search'], lines)}"
-
-
-def _compared(run: dict[str, Any], i: int) -> str:
-    eight_bits = run["reorder_8_bit"][i]
-    before = "" if eight_bits is None else f"{eight_bits} compared in 8 bits, "
-    return f"{run['leaves'][i]} leaves, {before}{run['reorder'][i]} truly"
 
 
 def _milliseconds(values: list[float]) -> list[str]:

@@ -14,17 +14,24 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import heapq
 import logging
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from dyntok_jax.config import read_config
+from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.providers import default_rows, row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.files import new_folder
 from dyntok_jax.large_vocabulary.expand import new_tokens
+from dyntok_jax.large_vocabulary.hidden_states import hidden_states
 from dyntok_jax.large_vocabulary.scann_index import build_index, load_index
 from dyntok_jax.large_vocabulary.vocabulary import MANIFEST, LargeVocabulary, write_vocabulary
 from dyntok_jax.model_store import resolve
@@ -40,6 +47,8 @@ MAX_CHARS = 100_000
 """Longer texts are cut at white space into several."""
 
 _READ_TOGETHER = 1024
+_QUERIES_A_TEXT = 8
+_LONGEST_QUERY_TEXT = 64  # tokens
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +171,26 @@ def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
     folder, rows = run.out / INDEX, vocabulary.rows()
     assert run.index is not None
     if not folder.exists():
-        build_index(folder, rows, run.index, vocabulary.made_for)
+        queries = _queries(run, run.index.query_sample, vocabulary)
+        build_index(folder, rows, run.index, vocabulary.made_for, queries)
     if load_index(folder, rows, vocabulary.made_for).settings != run.index:
         raise DyntokError(f"{folder}: built with other settings; remove it, or give these")
     logger.info("%s: the index", folder)
+
+
+def _queries(
+    run: VocabularyRun, count: int | None, vocabulary: LargeVocabulary
+) -> Float[np.ndarray, "N D"] | None:
+    """Hidden states of a random sample of the texts."""
+    if count is None:
+        return None
+    assert run.rows is not None  # an index has rows
+    model = load(run.model, run.rows.provider, run.compute, run.rows.language)
+    drawn = random.Random(0)
+    texts = ((drawn.random(), text) for source in run.sources for text in _texts(source))
+    chosen = [text for _, text in heapq.nlargest(-(-count // _QUERIES_A_TEXT), texts)]
+    logger.info("%s: hidden states of %d texts", run.out, len(chosen))
+    return hidden_states(model, vocabulary, chosen, count, _LONGEST_QUERY_TEXT)
 
 
 if __name__ == "__main__":

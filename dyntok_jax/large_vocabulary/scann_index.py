@@ -13,11 +13,14 @@ from jaxtyping import Array, Float
 
 from dyntok_jax.files import new_folder
 from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.tensor_files import LazyTensor, file_tensors, write_tensors
 from dyntok_jax.types import DyntokError, Rows
 
 MANIFEST = "index.json"
 SEARCHER = "scann"
+QUERY_MAP = "query_map.safetensors"
 _TINY = np.finfo(np.float32).tiny
+_DAMPING = 0.01  # of the mean spread, added to each: few queries say little of the smallest ones
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,8 @@ class ScannSettings:
         block_dims: coordinates that are quantized together.
         anisotropic_threshold: rows parallel to the query by more than that count more.
         reorder: best rows whose true products are computed; a search may ask for others.
-        reorder_8_bit: best rows by quantized products that are compared by products of 8 bits
-            first, which the index then holds too; None leaves that out. A search may ask for
-            others.
+        query_sample: hidden states of texts, by whose spread rows are quantized; None takes all
+            directions for alike.
         cosine: choose by cosine, as the original does, whose rows are normalised; the logits stay
             inner products.
     """
@@ -44,7 +46,7 @@ class ScannSettings:
     block_dims: int = 3
     anisotropic_threshold: float = 0.2
     reorder: int = 200
-    reorder_8_bit: int | None = None
+    query_sample: int | None = None
     cosine: bool = False
 
     def __post_init__(self) -> None:
@@ -59,11 +61,8 @@ class ScannSettings:
                 f"index: training_sample is {self.training_sample}; valid is from {self.leaves}, "
                 "the leaves"
             )
-        if self.reorder_8_bit is not None and self.reorder_8_bit <= self.reorder:
-            raise DyntokError(
-                f"index: reorder_8_bit is {self.reorder_8_bit}; valid are more than the "
-                f"{self.reorder} rows of reorder"
-            )
+        if self.query_sample is not None and self.query_sample < 1:
+            raise DyntokError(f"index: query_sample is {self.query_sample}; valid is from 1")
         if not 0 <= self.anisotropic_threshold <= 1:
             raise DyntokError(
                 f"index: anisotropic_threshold is {self.anisotropic_threshold}; valid is 0 to 1"
@@ -74,17 +73,19 @@ class ScannSettings:
 class ScannIndex:
     """Rows found by their quantized products; their logits are the true inner products.
 
-    ScaNN holds quantized rows only, in few bits and, where that is asked for, in 8. The true
-    products of the best ones are computed from the model's rows, which stay where they are.
+    ScaNN holds quantized rows only. The true products of the best ones are computed from the
+    model's rows, which stay where they are.
 
     Attributes:
         searcher: ScaNN's own object.
+        query_map: (D, D) what hidden states are multiplied by before it sees them, or None.
         output: (V, D) rows.
         bias: (V,) added to the logits of what is found, or None.
         settings: what it was built by, with the leaves and rows to look at that were asked for.
     """
 
     searcher: Any
+    query_map: Float[np.ndarray, "D D"] | None
     output: Float[np.ndarray, "V D"]
     bias: Float[np.ndarray, " V"] | None
     settings: ScannSettings
@@ -103,11 +104,10 @@ class ScannIndex:
         """The ``k`` best rows of every hidden state; see ``index.Index``."""
         hidden = np.asarray(hidden, np.float32)
         count = min(max(k, self.settings.reorder), self.size)
-        compared = max(count, self.settings.reorder_8_bit or 0)
         found, near = self.searcher.search_batched(
-            hidden,
+            hidden if self.query_map is None else hidden @ self.query_map,
             final_num_neighbors=count,
-            pre_reorder_num_neighbors=min(compared, self.size),
+            pre_reorder_num_neighbors=count,
             leaves_to_search=self.settings.leaves_searched,
         )
         found = np.asarray(found, np.int64)
@@ -133,7 +133,11 @@ class ScannIndex:
 
 
 def build_index(
-    folder: Path, rows: Rows, settings: ScannSettings, made_for: Mapping[str, str]
+    folder: Path,
+    rows: Rows,
+    settings: ScannSettings,
+    made_for: Mapping[str, str],
+    queries: Float[np.ndarray, "N D"] | None = None,
 ) -> None:
     """Build an index of output rows and write it into a new folder.
 
@@ -142,6 +146,7 @@ def build_index(
         rows: of all tokens; float32 for the time of building.
         settings: how.
         made_for: what :func:`load_index` compares, such as hashes.
+        queries: hidden states, with ``query_sample`` among the settings.
 
     Raises:
         DyntokError: no ScaNN here, fewer rows than leaves, settings that ScaNN does not take, a
@@ -154,15 +159,16 @@ def build_index(
     if settings.cosine:
         norms = np.linalg.norm(output, axis=1, keepdims=True)
         output = output / np.maximum(norms, _TINY)
+    query_map = None
+    if queries is not None:
+        row_map, query_map = _whitening(queries)
+        output = output @ row_map
     with new_folder(folder) as partial:
         builder = (
             scann.builder(output, settings.reorder, "dot_product")
             .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
             .score_ah(settings.block_dims, settings.anisotropic_threshold)
         )
-        if settings.reorder_8_bit is not None:
-            eight_bits = scann.scann_builder.ReorderType.INT8
-            builder = builder.reorder(settings.reorder_8_bit, eight_bits)
         try:
             searcher = builder.build()
         except (ValueError, RuntimeError) as error:
@@ -170,6 +176,9 @@ def build_index(
             raise DyntokError(f"index: ScaNN builds none by these settings ({said})") from error
         (partial / SEARCHER).mkdir()
         searcher.serialize(str(partial / SEARCHER), relative_path=True)
+        if query_map is not None:
+            tensor = LazyTensor(query_map.shape, lambda: query_map)
+            write_tensors(partial / QUERY_MAP, {"query_map": tensor})
         manifest = {"settings": asdict(settings), "size": len(output), **made_for}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
@@ -180,7 +189,6 @@ def load_index(
     made_for: Mapping[str, str],
     leaves_searched: int | None = None,
     reorder: int | None = None,
-    reorder_8_bit: int | None = None,
 ) -> ScannIndex:
     """Load an index that :func:`build_index` wrote.
 
@@ -188,7 +196,7 @@ def load_index(
         folder: of the index.
         rows: those it was built of.
         made_for: as it was built for.
-        leaves_searched, reorder, reorder_8_bit: instead of the settings' numbers.
+        leaves_searched, reorder: instead of the settings' numbers.
 
     Raises:
         DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
@@ -200,10 +208,8 @@ def load_index(
         raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
-    asked = {"leaves_searched": leaves_searched, "reorder": reorder, "reorder_8_bit": reorder_8_bit}
+    asked = {"leaves_searched": leaves_searched, "reorder": reorder}
     settings = replace(built, **{name: n for name, n in asked.items() if n is not None})
-    if settings.reorder_8_bit is not None and built.reorder_8_bit is None:
-        raise DyntokError(f"{folder}: built without reorder_8_bit, so a search cannot ask for it")
     output = _output(rows)
     here = {**made_for, "size": len(output)}
     differing = [name for name, value in here.items() if manifest.get(name) != value]
@@ -216,7 +222,29 @@ def load_index(
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError, IndexError) as error:
         raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
-    return ScannIndex(searcher, output, rows.bias, settings)
+    query_map = None
+    if settings.query_sample is not None:
+        path, width = folder / QUERY_MAP, output.shape[1]
+        tensor = file_tensors(path).get("query_map")
+        if tensor is None or (tensor.dtype, tensor.shape) != ("F32", (width, width)):
+            raise DyntokError(f"{path}: damaged (no query_map of {width} by {width} float32)")
+        query_map = tensor.read()
+    return ScannIndex(searcher, query_map, output, rows.bias, settings)
+
+
+def _whitening(
+    queries: Float[np.ndarray, "N D"],
+) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, "D D"]]:
+    """What rows and queries are multiplied by: their products stay, queries spread evenly.
+
+    ScaNN weighs errors of quantization as for queries without a preferred direction (Guo et al.
+    2020, section 3); more than half of what hidden states are lies in one.
+    """
+    exact = np.asarray(queries, np.float64)
+    spread, directions = np.linalg.eigh(exact.T @ exact / len(exact))
+    scale = np.sqrt(spread.clip(0) + _DAMPING * max(spread.mean(), _TINY))
+    row_map, query_map = (directions * scale) @ directions.T, (directions / scale) @ directions.T
+    return row_map.astype(np.float32), query_map.astype(np.float32)
 
 
 def _output(rows: Rows) -> np.ndarray:

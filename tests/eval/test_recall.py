@@ -57,26 +57,6 @@ def test_recall_is_the_share_of_the_best():
     assert recall._recall(found, best) == 6 / 8
 
 
-def test_queries_are_the_states_after_the_tokens(built, decoder):
-    import argparse
-
-    from dyntok_jax.dynamic_model import load
-    from dyntok_jax.sharding import gathered
-    from dyntok_jax.text.layouts import prompt_layout
-
-    model = load(str(decoder), "fvt")
-    large = LargeVocabulary.load(built / "large", model.tokenizer)
-    options = argparse.Namespace(lines=None, queries=1000)
-    hidden = recall._hidden_states(model, large, built / "de.txt", options)
-    texts = [t for t in (built / "de.txt").read_text("utf-8").splitlines() if t]
-    expected = []
-    for text in texts:
-        ids = large.tokenize(prompt_layout(model.tokenizer, [text])[0])
-        ((_, (states,)),) = model.outputs([[large.tokens[i] for i in ids]], gathered, 1)
-        expected.append(states[len(states) - len(ids) :])
-    np.testing.assert_allclose(hidden, np.concatenate(expected), atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [("a\n", ["--k=100000"], "k 100000: the vocabulary has"), (" \n\n", [], "blank lines only")],

@@ -9,11 +9,14 @@ pytest.importorskip("scann", reason="ScaNN is for Linux only")
 
 from dyntok_jax.large_vocabulary.scann_index import (
     MANIFEST,
+    QUERY_MAP,
     SEARCHER,
     ScannSettings,
+    _whitening,
     build_index,
     load_index,
 )
+from dyntok_jax.tensor_files import LazyTensor, write_tensors
 from dyntok_jax.types import DyntokError, Rows
 
 V, D = 3000, 24
@@ -69,20 +72,56 @@ def test_fewer_leaves_find_less(folder, rows, hidden):
         load_index(folder, rows, MADE_FOR, leaves_searched=21)
 
 
-def test_more_rows_compared_find_more(folder, rows, hidden, tmp_path):
+def test_more_rows_compared_find_more(folder, rows, hidden):
     logits = hidden @ rows.input.T
     rough = load_index(folder, rows, MADE_FOR, reorder=10).search(hidden, 10)
     assert recall(rough.ids, logits, 10) < 0.8
-    with pytest.raises(DyntokError, match="scann: built without reorder_8_bit"):
-        load_index(folder, rows, MADE_FOR, reorder_8_bit=1000)
-    settings = replace(SETTINGS, reorder=12, reorder_8_bit=300)
-    build_index(tmp_path / "eight", rows, settings, MADE_FOR)
-    fine = load_index(tmp_path / "eight", rows, MADE_FOR)
-    assert recall(fine.search(hidden, 10).ids, logits, 10) >= 0.95
-    fewer = load_index(tmp_path / "eight", rows, MADE_FOR, reorder_8_bit=13)
-    assert recall(fewer.search(hidden, 10).ids, logits, 10) < 0.8
-    size = sum(path.stat().st_size for path in (tmp_path / "eight" / SEARCHER).iterdir())
-    assert size < rows.input.nbytes / 2
+
+
+def test_queries_of_few_directions_find_more_by_their_spread(tmp_path):
+    # As hidden states are: most of each is in few directions, which rows have no more of.
+    rng = np.random.default_rng(2)
+    table = Rows((rng.standard_normal((V, D)) + 2).astype(np.float32))
+    sample, asked = rng.standard_normal((2, 400, D)).astype(np.float32) * np.geomspace(20, 0.1, D)
+    asked = asked[:50].astype(np.float32)
+    plain = replace(SETTINGS, reorder=20)
+    build_index(tmp_path / "plain", table, plain, MADE_FOR)
+    spread = replace(plain, query_sample=400)
+    build_index(tmp_path / "spread", table, spread, MADE_FOR, sample)
+    logits = asked @ table.input.T
+    found = load_index(tmp_path / "spread", table, MADE_FOR).search(asked, 10)
+    without = load_index(tmp_path / "plain", table, MADE_FOR).search(asked, 10)
+    assert recall(found.ids, logits, 10) > recall(without.ids, logits, 10) + 0.1
+    np.testing.assert_allclose(
+        found.logits, np.take_along_axis(logits, np.asarray(found.ids), 1), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_rows_and_queries_are_mapped_so_that_products_stay(rows):
+    queries = np.random.default_rng(3).standard_normal((500, D)) * np.geomspace(30, 0.3, D)
+    row_map, query_map = _whitening(queries.astype(np.float32))
+    mapped = queries @ query_map
+    moments = mapped.T @ mapped / len(mapped)
+    np.testing.assert_allclose(np.diag(moments)[:6], 1, atol=0.05)
+    assert np.abs(moments - np.diag(np.diag(moments))).max() < 0.05
+    expected = queries @ rows.input.T
+    np.testing.assert_allclose(mapped @ (rows.input @ row_map).T, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut off", "of another width"])
+def test_a_damaged_query_map_is_refused(rows, hidden, tmp_path, damage):
+    settings = replace(SETTINGS, query_sample=30)
+    build_index(tmp_path / "index", rows, settings, MADE_FOR, hidden)
+    path = tmp_path / "index" / QUERY_MAP
+    if damage == "absent":
+        path.unlink()
+    elif damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        narrow = np.eye(D - 1, dtype=np.float32)
+        write_tensors(path, {"query_map": LazyTensor(narrow.shape, lambda: narrow)})
+    with pytest.raises(DyntokError, match=QUERY_MAP):
+        load_index(tmp_path / "index", rows, MADE_FOR)
 
 
 def test_what_is_not_found_is_absent(folder, rows, hidden):
@@ -155,7 +194,7 @@ def test_damage_and_bad_settings_are_refused(folder, rows, tmp_path):
     ("settings", "said"),
     [
         ({"leaves": 40, "training_sample": 2, "leaves_searched": 4}, "training_sample is 2; valid"),
-        ({"reorder_8_bit": 200}, "reorder_8_bit is 200; valid are more than the 200 rows"),
+        ({"query_sample": 0}, "query_sample is 0; valid is from 1"),
         ({"anisotropic_threshold": float("nan")}, "anisotropic_threshold is nan; valid is 0 to 1"),
         ({"leaves": 4, "leaves_searched": 4, "reorder": 10**11}, "ScaNN builds none by these"),
     ],

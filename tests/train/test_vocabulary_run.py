@@ -11,6 +11,8 @@ import pytest
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
+from dyntok_jax.large_vocabulary.hidden_states import hidden_states
+from dyntok_jax.large_vocabulary.scann_index import load_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.models.weights import load_source
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -101,6 +103,29 @@ def test_an_index_is_built_and_belongs_to_its_rows(config, tmp_path):
         run(config, index, f"out={other}", "rows.provider=weighted")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ScaNN is for Linux only")
+def test_an_index_is_built_by_hidden_states_of_the_texts(config, decoder, tmp_path, monkeypatch):
+    pytest.importorskip("scann")
+    seen = []
+
+    def states(model, vocabulary, texts, count, longest):
+        seen.append(list(texts))
+        return hidden_states(model, vocabulary, texts, count, longest)
+
+    monkeypatch.setattr("train.vocabulary.hidden_states", states)
+    index = "index={leaves: 4, leaves_searched: 4, training_sample: 500, query_sample: 60}"
+    run(config, index)
+    run(config, index, f"out={tmp_path}/again")
+    # Eight states a text, the same texts again, from anywhere in them.
+    lines = (tmp_path / "a.txt").read_text("utf-8").splitlines()
+    assert len(seen[0]) == 8 and seen[0] == seen[1] and max(map(lines.index, seen[0])) > 40
+    large = LargeVocabulary.load(tmp_path / "out", BaseTokenizer.from_folder(decoder))
+    rows = large.rows()
+    hidden = np.random.default_rng(0).standard_normal((3, rows.input.shape[1]), np.float32)
+    found = load_index(tmp_path / "out" / "scann", rows, large.made_for).search(hidden, 1)
+    np.testing.assert_array_equal(found.ids[:, 0], (hidden @ rows.input.T).argmax(1))
+
+
 def test_mistakes_are_one_line(config, tmp_path):
     for overrides, message in (
         (["size=90000"], "are needed: give more texts"),
@@ -127,7 +152,7 @@ def test_a_folder_that_cannot_be_is_said_before_texts_are_read(config, tmp_path,
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_config_files_are_valid_and_say_their_command(path, monkeypatch):
-    for name in ("TEXT", "MODEL", "HYPERNET"):
+    for name in ("TEXT", "WORDS", "MODEL", "HYPERNET"):
         monkeypatch.setenv(name, name.lower())
     found = read_config(VocabularyRun, path)
     assert found.size == 1_000_000 and found.index is not None

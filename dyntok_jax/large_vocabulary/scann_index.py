@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from dyntok_jax.types import DyntokError, Rows
 
 MANIFEST = "index.json"
 SEARCHER = "scann"
-QUERY_MAP = "query_map.safetensors"
+QUERIES = "query_map"
+QUERY_MAP = f"{QUERIES}.safetensors"
 _TINY = np.finfo(np.float32).tiny
 _DAMPING = 0.01  # of the mean spread, added to each: few queries say little of the smallest ones
 
@@ -78,7 +80,8 @@ class ScannIndex:
 
     Attributes:
         searcher: ScaNN's own object.
-        query_map: (D, D) what hidden states are multiplied by before it sees them, or None.
+        query_map: what hidden states are multiplied by before it sees them, or None; (D, D), or
+            with a bias (D + 1, D + 1).
         output: (V, D) rows.
         bias: (V,) added to the logits of what is found, or None.
         settings: what it was built by, with the leaves and rows to look at that were asked for.
@@ -105,7 +108,7 @@ class ScannIndex:
         hidden = np.asarray(hidden, np.float32)
         count = min(max(k, self.settings.reorder), self.size)
         found, near = self.searcher.search_batched(
-            hidden if self.query_map is None else hidden @ self.query_map,
+            _asked(hidden, self.bias, self.query_map),
             final_num_neighbors=count,
             pre_reorder_num_neighbors=count,
             leaves_to_search=self.settings.leaves_searched,
@@ -146,22 +149,28 @@ def build_index(
         rows: of all tokens; float32 for the time of building.
         settings: how.
         made_for: what :func:`load_index` compares, such as hashes.
-        queries: hidden states, with ``query_sample`` among the settings.
+        queries: hidden states, just if ``query_sample`` is among the settings.
 
     Raises:
-        DyntokError: no ScaNN here, fewer rows than leaves, settings that ScaNN does not take, a
-            folder that cannot be written.
+        DyntokError: no ScaNN here, fewer rows than leaves, settings that ScaNN does not take,
+            queries that are fewer than numbers of each or not finite, a folder that cannot be
+            written.
+        ValueError: queries without ``query_sample``, or the other way round.
     """
+    if (queries is None) != (settings.query_sample is None):
+        raise ValueError("queries belong to settings with query_sample, and the other way round")
     scann = _scann()
     output = np.asarray(_output(rows), np.float32)
+    if rows.bias is not None:
+        output = np.column_stack([output, np.asarray(rows.bias, np.float32)])
     if settings.leaves > len(output):
         raise DyntokError(f"index: {settings.leaves} leaves for {len(output)} rows; give fewer")
     if settings.cosine:
-        norms = np.linalg.norm(output, axis=1, keepdims=True)
+        norms = np.linalg.norm(_output(rows), axis=1, keepdims=True)
         output = output / np.maximum(norms, _TINY)
     query_map = None
     if queries is not None:
-        row_map, query_map = _whitening(queries)
+        row_map, query_map = _whitening(_asked(queries, rows.bias))
         output = output @ row_map
     with new_folder(folder) as partial:
         builder = (
@@ -175,11 +184,16 @@ def build_index(
             said = " ".join(str(error).split())
             raise DyntokError(f"index: ScaNN builds none by these settings ({said})") from error
         (partial / SEARCHER).mkdir()
-        searcher.serialize(str(partial / SEARCHER), relative_path=True)
+        try:
+            searcher.serialize(str(partial / SEARCHER), relative_path=True)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise DyntokError(f"{folder}: cannot be written ({said})") from error
+        manifest = {"settings": asdict(settings), "size": len(output), **made_for}
         if query_map is not None:
             tensor = LazyTensor(query_map.shape, lambda: query_map)
-            write_tensors(partial / QUERY_MAP, {"query_map": tensor})
-        manifest = {"settings": asdict(settings), "size": len(output), **made_for}
+            write_tensors(partial / QUERY_MAP, {QUERIES: tensor})
+            manifest[QUERIES] = _digest(query_map)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
@@ -203,7 +217,11 @@ def load_index(
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        built = ScannSettings(**manifest["settings"])
+        stored = dict(manifest["settings"])
+        if unknown := stored.keys() - {field.name for field in fields(ScannSettings)}:
+            names = ", ".join(sorted(unknown))
+            raise DyntokError(f"{folder}: built by another version ({names}); build it again")
+        built = ScannSettings(**stored)
     except OSError as error:
         raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -224,12 +242,27 @@ def load_index(
         raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
     query_map = None
     if settings.query_sample is not None:
-        path, width = folder / QUERY_MAP, output.shape[1]
-        tensor = file_tensors(path).get("query_map")
-        if tensor is None or (tensor.dtype, tensor.shape) != ("F32", (width, width)):
-            raise DyntokError(f"{path}: damaged (no query_map of {width} by {width} float32)")
-        query_map = tensor.read()
+        path = folder / QUERY_MAP
+        tensor = file_tensors(path).get(QUERIES)
+        query_map = None if tensor is None else tensor.read()
+        if query_map is None or _digest(query_map) != manifest.get(QUERIES):
+            raise DyntokError(f"{path}: damaged, or of another index")
     return ScannIndex(searcher, query_map, output, rows.bias, settings)
+
+
+def _asked(
+    hidden: Float[np.ndarray, "B D"],
+    bias: Float[np.ndarray, " V"] | None,
+    query_map: Float[np.ndarray, "E E"] | None = None,
+) -> Float[np.ndarray, "B E"]:
+    """What ScaNN is asked: with a bias, a 1 behind each hidden state, times the bias of a row."""
+    if bias is not None:
+        hidden = np.column_stack([hidden, np.ones(len(hidden), np.float32)])
+    return hidden if query_map is None else hidden @ query_map
+
+
+def _digest(query_map: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(query_map).tobytes()).hexdigest()
 
 
 def _whitening(
@@ -240,6 +273,12 @@ def _whitening(
     ScaNN weighs errors of quantization as for queries without a preferred direction (Guo et al.
     2020, section 3); more than half of what hidden states are lies in one.
     """
+    count, width = queries.shape
+    if count < width or not np.isfinite(queries).all():
+        raise DyntokError(
+            f"index: {count} hidden states of {width} numbers; valid are {width} at least, all "
+            "finite: give a larger query_sample, or more texts"
+        )
     exact = np.asarray(queries, np.float64)
     spread, directions = np.linalg.eigh(exact.T @ exact / len(exact))
     scale = np.sqrt(spread.clip(0) + _DAMPING * max(spread.mean(), _TINY))

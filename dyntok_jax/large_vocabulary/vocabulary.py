@@ -62,7 +62,8 @@ class LargeVocabulary:
             said, base_size = manifest["hash"], int(manifest["base_size"])
             base_hash = manifest["base"]["vocabulary_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DyntokError(f"{folder}: a damaged vocabulary ({error!r})") from error
+            said = f"{type(error).__name__}: {error}"
+            raise DyntokError(f"{folder}: a damaged vocabulary ({said})") from error
         if not isinstance(tokens, list) or said != hash_of(tokens):
             raise DyntokError(f"{folder / TOKENS}: edited since it was built; build it again")
         base = base_tokens(model_tokenizer)

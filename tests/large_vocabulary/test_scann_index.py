@@ -108,7 +108,45 @@ def test_rows_and_queries_are_mapped_so_that_products_stay(rows):
     np.testing.assert_allclose(mapped @ (rows.input @ row_map).T, expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("damage", ["absent", "cut off", "of another width"])
+def test_queries_and_their_setting_belong_together(rows, hidden, tmp_path):
+    for settings, queries in ((SETTINGS, hidden), (replace(SETTINGS, query_sample=30), None)):
+        with pytest.raises(ValueError, match="belong"):
+            build_index(tmp_path / "new", rows, settings, MADE_FOR, queries)
+    assert not (tmp_path / "new").exists()
+
+
+def test_too_few_queries_and_such_as_are_no_numbers_are_refused(rows, hidden, tmp_path):
+    settings = replace(SETTINGS, query_sample=30)
+    for queries in (hidden[: D - 1], np.where(hidden > 2, np.nan, hidden)):
+        with pytest.raises(DyntokError, match="valid are 24 at least, all finite"):
+            build_index(tmp_path / "new", rows, settings, MADE_FOR, queries)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_nothing(rows, tmp_path, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            return lambda *_, **__: self
+
+        def serialize(self, *_, **__):
+            raise RuntimeError("I/O error")
+
+    monkeypatch.setattr("dyntok_jax.large_vocabulary.scann_index._scann", Full)
+    with pytest.raises(DyntokError, match=r"new: cannot be written \(I/O error\)"):
+        build_index(tmp_path / "new", rows, SETTINGS, MADE_FOR)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_of_another_version_is_named(folder, rows, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["settings"]["reorder_8_bit"] = 30
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DyntokError, match=r"another version \(reorder_8_bit\); build it again"):
+        load_index(copy, rows, MADE_FOR)
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut off", "of another index"])
 def test_a_damaged_query_map_is_refused(rows, hidden, tmp_path, damage):
     settings = replace(SETTINGS, query_sample=30)
     build_index(tmp_path / "index", rows, settings, MADE_FOR, hidden)
@@ -118,8 +156,8 @@ def test_a_damaged_query_map_is_refused(rows, hidden, tmp_path, damage):
     elif damage == "cut off":
         path.write_bytes(path.read_bytes()[:-9])
     else:
-        narrow = np.eye(D - 1, dtype=np.float32)
-        write_tensors(path, {"query_map": LazyTensor(narrow.shape, lambda: narrow)})
+        other = np.eye(D, dtype=np.float32)
+        write_tensors(path, {"query_map": LazyTensor(other.shape, lambda: other)})
     with pytest.raises(DyntokError, match=QUERY_MAP):
         load_index(tmp_path / "index", rows, MADE_FOR)
 
@@ -145,12 +183,15 @@ def test_cosine(rows, hidden, tmp_path):
     )
 
 
-def test_output_rows_are_searched_and_a_bias_is_added(rows, hidden, tmp_path):
-    bias = np.linspace(0, 1e-3, V).astype(np.float32)
+@pytest.mark.parametrize("sample", [None, 30])
+def test_output_rows_are_searched_and_a_bias_is_added(rows, hidden, tmp_path, sample):
+    logits = hidden @ rows.input.T
+    bias = np.random.default_rng(4).normal(0, 2 * logits.std(), V).astype(np.float32)
     both = Rows(np.zeros((V, D), np.float32), rows.input, bias)
-    build_index(tmp_path / "index", both, SETTINGS, MADE_FOR)
+    settings = SETTINGS if sample is None else replace(SETTINGS, query_sample=sample)
+    build_index(tmp_path / "index", both, settings, MADE_FOR, None if sample is None else hidden)
     found = load_index(tmp_path / "index", both, MADE_FOR).search(hidden, 5)
-    logits = hidden @ rows.input.T + bias
+    logits += bias
     assert recall(found.ids, logits, 5) >= 0.95
     np.testing.assert_allclose(
         found.logits, np.take_along_axis(logits, np.asarray(found.ids), 1), rtol=1e-4

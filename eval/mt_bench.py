@@ -14,6 +14,7 @@ that; ``rows: base`` cannot.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,12 +27,13 @@ from tqdm import tqdm
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.providers import identity, row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.generate import Generated, GenerationConfig, OutputVocabulary, generate
 from dyntok_jax.generation.opening import open_vocabulary
 from dyntok_jax.large_vocabulary.exact import ExactIndex
-from dyntok_jax.large_vocabulary.vocabulary import base_tokens
+from dyntok_jax.large_vocabulary.scann_index import MANIFEST as INDEX_MANIFEST
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, base_tokens
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
 from eval import record
@@ -100,14 +102,12 @@ class Answering:
         name = f"{Path(self.run.model).name}-{setting.name}"
         if turns < self.run.turns:
             name += "-turn1"
-        file = Answers(
-            Path(self.run.answers) / f"{name}.jsonl", name, self._settings(setting, turns)
-        )
-        waiting = [question for question in self._questions if question.number not in file.lines]
+        network = self.model.with_rows(setting.rows, self.run.language, setting.base_rows)
+        settings = self._settings(setting, turns) | {"row_provider": identity(network.rows)}
+        file = Answers(Path(self.run.answers) / f"{name}.jsonl", name, settings)
+        waiting = [question for question in self._questions if not file.answered(question)]
         bar.update(len(self._questions) - len(waiting))
         if waiting:
-            rows = setting.rows
-            network = self.model.with_rows(rows, self.run.language, setting.base_rows)
             vocabulary = self._vocabulary(setting)
             for part in self._batches(setting, waiting):
                 file.add(part, self._answered(network, vocabulary, setting, part, turns))
@@ -118,10 +118,20 @@ class Answering:
     def _settings(self, setting: MtBenchSetting, turns: int) -> dict[str, Any]:
         """What answers depend on, beside the question."""
         run = self.run
-        shared = (run.model, str(run.boundary), run.compute.dtype)
-        names = ("model", "boundary", "dtype")
+        shared = (run.model, str(run.boundary), run.compute.dtype, run.language)
+        names = ("model", "boundary", "dtype", "language")
         numbers = {"max_new_tokens": run.max_new_tokens, "seed": run.seed, "turns": turns}
-        return {**asdict(setting), **dict(zip(names, shared, strict=True)), **numbers}
+        content = {"vocabulary_content": self._content(setting)}
+        return {**asdict(setting), **dict(zip(names, shared, strict=True)), **numbers, **content}
+
+    def _content(self, setting: MtBenchSetting) -> dict[str, str]:
+        """Hashes of a large vocabulary, its rows and its index: folders may hold others later."""
+        if setting.vocabulary in (OWN, PREDICTED):
+            return {}
+        made_for = LargeVocabulary.load(setting.vocabulary, self.model.tokenizer).made_for
+        if not (manifest := Path(setting.index) / INDEX_MANIFEST).is_file():
+            return made_for
+        return {**made_for, "index": hashlib.sha256(manifest.read_bytes()).hexdigest()}
 
     def _batches(
         self, setting: MtBenchSetting, questions: Sequence[Question]

@@ -80,6 +80,20 @@ class Answers:
                 ) from error
             self.lines[field(line, "question_id", where)] = dict(line)
 
+    def answered(self, question: Question) -> bool:
+        """Whether a question's answer is there.
+
+        Raises:
+            DyntokError: the question was another when it was answered.
+        """
+        line = self.lines.get(question.number)
+        if line is not None and line.get("asked") != question.turns:
+            raise DyntokError(
+                f"{self.path}: question {question.number} was another when it was answered; give "
+                "another folder of answers, or remove the file"
+            )
+        return line is not None
+
     def add(self, questions: Sequence[Question], answers: Sequence[Sequence[Generated]]) -> None:
         """Writes the answers to some questions beside those that are there."""
         for question, turns in zip(questions, answers, strict=True):
@@ -100,6 +114,7 @@ class Answers:
             "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, label).hex,
             "model_id": self._name,
             "choices": [{"index": 0, "turns": texts}],
+            "asked": question.turns,
             "tstamp": time.time(),
             "settings": self._settings,
             "tokens": [dict(turn.tokens) for turn in turns],

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import glob
-import hashlib
 import heapq
 import logging
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
-from dyntok_jax.embed.providers import default_rows, row_provider
+from dyntok_jax.embed.providers import default_rows, identity, row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.files import new_folder
 from dyntok_jax.large_vocabulary.expand import new_tokens
@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # So that what is under way is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         build(read_config(VocabularyRun, options.config, options.overrides))
     except DyntokError as error:
@@ -140,7 +142,7 @@ def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabula
     name = config.provider
     if name == "default":
         name = default_rows(source, vocabulary.tokenizer)
-    made_by = {"model": run.model, "rows": _identity(name)}
+    made_by = {"model": run.model, "rows": identity(name)}
     file = vocabulary.rows_file
     if file.path.is_file():
         found = file.metadata()
@@ -158,15 +160,6 @@ def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabula
     file.predict(vocabulary.row_tokens, provider, made_by, config.dtype)
 
 
-def _identity(rows: str) -> str:
-    """A provider's name; a hypernetwork's folder by its name and its content."""
-    weights = Path(rows) / "model.safetensors"
-    if not weights.is_file():
-        return rows
-    with weights.open("rb") as file:
-        return f"{Path(rows).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-
-
 def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
     folder, rows = run.out / INDEX, vocabulary.rows()
     assert run.index is not None
@@ -181,14 +174,16 @@ def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
 def _queries(
     run: VocabularyRun, count: int | None, vocabulary: LargeVocabulary
 ) -> Float[np.ndarray, "N D"] | None:
-    """Hidden states of a random sample of the texts."""
+    """Hidden states of texts, each drawn with a chance as its length is."""
     if count is None:
         return None
     assert run.rows is not None  # an index has rows
     model = load(run.model, run.rows.provider, run.compute, run.rows.language)
     drawn = random.Random(0)
-    texts = ((drawn.random(), text) for source in run.sources for text in _texts(source))
-    chosen = [text for _, text in heapq.nlargest(-(-count // _QUERIES_A_TEXT), texts)]
+    texts = (text for source in run.sources for text in _texts(source))
+    # Weighted sampling in one pass (Efraimidis and Spirakis 2006).
+    keyed = ((drawn.random() ** (1 / len(text)), text) for text in texts if text)
+    chosen = [text for _, text in heapq.nlargest(-(-count // _QUERIES_A_TEXT), keyed)]
     logger.info("%s: hidden states of %d texts", run.out, len(chosen))
     return hidden_states(model, vocabulary, chosen, count, _LONGEST_QUERY_TEXT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,15 @@ logger = logging.getLogger(__name__)
 
 OF_PIECES = {"fvt": FvtRows, "weighted": WeightedRows, "ridge": RidgeRows}
 """Providers that make a merged token's row of its pieces' rows, without training."""
+
+
+def identity(name: str) -> str:
+    """A provider's name; a hypernetwork's folder by its own name and a hash of its weights."""
+    weights = Path(name) / "model.safetensors"
+    if not weights.is_file():
+        return name
+    with weights.open("rb") as file:
+        return f"{Path(name).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 def row_provider(

@@ -187,13 +187,6 @@ def choice_scores(
     return scores_of_hidden(gathered(module, rows, ids, mask), targets, output_rows)
 
 
-def target_log_probs(
-    hidden: Float[Array, "B T D"], targets: Int[Array, "B C"], output_rows: Float[Array, "V D"]
-) -> Float[Array, " B"]:
-    """Sum of the log-probabilities (nats) of the last tokens, from the hidden states of all."""
-    return scores_of_hidden(hidden, targets, output_rows).log_probs
-
-
 def scores_of_hidden(
     hidden: Float[Array, "B T D"], targets: Int[Array, "B C"], output_rows: Float[Array, "V D"]
 ) -> TargetScores:

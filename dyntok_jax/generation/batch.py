@@ -73,7 +73,8 @@ def _generated(
 ) -> Generated:
     assert answer.finish is not None
     prompt = answer.prompt
-    static, dynamic = len(prompt.base.tokens), len(prompt.tokens)
+    # Of an empty prompt an opening token is read in any case.
+    static, dynamic = max(len(prompt.base.tokens), 1), len(prompt.tokens)
     # The last token is not read any more.
     last = answer.base_length - 1, len(answer.ids) - 1 - saved
     return Generated(

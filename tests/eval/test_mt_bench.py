@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
 from dyntok_jax.generate import GenerationConfig, generate
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, write_vocabulary
+from dyntok_jax.models.weights import load_source
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
 from eval import mt_bench
@@ -109,6 +114,29 @@ def test_what_is_answered_is_not_answered_again(answered, content, monkeypatch):
     # Answers of other settings are not mixed with these.
     done, _ = answered(settings=content["settings"][:1], max_new_tokens=5)
     assert done.code == 2 and "other settings" in done.err and done.err.count("\n") == 1
+
+
+def test_answers_of_other_questions_and_vocabularies_are_not_taken(
+    answered, content, decoder, tmp_path
+):
+    one = content["settings"][:1]
+    answered(settings=one, first=1)
+    path, asked = tmp_path / "question.jsonl", QUESTIONS[0] | {"turns": ["Another?"]}
+    path.write_text(json.dumps(asked) + "\n", "utf-8")
+    done, _ = answered(settings=one)
+    assert done.code == 2 and "question 81 was another" in done.err and done.err.count("\n") == 1
+
+    folder = tmp_path / "large"
+    large = [{"name": "large", "rows": "fvt", "vocabulary": str(folder)}]
+    for new in (["Ġquick"], ["Ġfoxes", "Ġand"]):
+        tokenizer = BaseTokenizer.from_folder(decoder)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_vocabulary(folder, tokenizer, new, "tiny", {})
+        vocabulary = LargeVocabulary.load(folder, tokenizer)
+        provider = FvtRows(SourceEmbeddings(*load_source(decoder)), tokenizer)
+        vocabulary.rows_file.predict(vocabulary.row_tokens, provider, {})
+        done, _ = answered(settings=large)
+    assert done.code == 2 and "other settings" in done.err
 
 
 def test_an_edited_answer_is_named(tmp_path):

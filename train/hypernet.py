@@ -28,6 +28,7 @@ from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.embed.shipped import write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
+from dyntok_jax.files import new_folder
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import LoadedModel, load_model, load_source, save_model
 from dyntok_jax.sharding import on_host
@@ -65,11 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # By force: the library that stores checkpoints has set up its own on import.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
         run = read_config(HypernetRun, options.config, options.overrides)
         if options.distributed:
-            jax.distributed.initialize()
+            _join_processes()
         if not options.dry_run:
             make_folder(run.training.out)
         task = make_task(run)
@@ -87,6 +89,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
+def _join_processes() -> None:
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise DyntokError(
+            f"--distributed: the processes do not find one another ({said})"
+        ) from error
+
+
 def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
     """Write the trained hypernetwork into the run's folder."""
     folder, base = run.training.out / "hypernet", resolve(run.model)
@@ -99,10 +111,13 @@ def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
 def _export_model(run: HypernetRun, model: LoadedModel) -> None:
     """Write the trained model into the run's folder, with the other files of its base."""
     folder, base = run.training.out / "model", resolve(run.model)
-    save_model(folder, model)
-    for name in COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+    # Of this run too: its checkpoints have it still.
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as partial:
+        save_model(partial, model)
+        for name in COMPANIONS:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, partial / name)
     logging.info("%s: the model, trained as well", folder)
 
 

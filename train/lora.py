@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # By force: the library that stores checkpoints has set up its own on import.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
         run = read_config(LoraRun, options.config, options.overrides)
         if not options.dry_run:

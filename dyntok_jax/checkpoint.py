@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,7 +53,7 @@ class Checkpoints:
             folder: holds this run's checkpoints and nothing else.
             keep: newest checkpoints that are kept.
             best: name of the figure whose best checkpoint is kept as well; one whose figure is
-                missing or cannot be read is never the best.
+                missing, not finite or cannot be read is never the best.
             direction: whether the best is the largest or the smallest.
 
         Raises:
@@ -135,6 +136,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        best = self._manager.best
+        if best is not None and figures is not None and not _ranks(figures, best):
+            logger.warning("%s: step %d cannot be the best: no finite %s", self.folder, step, best)
+            figures = None
         run = {
             "position": position,
             "settings": _plain(settings),
@@ -278,14 +283,15 @@ class _Manager(ocp.CheckpointManager):
         except Exception as error:  # damage shows in many ways
             self.unranked[step] = _line(error)
             return None
-        if figures is None or isinstance(_figure(figures, self.best), int | float):
+        if figures is None or _ranks(figures, self.best):
             return figures
-        self.unranked[step] = f"no figure {self.best!r}"
+        self.unranked[step] = f"no finite figure {self.best!r}"
         return None
 
 
-def _figure(figures: Any, name: str) -> Any:
-    return figures.get(name) if isinstance(figures, dict) else None
+def _ranks(figures: Any, name: str) -> bool:
+    figure = figures.get(name) if isinstance(figures, Mapping) else None
+    return isinstance(figure, int | float) and math.isfinite(figure)
 
 
 @jax.jit

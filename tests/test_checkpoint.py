@@ -106,6 +106,21 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert checkpoints.best_step() == 1
 
 
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_a_figure_that_is_not_finite_is_never_the_best(tmp_path, caplog, direction):
+    scores = (0.5, float("nan"), 0.7 if direction == "min" else 0.3, float("inf"))
+    with Checkpoints(tmp_path, keep=1, best="score", direction=direction) as checkpoints:
+        for step, score in enumerate(scores):
+            save(checkpoints, step, figures={"score": score})
+            checkpoints.wait()
+            assert checkpoints.best_step() == 0
+        assert checkpoints.steps() == [0, 3]
+    assert [said.split(": ")[1] for said in warned(caplog)] == [
+        "step 1 cannot be the best",
+        "step 3 cannot be the best",
+    ]
+
+
 def test_what_is_being_saved_may_be_overwritten(tmp_path):
     """The training step takes over the arrays it was given while the save is running."""
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
@@ -226,7 +241,7 @@ def test_another_figure_may_be_the_best_from_now_on(tmp_path, caplog):
     with Checkpoints(tmp_path, best="loss", direction="min") as checkpoints:
         assert restore(checkpoints) is not None
         assert warned(caplog)[0].endswith(
-            "cannot be the best (3: no figure 'loss'; 7: no figure 'loss')"
+            "cannot be the best (3: no finite figure 'loss'; 7: no finite figure 'loss')"
         )
         assert checkpoints.restore_best(abstract(trees(0)[0])) is None
         save(checkpoints, 8, figures={"loss": 2.0})

@@ -60,7 +60,7 @@ class HypernetRun:
         distill: settings of the objective ``distill``.
         zett: settings of the objective ``zett``.
         data: texts.
-        held_out: texts for evaluations.
+        held_out: texts for evaluations; prepared here, whatever its ``workers``.
         held_out_batches: batches of an evaluation of ``distill`` at each merge rate.
         training: steps, optimizer, checkpoints.
         compute: dtype and mesh.
@@ -78,4 +78,6 @@ class HypernetRun:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        if self.objective == "distill" and self.hypernet.surface_length < 2:
+            raise DyntokError("hypernet.surface_length: tokens of one piece never merge; give 2")
         at_least(self, held_out_batches=1)

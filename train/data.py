@@ -69,7 +69,7 @@ class TextBatch(NamedTuple):
     seed: int
 
 
-Prepare = Callable[[TextBatch], tuple[Any, int] | None]
+Prepare = Callable[[TextBatch], tuple[Any, int] | tuple[Any, int, int] | None]
 """From texts to a batch's arrays and its tokens; None where nothing can be made of them.
 
 It is pickled for the worker processes: a function of a module, or an object that builds what is
@@ -114,7 +114,7 @@ class _PrepareDrawn:
     def __init__(self, prepare: Prepare):
         self.prepare = prepare
 
-    def __call__(self, drawn: _Drawn) -> tuple[Any, int] | None:
+    def __call__(self, drawn: _Drawn) -> tuple[Any, int] | tuple[Any, int, int] | None:
         return self.prepare(drawn.batch)
 
 
@@ -123,7 +123,8 @@ def _prepared(sampler: _Sampler, prepare: Prepare, workers: int, skipped: int) -
     for drawn, result in in_order(_PrepareDrawn(prepare), sampler, workers):
         if result is not None:
             in_a_row = 0
-            yield Loaded(*result, drawn.position | {"skipped": skipped})
+            batch, tokens, *dropped = result
+            yield Loaded(batch, tokens, drawn.position | {"skipped": skipped}, *dropped)
             continue
         skipped, in_a_row = skipped + 1, in_a_row + 1
         logger.info("nothing to train on in batch %d (%d so far)", drawn.position["batch"], skipped)

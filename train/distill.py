@@ -44,6 +44,9 @@ from train.preparation import ROW_BUCKETS, Preparation
 from train.task import Loaded
 from train.zett_hypernet import first_parameters, split_rescalers
 
+LOGIT_LOSSES = ("divergence", "output")
+"""Losses of next tokens, which decoders have."""
+
 DEVIATION = 1.0
 """Standard deviation that the rows of pieces are scaled to, and of the first position table: that
 of what LayerNorm gives."""
@@ -322,6 +325,10 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError(
             "distill.divergence is of the model's last layer: leave distill.layers out"
         )
+    losses = ("hidden", "pooled") if model.kind == "encoder" else ("hidden", *LOGIT_LOSSES)
+    if not any(getattr(config, name) for name in losses):
+        names = ", ".join(f"distill.{name}" for name in losses)
+        raise DyntokError(f"{names}: all have weight 0, so that nothing would be learned")
     if model.kind != "encoder":
         return
     if config.divergence or config.output:

@@ -148,7 +148,7 @@ class _Run:
         self.shapes: set[Any] = set()
         self.clock = Clock()
         self.reports: list[dict[str, float]] = []
-        self.tokens = 0
+        self.tokens = self.dropped = 0
 
     def start(self) -> None:
         """The state at step 0, or of the newest checkpoint."""
@@ -202,7 +202,16 @@ class _Run:
         flight: Flight | None = None
         self.clock.read()
         for step in range(self.done + 1, config.steps + 1):
-            fed = self.feed.next(flight and flight.report)
+            try:
+                fed = self.feed.next(flight and flight.report)
+            except Exception:
+                # Nor should what is wrong with a text; alone, one of several processes would wait.
+                if flight is not None:
+                    self._settle(flight)
+                if self.done and jax.process_count() == 1:
+                    self._save(None)
+                    self.checkpoints.wait()
+                raise
             with self._compiling(fed):
                 self.state, report = step_function(self.state, sound, frozen, fed.arrays)
             sound = report.sound
@@ -247,6 +256,7 @@ class _Run:
             self._fail(flight, report)
         self.done, self.position = flight.step, flight.fed.loaded.position
         self.tokens += flight.fed.loaded.tokens * self.part.count
+        self.dropped += flight.fed.loaded.dropped * self.part.count
         self.reports.append(
             {"loss": report.loss, "grad_norm": report.grad_norm} | dict(report.metrics)
         )
@@ -267,9 +277,11 @@ class _Run:
             "input_wait": self.feed.waited / seconds,
             "compilations": len(self.shapes),
         }
+        if self.dropped:
+            speed["dropped"] = self.dropped / (self.dropped + self.tokens)
         self.metrics.write(self.done, "train", means | speed)
         self.metrics.show(loss=means["loss"], tokens_per_s=speed["tokens_per_s"])
-        self.reports, self.tokens, self.feed.waited = [], 0, 0.0
+        self.reports, self.tokens, self.dropped, self.feed.waited = [], 0, 0, 0.0
 
     def _evaluate(self) -> dict[str, float]:
         try:

@@ -128,9 +128,12 @@ class Preparation:
         vocabulary = LargeVocabulary.load(self.vocabulary, self._tokenizer)
         return vocabulary.tokens[vocabulary.base_size :]
 
-    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int] | None:
-        """A batch and its number of base tokens; None where nothing merges."""
-        base = self._base(texts)
+    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | None:
+        """A batch, its number of base tokens, and of those that found no room in it.
+
+        None where nothing merges.
+        """
+        base, dropped = self._base(texts)
         rng = np.random.default_rng(texts.seed)
         budget = Budget(reduction=float(rng.uniform(*self.merge_rates)))
         drawn = self._draw(rng)
@@ -146,38 +149,46 @@ class Preparation:
         if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
             return None
         batch = self.arrays(base, merged, drawn, ends)
-        return batch, sum(len(b.tokens) for b in base)
+        return batch, sum(len(b.tokens) for b in base), dropped
 
     def _draw(self, rng: np.random.Generator) -> list[Token]:
         count = min(self.drawn, len(self._further))
         places = rng.choice(len(self._further), count, replace=False) if count else []
         return [self._further[place] for place in places]
 
-    def _base(self, texts: TextBatch) -> list[BaseTokens]:
+    def _base(self, texts: TextBatch) -> tuple[list[BaseTokens], int]:
         if self.is_encoder:
             # Those that were first to be full come first; what is too much for a batch is dropped.
-            whole = [self.prefix + text for text in self._joined(texts)]
+            joined = self._joined(texts)
+            whole = [self.prefix + text for text, _ in joined]
             base = text_layout(self._tokenizer, whole, Boundary.PRETOKEN, self.max_length)
+            drawn = sum(count for _, count in joined)
         else:
             whole = prompt_layout(self._tokenizer, ["\n".join(texts.texts)], Boundary.PRETOKEN)[0]
             base = list(_windows(whole, self.max_length))
-        return [
+            drawn = len(whole.tokens)
+        base = [
             replace(sequence, units=capped_units(sequence.units, self.surface_length))
             for sequence in base[: self.sequences]
         ]
+        # Prefixes and special tokens are in what is read, too, but were not drawn.
+        return base, max(drawn - sum(len(sequence.tokens) for sequence in base), 0)
 
-    def _joined(self, texts: TextBatch) -> list[str]:
-        """Texts of a language joined as long as they fit: little of the batch is padding then."""
+    def _joined(self, texts: TextBatch) -> list[tuple[str, int]]:
+        """Texts of a language joined as long as they fit: little of the batch is padding then.
+
+        Each stands with its number of tokens.
+        """
         counts = [len(pieces.ids) for pieces in self._tokenizer.encode(texts.texts)]
-        full: list[str] = []
+        full: list[tuple[str, int]] = []
         growing: dict[str, tuple[str, int]] = {}
         for text, language, count in zip(texts.texts, texts.languages, counts, strict=True):
             before, used = growing.get(language, ("", 0))
             if before and used + count > self.max_length - MARGIN:
-                full.append(before)
+                full.append((before, used))
                 before, used = "", 0
             growing[language] = (f"{before} {text}".lstrip(), used + count)
-        return full + [text for text, _ in growing.values()]
+        return full + list(growing.values())
 
     def arrays(
         self,

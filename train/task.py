@@ -19,11 +19,13 @@ class Loaded(NamedTuple):
         tokens: tokens in it, padding not counted, for the reported speed, which takes other
             processes to have as many.
         position: JSON value with which the input side goes on right after this batch.
+        dropped: tokens that were drawn for it and had no room in it.
     """
 
     batch: Any
     tokens: int
     position: Any
+    dropped: int = 0
 
 
 class Task(Protocol):

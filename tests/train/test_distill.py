@@ -136,9 +136,24 @@ def test_layers_of_both_networks_are_recomputed_on_request(encoder, text_file, t
     assert (task.network.remat, task.hypernet.remat) == (remat, remat)
 
 
+def test_what_finds_no_room_in_a_batch_is_counted(task):
+    texts = TEXTS * 30
+    base, dropped = task.preparation._base(TextBatch(texts, ["xx"] * len(texts), 0))
+    drawn = sum(len(pieces.ids) for pieces in task.preparation._tokenizer.encode(texts))
+    read = sum(len(sequence.tokens) for sequence in base)
+    # Prefixes, special tokens and line ends are few beside what is dropped.
+    assert drawn - read <= dropped < 1.2 * (drawn - read) and dropped > read
+
+
+def test_a_hypernetwork_that_reads_one_piece_is_refused(encoder, text_file, tmp_path):
+    run = make_run(encoder, text_file, tmp_path / "run")
+    with pytest.raises(DyntokError, match="tokens of one piece never merge"):
+        dataclasses.replace(run, hypernet=dataclasses.replace(SHAPE, surface_length=1))
+
+
 def test_without_merges_student_and_teacher_agree(task):
     """Every vocabulary token keeps its own row, so the loss of unmerged text is nothing."""
-    base = task.preparation._base(TextBatch(TEXTS, ["xx"] * len(TEXTS), 0))
+    base, _ = task.preparation._base(TextBatch(TEXTS, ["xx"] * len(TEXTS), 0))
     batch = task.preparation.arrays(base, merge(base, Budget(merges=0)).sequences)
     params, key = task.init(jax.random.key(0)), jax.random.key(1)
     _, parts = jax.jit(task.loss)(params, task.frozen, batch, key)

@@ -262,6 +262,12 @@ def test_rounded_products_are_near(make):
     assert cosine > 0.99
 
 
+def test_a_run_that_would_learn_nothing_is_refused(make, encoder, decoder):
+    for model, losses in ((encoder, ("hidden", "pooled")), (decoder, ("hidden",))):
+        with pytest.raises(DyntokError, match=r"distill.hidden.*all have weight 0"):
+            make(model, **dict.fromkeys(losses, 0.0))
+
+
 def test_losses_and_heads_that_are_not_there(make, encoder):
     with pytest.raises(DyntokError, match="an encoder reads no prompts"):
         make(separate_output=False, model=encoder, prompt_share=(0.5, 1.0))

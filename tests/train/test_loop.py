@@ -252,7 +252,21 @@ def test_an_error_of_the_input_side_reaches_the_caller(tmp_path):
             raise DyntokError("de: no text")
 
     with pytest.raises(DyntokError, match="de: no text"):
-        train(Broken(), config(tmp_path))
+        train(Broken(), config(tmp_path, checkpoint_every=0))
+    # The step before it is not lost.
+    task = Regression()
+    train(task, config(tmp_path, checkpoint_every=0))
+    assert task.taken[0] == 2
+
+
+def test_the_share_of_tokens_without_room_is_recorded(tmp_path):
+    class Crowded(Regression):
+        def batches(self, position):
+            for loaded in super().batches(position):
+                yield loaded._replace(dropped=loaded.tokens // 3)
+
+    train(Crowded(), config(tmp_path, 4))
+    assert all(record["dropped"] == pytest.approx(0.25, abs=0.01) for record in records(tmp_path))
 
 
 def test_batches_are_agreed_on_between_steps_and_failures_too(tmp_path):
@@ -276,7 +290,7 @@ def test_batches_are_agreed_on_between_steps_and_failures_too(tmp_path):
     assert {thread for thread, _ in asked} == {threading.main_thread()}
     # The process whose input failed says so to the others, before it raises.
     assert [batch is None for _, batch in asked] == [False, False, False, True]
-    assert sum(record["kind"] == "train" for record in records(tmp_path)) == 2
+    assert sum(record["kind"] == "train" for record in records(tmp_path)) == 3
 
 
 def test_the_positions_of_all_parts_are_kept(tmp_path, monkeypatch):

@@ -95,6 +95,8 @@ def check(
             problems.append("a table of languages needs data.one_language: true")
     if config.targets and (held_out is None or config.identity_only):
         problems.append("targets are for held-out texts, and with identity_only there are none")
+    if config.train_backbone and config.identity_only:
+        problems.append("train_backbone trains on texts, and with identity_only there are none")
     if problems:
         raise DyntokError(f"objective zett: {'; '.join(problems)}")
 

@@ -361,6 +361,8 @@ def test_says_what_does_not_fit(make_task, data):
         make_task("llama", replace(CONFIG, sequences=3), ComputeConfig(mesh=MeshConfig(2)))
     with pytest.raises(DyntokError, match=r"a table of languages needs data\.one_language: true"):
         make_task("llama", data=replace(data, one_language=False))
+    with pytest.raises(DyntokError, match="train_backbone trains on texts"):
+        make_task("llama", replace(CONFIG, train_backbone=True, identity_only=True))
 
 
 def test_masking_takes_15_percent_and_replaces_most_by_the_mask():

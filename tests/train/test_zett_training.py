@@ -365,6 +365,17 @@ def test_says_what_does_not_fit(make_task, data):
         make_task("llama", replace(CONFIG, train_backbone=True, identity_only=True))
 
 
+def test_held_out_texts_are_of_the_table_of_languages(make_task, data):
+    with pytest.raises(DyntokError, match=r"needs held_out\.one_language: true"):
+        make_task("llama", held_out=replace(data, one_language=False))
+    foreign = replace(data, sources=(replace(data.sources[0], language="fr"),))
+    with pytest.raises(DyntokError, match="held_out is of fr, which"):
+        make_task("llama", held_out=foreign)
+    mixed = replace(data, sources=data.sources + foreign.sources, one_language=False)
+    make_task("llama", replace(CONFIG, language_table=False), held_out=mixed)
+    make_task("llama", held_out=replace(data, sources=data.sources[:1], one_language=False))
+
+
 def test_masking_takes_15_percent_and_replaces_most_by_the_mask():
     random = np.random.default_rng(0)
     ids = random.integers(0, 400, (200, 100)).astype(np.int32)

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.surface_forms import surface_forms
-from dyntok_jax.types import DyntokError, Token
-from train.data import MAX_SKIPPED, DataConfig, TextBatch, batches
+from dyntok_jax.types import Token
+from train.data import DataConfig, TextBatch, batches, useful
 from train.task import Loaded
 from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
 from train.workers import in_order
@@ -289,13 +289,9 @@ def language_batches(
     """
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
     items = queued_texts(config, prepare.sampler.texts, position, part)
-    skipped = 0
-    for item, result in in_order(prepare, items, config.workers):
-        skipped = skipped + 1 if result is None else 0
-        if skipped == MAX_SKIPPED:
-            raise DyntokError(f"{skipped} batches in a row held nothing to train on")
-        if result is not None:
-            yield Loaded(*result, item.position)
+    # Positions of runs from before skipped batches were counted do not say how many.
+    skipped = position.get("skipped", 0) if position else 0
+    yield from useful(in_order(prepare, items, config.workers), skipped)
 
 
 def queued_texts(
@@ -322,7 +318,8 @@ def queued_texts(
         before = loaded.position
         if number >= again and len(earlier) == length:
             place = place if oldest else before
-            yield QueuedTexts(batch, earlier, {"start": place, "again": number + 1 - first})
+            position = {"start": place, "again": number + 1 - first, "batch": before["batch"]}
+            yield QueuedTexts(batch, earlier, position)
 
 
 def as_they_are(batch: TextBatch) -> tuple[TextBatch, int]:

@@ -207,15 +207,24 @@ class ZettTask:
         return self._head.apply({"params": params["head"]}, hidden, output, bias)  # pyright: ignore
 
     def batches(self, position: Any) -> Iterator[Loaded]:
-        """Identity batches, then language batches, from a position on."""
+        """Identity batches, then language batches, from a position on.
+
+        Raises:
+            DyntokError: what is wrong with the texts; at once, as far as opening them shows it.
+        """
+        if self.config.identity_only:
+            return self._batches(position, iter(()))
+        begin = position["language"] if position else None
+        texts = language_batches(self._data, self._preparation, seed=self._seed, position=begin)
+        return self._batches(position, texts)
+
+    def _batches(self, position: Any, texts: Iterator[Loaded]) -> Iterator[Loaded]:
         start = position["identity"] if position else 0
         steps: Any = range(start, self.config.identity_steps)
         for step in itertools.count(start) if self.config.identity_only else steps:
             batch = identity_batch(self.hypernet_config.vocab_size, self._count(), self._seed, step)
             yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
-        begin = position["language"] if position else None
-        prepare = self._preparation
-        for loaded in language_batches(self._data, prepare, seed=self._seed, position=begin):
+        for loaded in texts:
             place = {"identity": self.config.identity_steps, "language": loaded.position}
             tokens = loaded.tokens // batch_part(self.mesh).count
             yield Loaded(self._part(loaded.batch), tokens, place)

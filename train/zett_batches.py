@@ -285,13 +285,13 @@ def language_batches(
         process_index, process_count: which part of the texts is read.
 
     Raises:
-        DyntokError: as ``train.data.batches``.
+        DyntokError: as ``train.data.batches``, what is wrong with a source at once.
     """
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
     items = queued_texts(config, prepare.sampler.texts, position, part)
     # Positions of runs from before skipped batches were counted do not say how many.
     skipped = position.get("skipped", 0) if position else 0
-    yield from useful(in_order(prepare, items, config.workers), skipped)
+    return useful(in_order(prepare, items, config.workers), skipped)
 
 
 def queued_texts(
@@ -301,12 +301,17 @@ def queued_texts(
 
     A position says where the oldest texts of any queue are, and how many batches to read again.
     """
-    length = max(0, -(-texts // config.texts) - 1)
-    start, again = (position["start"], position["again"]) if position else (None, 0)
+    start = position["start"] if position else None
     # Read here, where nothing is prepared: what is heavy goes to the workers as one step.
     stream = batches(replace(config, workers=0), as_they_are, position=start, **part)
+    return _queued(stream, config, max(0, -(-texts // config.texts) - 1), position)
+
+
+def _queued(
+    stream: Iterator[Loaded], config: DataConfig, length: int, position: Any
+) -> Iterator[QueuedTexts]:
+    before, again = (position["start"], position["again"]) if position else (None, 0)
     queues: dict[str, deque[tuple[int, Any, TextBatch]]] = {}
-    before = start
     for number, loaded in enumerate(stream):
         batch: TextBatch = loaded.batch
         name = batch.languages[0] if config.one_language else ""

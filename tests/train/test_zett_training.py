@@ -213,6 +213,15 @@ def test_batches_without_use_are_logged_and_counted(data, caplog):
     assert next(language_batches(data, prepare, seed=3, position=older)).batch == first + 4
 
 
+def test_texts_that_are_not_there_are_missed_before_the_first_batch(make_task, data, tmp_path):
+    missing = replace(data, sources=(TextSource("en", files=str(tmp_path / "missing.txt")),))
+    task = make_task("llama", data=missing)
+    with pytest.raises(DyntokError, match=r"missing\.txt.*no such file"):
+        task.batches(None)
+    only = make_task("llama", replace(CONFIG, identity_only=True), data=missing)
+    assert isinstance(next(only.batches(None)).batch, IdentityBatch)
+
+
 def test_identity_rows_are_learnt(task, loaded, descend):
     before = task.evaluate(task.init(jax.random.key(0)))["identity_cosine"]
     losses, params = descend(loaded[0].batch, 60)

@@ -83,16 +83,19 @@ class ZettTask:
 
         Raises:
             DyntokError: a model that this objective cannot use, sizes that do not fit it or the
-                mesh, batches of mixed languages.
+                mesh, batches of mixed languages, held-out texts or targets that cannot be had.
         """
         compute = compute or ComputeConfig()
         if not config.language_table:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
-        self._data, self._held_out, self._seed = data, held_out, seed
+        self._data, self._seed = data, seed
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
         self._languages = sorted({source.language for source in data.sources})
         check(config, hypernet, model, tokenizer, data, held_out, self._parts)
+        # Made before anything is trained, which an error at the first evaluation would cost.
+        self._held_out = self._held_out_batches(held_out)
+        self._targets = self._target_batches(held_out)
         dtype = jnp.dtype(compute.dtype)
         self._hypernet = Hypernet(hypernet, dtype, compute.remat)
         self._module = model_module(model.architecture, dtype, compute.remat)
@@ -246,11 +249,11 @@ class ZettTask:
         key = jax.random.key(0)
         parts = [
             self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
-            for batch in self._held_out_batches
+            for batch in self._held_out
         ]
         for name in parts[0] if parts else ():
             figures[name] = float(np.mean([part[name] for part in parts]))
-        for target, batches in self._target_batches.items():
+        for target, batches in self._targets.items():
             parts = [
                 self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
                 for batch in batches
@@ -268,31 +271,20 @@ class ZettTask:
     def _jitted_loss(self) -> Any:
         return jax.jit(self.loss)
 
-    @cached_property
-    def _held_out_batches(self) -> list[LanguageBatch]:
-        if self._held_out is None or self.config.identity_only:
+    def _held_out_batches(self, held_out: DataConfig | None) -> list[LanguageBatch]:
+        if held_out is None or self.config.identity_only:
             return []
-        data = dataclasses.replace(self._held_out, workers=0)
+        data = dataclasses.replace(held_out, workers=0)
         stream = language_batches(data, self._preparation, seed=self._seed)
-        batches = [
-            self._part(loaded.batch)
-            for loaded in itertools.islice(stream, self.config.evaluation_batches)
-        ]
-        return batches
+        batches = itertools.islice(stream, self.config.evaluation_batches)
+        return [self._part(loaded.batch) for loaded in batches]
 
-    @cached_property
-    def _target_batches(self) -> dict[str, list[LanguageBatch]]:
-        c = self.config
-        if self._held_out is None or not c.targets:
+    def _target_batches(self, held_out: DataConfig | None) -> dict[str, list[LanguageBatch]]:
+        c, prepare = self.config, self._preparation
+        if held_out is None or not c.targets:
             return {}
-        found = target_batches(
-            c.targets,
-            self._tokenizer,
-            self._preparation,
-            self._held_out,
-            c.evaluation_batches,
-            self._seed,
-        )
+        count, seed = c.evaluation_batches, self._seed
+        found = target_batches(c.targets, self._tokenizer, prepare, held_out, count, seed)
         return {name: [self._part(batch) for batch in made] for name, made in found.items()}
 
     @cached_property

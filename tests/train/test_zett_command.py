@@ -34,3 +34,20 @@ def test_a_trained_backbone_becomes_a_model_that_can_be_transferred(
     assert len(moved.source.input) == len(
         json.loads((new_tokenizer / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("zett.targets=[nothing]", "unknown model 'nothing'"),
+        ("held_out.sources=[{language: en, files: missing.txt}]", "missing.txt .*no such file"),
+        ("data.sources=[{language: en, files: missing.txt}]", "missing.txt .*no such file"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_cannot_be_had_is_missed_before_the_first_step(
+    decoder, tmp_path, override, message, dry
+):
+    with pytest.raises(SystemExit, match=message):
+        main(["--config", str(write_run(tmp_path, decoder)), override, *dry])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

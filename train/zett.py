@@ -54,6 +54,7 @@ class ZettTask:
     Attributes:
         config: the objective.
         hypernet_config: shape of the hypernetwork.
+        languages: names of the rows of the language table, in order; empty without one.
         mesh: devices of the run.
         frozen: the model's rows, the rescalers and, unless it is trained, the model.
     """
@@ -91,7 +92,8 @@ class ZettTask:
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
-        self._languages = sorted({source.language for source in data.sources})
+        names = sorted({source.language for source in data.sources})
+        self.languages = names if hypernet.languages else []
         check(config, hypernet, model, tokenizer, data, held_out, self._parts)
         # Made before anything is trained, which an error at the first evaluation would cost.
         self._held_out = self._held_out_batches(held_out)
@@ -303,7 +305,7 @@ class ZettTask:
             self.hypernet_config.surface_length,
             self.config.sequences,
             self.config.length,
-            self._languages if self.hypernet_config.languages else [],
+            self.languages,
             self.config.sampler,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ class TextBatch(NamedTuple):
     seed: int
 
 
-Prepare = Callable[[TextBatch], tuple[Any, int] | tuple[Any, int, int] | None]
+Prepared = tuple[Any, int] | tuple[Any, int, int]
+Prepare = Callable[[TextBatch], Prepared | None]
 """From texts to a batch's arrays and its tokens; None where nothing can be made of them.
 
 It is pickled for the worker processes: a function of a module, or an object that builds what is
@@ -102,7 +103,7 @@ def batches(
     """
     sampler = _Sampler(config, seed, process_index, process_count, position)
     skipped = position["skipped"] if position else 0
-    return _prepared(sampler, prepare, config.workers, skipped)
+    return useful(in_order(_PrepareDrawn(prepare), sampler, config.workers), skipped)
 
 
 class _Drawn(NamedTuple):
@@ -114,25 +115,34 @@ class _PrepareDrawn:
     def __init__(self, prepare: Prepare):
         self.prepare = prepare
 
-    def __call__(self, drawn: _Drawn) -> tuple[Any, int] | tuple[Any, int, int] | None:
+    def __call__(self, drawn: _Drawn) -> Prepared | None:
         return self.prepare(drawn.batch)
 
 
-def _prepared(sampler: _Sampler, prepare: Prepare, workers: int, skipped: int) -> Iterator[Loaded]:
+def useful(results: Iterable[tuple[Any, Prepared | None]], skipped: int) -> Iterator[Loaded]:
+    """Prepared batches, without those of which nothing can be made.
+
+    Args:
+        results: texts as ``batch`` with the position after them, and what was made of them.
+        skipped: batches without use so far; positions go on with it.
+
+    Raises:
+        DyntokError: ``MAX_SKIPPED`` batches in a row of which nothing can be made.
+    """
     in_a_row = 0
-    for drawn, result in in_order(_PrepareDrawn(prepare), sampler, workers):
+    for item, result in results:
         if result is not None:
             in_a_row = 0
             batch, tokens, *dropped = result
-            yield Loaded(batch, tokens, drawn.position | {"skipped": skipped}, *dropped)
+            yield Loaded(batch, tokens, item.position | {"skipped": skipped}, *dropped)
             continue
         skipped, in_a_row = skipped + 1, in_a_row + 1
-        logger.info("nothing to train on in batch %d (%d so far)", drawn.position["batch"], skipped)
+        logger.info("nothing to train on in batch %d (%d so far)", item.position["batch"], skipped)
         if in_a_row == MAX_SKIPPED:
-            languages = ", ".join(sorted(set(drawn.batch.languages)))
+            languages = ", ".join(sorted(set(item.batch.languages)))
             raise DyntokError(
                 f"{in_a_row} batches in a row held nothing to train on; the last was of "
-                f"{languages} and began {drawn.batch.texts[0][:60]!r}"
+                f"{languages} and began {item.batch.texts[0][:60]!r}"
             )
 
 

@@ -17,6 +17,7 @@ import argparse
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         params = on_host(task.hypernet_params(trained))
         model = task.trained_model(on_host(trained)) if isinstance(task, ZettTask) else None
         if jax.process_index() == 0:
-            _export(run, task.hypernet_config, params)
+            languages = task.languages if isinstance(task, ZettTask) else ()
+            _export(run, task.hypernet_config, params, languages)
             if model:
                 _export_model(run, model)
     except DyntokError as error:
@@ -99,12 +101,14 @@ def _join_processes() -> None:
         ) from error
 
 
-def _export(run: HypernetRun, config: HypernetConfig, params: Any) -> None:
+def _export(
+    run: HypernetRun, config: HypernetConfig, params: Any, languages: Sequence[str] = ()
+) -> None:
     """Write the trained hypernetwork into the run's folder."""
     folder, base = run.training.out / "hypernet", resolve(run.model)
     save_hypernet(folder, config, params, dtype=jnp.float16)
     source = SourceEmbeddings(load_source(base).input)
-    write_mark(folder, run.model, source, BaseTokenizer.from_folder(base))
+    write_mark(folder, run.model, source, BaseTokenizer.from_folder(base), languages)
     logging.info("%s: the trained hypernetwork (--rows %s)", folder, folder)
 
 

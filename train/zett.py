@@ -54,6 +54,7 @@ class ZettTask:
     Attributes:
         config: the objective.
         hypernet_config: shape of the hypernetwork.
+        languages: names of the rows of the language table, in order; empty without one.
         mesh: devices of the run.
         frozen: the model's rows, the rescalers and, unless it is trained, the model.
     """
@@ -83,16 +84,20 @@ class ZettTask:
 
         Raises:
             DyntokError: a model that this objective cannot use, sizes that do not fit it or the
-                mesh, batches of mixed languages.
+                mesh, batches of mixed languages, held-out texts or targets that cannot be had.
         """
         compute = compute or ComputeConfig()
         if not config.language_table:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
-        self._data, self._held_out, self._seed = data, held_out, seed
+        self._data, self._seed = data, seed
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
-        self._languages = sorted({source.language for source in data.sources})
+        names = sorted({source.language for source in data.sources})
+        self.languages = names if hypernet.languages else []
         check(config, hypernet, model, tokenizer, data, held_out, self._parts)
+        # Made before anything is trained, which an error at the first evaluation would cost.
+        self._held_out = self._held_out_batches(held_out)
+        self._targets = self._target_batches(held_out)
         dtype = jnp.dtype(compute.dtype)
         self._hypernet = Hypernet(hypernet, dtype, compute.remat)
         self._module = model_module(model.architecture, dtype, compute.remat)
@@ -207,15 +212,24 @@ class ZettTask:
         return self._head.apply({"params": params["head"]}, hidden, output, bias)  # pyright: ignore
 
     def batches(self, position: Any) -> Iterator[Loaded]:
-        """Identity batches, then language batches, from a position on."""
+        """Identity batches, then language batches, from a position on.
+
+        Raises:
+            DyntokError: what is wrong with the texts; at once, as far as opening them shows it.
+        """
+        if self.config.identity_only:
+            return self._batches(position, iter(()))
+        begin = position["language"] if position else None
+        texts = language_batches(self._data, self._preparation, seed=self._seed, position=begin)
+        return self._batches(position, texts)
+
+    def _batches(self, position: Any, texts: Iterator[Loaded]) -> Iterator[Loaded]:
         start = position["identity"] if position else 0
         steps: Any = range(start, self.config.identity_steps)
         for step in itertools.count(start) if self.config.identity_only else steps:
             batch = identity_batch(self.hypernet_config.vocab_size, self._count(), self._seed, step)
             yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
-        begin = position["language"] if position else None
-        prepare = self._preparation
-        for loaded in language_batches(self._data, prepare, seed=self._seed, position=begin):
+        for loaded in texts:
             place = {"identity": self.config.identity_steps, "language": loaded.position}
             tokens = loaded.tokens // batch_part(self.mesh).count
             yield Loaded(self._part(loaded.batch), tokens, place)
@@ -237,11 +251,11 @@ class ZettTask:
         key = jax.random.key(0)
         parts = [
             self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
-            for batch in self._held_out_batches
+            for batch in self._held_out
         ]
         for name in parts[0] if parts else ():
             figures[name] = float(np.mean([part[name] for part in parts]))
-        for target, batches in self._target_batches.items():
+        for target, batches in self._targets.items():
             parts = [
                 self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
                 for batch in batches
@@ -259,31 +273,20 @@ class ZettTask:
     def _jitted_loss(self) -> Any:
         return jax.jit(self.loss)
 
-    @cached_property
-    def _held_out_batches(self) -> list[LanguageBatch]:
-        if self._held_out is None or self.config.identity_only:
+    def _held_out_batches(self, held_out: DataConfig | None) -> list[LanguageBatch]:
+        if held_out is None or self.config.identity_only:
             return []
-        data = dataclasses.replace(self._held_out, workers=0)
+        data = dataclasses.replace(held_out, workers=0)
         stream = language_batches(data, self._preparation, seed=self._seed)
-        batches = [
-            self._part(loaded.batch)
-            for loaded in itertools.islice(stream, self.config.evaluation_batches)
-        ]
-        return batches
+        batches = itertools.islice(stream, self.config.evaluation_batches)
+        return [self._part(loaded.batch) for loaded in batches]
 
-    @cached_property
-    def _target_batches(self) -> dict[str, list[LanguageBatch]]:
-        c = self.config
-        if self._held_out is None or not c.targets:
+    def _target_batches(self, held_out: DataConfig | None) -> dict[str, list[LanguageBatch]]:
+        c, prepare = self.config, self._preparation
+        if held_out is None or not c.targets:
             return {}
-        found = target_batches(
-            c.targets,
-            self._tokenizer,
-            self._preparation,
-            self._held_out,
-            c.evaluation_batches,
-            self._seed,
-        )
+        count, seed = c.evaluation_batches, self._seed
+        found = target_batches(c.targets, self._tokenizer, prepare, held_out, count, seed)
         return {name: [self._part(batch) for batch in made] for name, made in found.items()}
 
     @cached_property
@@ -302,7 +305,7 @@ class ZettTask:
             self.hypernet_config.surface_length,
             self.config.sequences,
             self.config.length,
-            self._languages if self.hypernet_config.languages else [],
+            self.languages,
             self.config.sampler,
         )
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.surface_forms import surface_forms
-from dyntok_jax.types import DyntokError, Token
-from train.data import MAX_SKIPPED, DataConfig, TextBatch, batches
+from dyntok_jax.types import Token
+from train.data import DataConfig, TextBatch, batches, useful
 from train.task import Loaded
 from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
 from train.workers import in_order
@@ -285,17 +285,13 @@ def language_batches(
         process_index, process_count: which part of the texts is read.
 
     Raises:
-        DyntokError: as ``train.data.batches``.
+        DyntokError: as ``train.data.batches``, what is wrong with a source at once.
     """
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
     items = queued_texts(config, prepare.sampler.texts, position, part)
-    skipped = 0
-    for item, result in in_order(prepare, items, config.workers):
-        skipped = skipped + 1 if result is None else 0
-        if skipped == MAX_SKIPPED:
-            raise DyntokError(f"{skipped} batches in a row held nothing to train on")
-        if result is not None:
-            yield Loaded(*result, item.position)
+    # Positions of runs from before skipped batches were counted do not say how many.
+    skipped = position.get("skipped", 0) if position else 0
+    return useful(in_order(prepare, items, config.workers), skipped)
 
 
 def queued_texts(
@@ -305,12 +301,17 @@ def queued_texts(
 
     A position says where the oldest texts of any queue are, and how many batches to read again.
     """
-    length = max(0, -(-texts // config.texts) - 1)
-    start, again = (position["start"], position["again"]) if position else (None, 0)
+    start = position["start"] if position else None
     # Read here, where nothing is prepared: what is heavy goes to the workers as one step.
     stream = batches(replace(config, workers=0), as_they_are, position=start, **part)
+    return _queued(stream, config, max(0, -(-texts // config.texts) - 1), position)
+
+
+def _queued(
+    stream: Iterator[Loaded], config: DataConfig, length: int, position: Any
+) -> Iterator[QueuedTexts]:
+    before, again = (position["start"], position["again"]) if position else (None, 0)
     queues: dict[str, deque[tuple[int, Any, TextBatch]]] = {}
-    before = start
     for number, loaded in enumerate(stream):
         batch: TextBatch = loaded.batch
         name = batch.languages[0] if config.one_language else ""
@@ -322,7 +323,8 @@ def queued_texts(
         before = loaded.position
         if number >= again and len(earlier) == length:
             place = place if oldest else before
-            yield QueuedTexts(batch, earlier, {"start": place, "again": number + 1 - first})
+            position = {"start": place, "again": number + 1 - first, "batch": before["batch"]}
+            yield QueuedTexts(batch, earlier, position)
 
 
 def as_they_are(batch: TextBatch) -> tuple[TextBatch, int]:

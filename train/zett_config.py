@@ -93,8 +93,12 @@ def check(
         problems += _language_problems(config, model, tokenizer, parts)
         if shape.languages and not data.one_language:
             problems.append("a table of languages needs data.one_language: true")
+        if shape.languages and held_out is not None:
+            problems += _held_out_problems(data, held_out)
     if config.targets and (held_out is None or config.identity_only):
         problems.append("targets are for held-out texts, and with identity_only there are none")
+    if config.train_backbone and config.identity_only:
+        problems.append("train_backbone trains on texts, and with identity_only there are none")
     if problems:
         raise DyntokError(f"objective zett: {'; '.join(problems)}")
 
@@ -111,3 +115,14 @@ def _language_problems(
         yield "an encoder needs a masked-language-modelling head, or identity_only: true"
     elif model.kind == "encoder" and mask_id(tokenizer) is None:
         yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"
+
+
+def _held_out_problems(data: DataConfig, held_out: DataConfig) -> Iterator[str]:
+    """What keeps batches of held-out text from having a row of the table of languages."""
+    known = {source.language for source in data.sources}
+    found = {source.language for source in held_out.sources}
+    if len(found) > 1 and not held_out.one_language:
+        yield "a table of languages needs held_out.one_language: true"
+    if found - known:
+        names = ", ".join(sorted(found - known))
+        yield f"held_out is of {names}, which the table of languages, of those of data, lacks"

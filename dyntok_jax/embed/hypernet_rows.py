@@ -45,6 +45,7 @@ class HypernetRows:
         language: int | None = None,
         base_rows: BaseRowsRule = "predicted",
         mesh: Mesh | None = None,
+        languages: Sequence[str] = (),
     ):
         """Bind a hypernetwork to the model it was trained for.
 
@@ -56,6 +57,7 @@ class HypernetRows:
             language: row of its language table, where it has one.
             base_rows: whether vocabulary tokens keep their own row.
             mesh: devices; by default all of them, each with all parameters.
+            languages: names of the table's rows for errors, in order; empty where not known.
 
         Raises:
             DyntokError: the source does not fit, or the language is missing or not there.
@@ -66,8 +68,10 @@ class HypernetRows:
         _check_source(config, source)
         if config.languages and (language is None or not 0 <= language < config.languages):
             what = "no language given" if language is None else f"language {language}"
+            names = ", ".join(f"{row} {name}" for row, name in enumerate(languages))
             raise DyntokError(
                 f"{what}: this hypernetwork has languages 0 to {config.languages - 1}"
+                + (f" ({names})" if names else "")
             )
         if language is not None and not config.languages:
             raise DyntokError(f"language {language}: this hypernetwork has no languages")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dyntok_jax.embed.baselines import RidgeRows, WeightedRows
 from dyntok_jax.embed.hypernet_rows import HypernetRows
-from dyntok_jax.embed.shipped import belongs, shipped_hypernet
+from dyntok_jax.embed.shipped import belongs, shipped_hypernet, table_languages
 from dyntok_jax.embed.source import (
     BaseRows,
     BaseRowsRule,
@@ -91,6 +91,7 @@ def row_provider(
         language,
         base_rows or ("own" if config.native else "predicted"),
         mesh,
+        table_languages(folder),
     )
 
 

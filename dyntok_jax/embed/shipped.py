@@ -2,13 +2,14 @@
 
 Each folder of ``pretrained/`` has, beside the hypernetwork, a ``base.json`` that tells its model
 by the vocabulary and a few numbers of its rows, not by a name: local folders and quantized copies
-of the model have the same.
+of the model have the same. That of a hypernetwork with a table of languages names them as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,26 @@ def mark(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> dict[str, Any]:
     }
 
 
-def write_mark(folder: Path, name: str, source: SourceEmbeddings, tokenizer: BaseTokenizer) -> None:
-    """Say in a hypernetwork's folder which model it belongs to."""
-    text = json.dumps({"model": name, **mark(source, tokenizer)}, indent=1) + "\n"
+def write_mark(
+    folder: Path,
+    name: str,
+    source: SourceEmbeddings,
+    tokenizer: BaseTokenizer,
+    languages: Sequence[str] = (),
+) -> None:
+    """Say in a hypernetwork's folder which model it belongs to.
+
+    Args:
+        folder: the hypernetwork's.
+        name: the model's.
+        source: its rows.
+        tokenizer: its own.
+        languages: names of the rows of the hypernetwork's language table, in order.
+    """
+    said = {"model": name, **mark(source, tokenizer)}
+    if languages:
+        said["languages"] = list(languages)
+    text = json.dumps(said, indent=1) + "\n"
     with atomic_path(folder / MARK) as partial:
         partial.write_text(text, "utf-8")
 
@@ -64,6 +82,21 @@ def belongs(folder: Path, source: SourceEmbeddings, tokenizer: BaseTokenizer) ->
     if names != (found["vocabulary_sha256"], found["width"]) or len(probe) != PROBES:
         return False
     return float(np.corrcoef(probe, found["probe"])[0, 1]) > LEAST_CORRELATION
+
+
+def table_languages(folder: Path) -> list[str]:
+    """Names of the rows of a hypernetwork's language table; none where its folder does not say.
+
+    Raises:
+        DyntokError: the folder's mark cannot be read.
+    """
+    if not (folder / MARK).is_file():
+        return []
+    try:
+        said = json.loads((folder / MARK).read_text("utf-8"))
+        return [str(name) for name in said.get("languages", [])]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DyntokError(f"{folder / MARK}: damaged ({error})") from error
 
 
 def shipped_hypernet(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> Path | None:

@@ -167,6 +167,7 @@ def test_only_rows_in_use_are_read():
 SMALL = source_of(TINY)[:9]
 WIDE = np.zeros((10, 12), np.float32)
 PLAIN = source_of(TINY)[:, :4]
+NAMES = ["de", "en", "fr"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,7 @@ PLAIN = source_of(TINY)[:, :4]
     [
         (lambda: provider(language=None), "no language given: .* has languages 0 to 2"),
         (lambda: provider(language=3), "language 3: .* has languages 0 to 2"),
+        (lambda: provider(language=3, languages=NAMES), r"0 to 2 \(0 de, 1 en, 2 fr\)"),
         (lambda: provider(replace(TINY, languages=0), language=0), "has no languages"),
         (lambda: bound(SourceEmbeddings(PLAIN)), "reads separate output rows and the model has"),
         (lambda: bound(SourceEmbeddings.from_concatenated(SMALL, True)), "9 rows of width 4"),

@@ -33,6 +33,19 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
     assert all(line.startswith("#") for line in head.splitlines())
 
 
+@pytest.mark.parametrize("name", ["zett_mistral.yaml", "zett_xlmr.yaml"])
+def test_runs_of_days_are_evaluated_on_the_way(name, monkeypatch):
+    monkeypatch.setenv("TEXT", "texts")
+    monkeypatch.setenv("MODEL", "model")
+    run = read_config(HypernetRun, ROOT / "configs" / "hypernet" / name)
+    assert 0 < run.training.evaluate_every < run.training.steps and len(run.zett.targets) == 2
+    assert run.held_out is not None and run.held_out.one_language
+    trained, held_out = ({s.language for s in data.sources} for data in (run.data, run.held_out))
+    assert len(held_out) > 1 and held_out <= trained
+    paths = {source.files or source.dataset for source in run.data.sources}
+    assert not paths & {source.files for source in run.held_out.sources}
+
+
 def test_overrides_win(monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")

@@ -288,6 +288,10 @@ def test_a_hypernetwork_knows_its_model(encoder, tmp_path):
     assert shipped.belongs(tmp_path, near, model.tokenizer)
     other = SourceEmbeddings(np.roll(source.input, 1, axis=0))
     assert not shipped.belongs(tmp_path, other, model.tokenizer)
+    assert shipped.table_languages(tmp_path) == []
     (tmp_path / shipped.MARK).write_text("{}")
     with pytest.raises(DyntokError, match="damaged"):
         shipped.belongs(tmp_path, source, model.tokenizer)
+    (tmp_path / shipped.MARK).write_text("{")
+    with pytest.raises(DyntokError, match="damaged"):
+        shipped.table_languages(tmp_path)

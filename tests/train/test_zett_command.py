@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from zett_run import write_run
 
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed.shipped import table_languages
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.models.weights import load_model
+from dyntok_jax.types import DyntokError
 from train.hypernet import main
 from train.transfer import transfer
 
@@ -34,3 +37,34 @@ def test_a_trained_backbone_becomes_a_model_that_can_be_transferred(
     assert len(moved.source.input) == len(
         json.loads((new_tokenizer / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     )
+
+
+def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
+    path = write_run(tmp_path, decoder)
+    sources = [{"language": name, "files": str(tmp_path / "en.txt")} for name in ("fr", "en")]
+    own = ["zett.identity_only=true", "zett.train_backbone=false", f"data.sources={sources}"]
+    main(["--config", str(path), *own])
+    folder = tmp_path / "run" / "hypernet"
+    assert table_languages(folder) == ["en", "fr"]
+    with pytest.raises(DyntokError, match=r"languages 0 to 1 \(0 en, 1 fr\)"):
+        load(str(decoder), rows=str(folder))
+    (folder / "base.json").unlink()
+    assert load(str(decoder), rows=str(folder), language=1).rows is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("zett.targets=[nothing]", "unknown model 'nothing'"),
+        ("held_out.sources=[{language: en, files: missing.txt}]", "missing.txt .*no such file"),
+        ("data.sources=[{language: en, files: missing.txt}]", "missing.txt .*no such file"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_cannot_be_had_is_missed_before_the_first_step(
+    decoder, tmp_path, override, message, dry
+):
+    with pytest.raises(SystemExit, match=message):
+        main(["--config", str(write_run(tmp_path, decoder)), override, *dry])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,8 @@ from train.zett_batches import (
     IdentityBatch,
     LanguageBatch,
     LanguagePreparation,
+    QueuedTexts,
+    language_batches,
     mask_tokens,
     next_tokens,
 )
@@ -184,6 +187,39 @@ def test_goes_on_from_any_position_with_the_same_batches(task, loaded, after):
     for found, expected in zip(again, loaded[after + 1 :], strict=True):
         jax.tree.map(np.testing.assert_array_equal, found.batch, expected.batch)
         assert type(found.batch) is type(expected.batch)
+
+
+class EveryOther:
+    """A preparation to which every second batch of texts is of no use."""
+
+    sampler = SAMPLER
+
+    def __call__(self, queued: QueuedTexts) -> tuple[int, int] | None:
+        number = queued.position["batch"]
+        return (number, 1) if number % 2 else None
+
+
+def test_batches_without_use_are_logged_and_counted(data, caplog):
+    caplog.set_level(logging.INFO, "train.data")
+    data, prepare = replace(data, one_language=False), cast(Any, EveryOther())
+    found = list(itertools.islice(language_batches(data, prepare, seed=3), 3))
+    first = found[0].batch
+    assert [item.batch for item in found] == [first, first + 2, first + 4]
+    assert [item.position["skipped"] - found[0].position["skipped"] for item in found] == [0, 1, 2]
+    assert f"nothing to train on in batch {first + 3} (" in caplog.text
+    again = language_batches(data, prepare, seed=3, position=found[1].position)
+    assert next(again) == found[2]
+    older = {key: found[1].position[key] for key in ("start", "again")}
+    assert next(language_batches(data, prepare, seed=3, position=older)).batch == first + 4
+
+
+def test_texts_that_are_not_there_are_missed_before_the_first_batch(make_task, data, tmp_path):
+    missing = replace(data, sources=(TextSource("en", files=str(tmp_path / "missing.txt")),))
+    task = make_task("llama", data=missing)
+    with pytest.raises(DyntokError, match=r"missing\.txt.*no such file"):
+        task.batches(None)
+    only = make_task("llama", replace(CONFIG, identity_only=True), data=missing)
+    assert isinstance(next(only.batches(None)).batch, IdentityBatch)
 
 
 def test_identity_rows_are_learnt(task, loaded, descend):
@@ -361,6 +397,19 @@ def test_says_what_does_not_fit(make_task, data):
         make_task("llama", replace(CONFIG, sequences=3), ComputeConfig(mesh=MeshConfig(2)))
     with pytest.raises(DyntokError, match=r"a table of languages needs data\.one_language: true"):
         make_task("llama", data=replace(data, one_language=False))
+    with pytest.raises(DyntokError, match="train_backbone trains on texts"):
+        make_task("llama", replace(CONFIG, train_backbone=True, identity_only=True))
+
+
+def test_held_out_texts_are_of_the_table_of_languages(make_task, data):
+    with pytest.raises(DyntokError, match=r"needs held_out\.one_language: true"):
+        make_task("llama", held_out=replace(data, one_language=False))
+    foreign = replace(data, sources=(replace(data.sources[0], language="fr"),))
+    with pytest.raises(DyntokError, match="held_out is of fr, which"):
+        make_task("llama", held_out=foreign)
+    mixed = replace(data, sources=data.sources + foreign.sources, one_language=False)
+    make_task("llama", replace(CONFIG, language_table=False), held_out=mixed)
+    make_task("llama", held_out=replace(data, sources=data.sources[:1], one_language=False))
 
 
 def test_masking_takes_15_percent_and_replaces_most_by_the_mask():

@@ -384,6 +384,31 @@ def test_bad_fields():
         TokenizationConfig("fixed", 120)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
+        ("training.log_every=0", "training: log_every: 0 is not at least 1"),
+        (
+            "tokenization.boundary=words",
+            "`tokenization.boundary`: Couldn't parse 'words' into one of: pretoken, word, "
+            "word-hyphen, sentence",
+        ),
+        (
+            "tokenization.boundary=[word]",
+            "`tokenization.boundary`: Couldn't parse '['word']' into one of: pretoken, word, "
+            "word-hyphen, sentence",
+        ),
+    ],
+)
+def test_what_is_said_of_a_field_is_all_that_is_said(make, tmp_path, override, said):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_plain(make())))
+    with pytest.raises(DyntokError) as error:
+        read_config(LoraRun, path, [override])
+    assert str(error.value) == f"{path}: {said}"
+
+
 def test_a_decoder_is_refused(make, decoder):
     with pytest.raises(DyntokError, match="is a decoder: uner needs an encoder"):
         make_task(replace(make(), model=str(decoder)))

@@ -95,6 +95,11 @@ class LoraRun:
                 f"tokenization.mode: {self.tokenization.mode} makes tokens that base rows lack; "
                 "valid with them is static"
             )
+        if self.rows == "base" and self.base_rows:
+            raise DyntokError(
+                f"base_rows: {self.base_rows} is nothing to base rows, which are all the model's "
+                "own; leave it out"
+            )
         languages = [source.language for source in self.held_out]
         if len(set(languages)) < len(languages):
             raise DyntokError("held_out: every source needs a language of its own")

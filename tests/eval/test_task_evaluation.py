@@ -222,6 +222,11 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
         ("data", [{"files": "a.tsv", "language": "xx"}] * 2, "language xx is there twice"),
         ("adapters", {"task": ["a", "b", "./a/"], "joint": ["a"]}, "a is there twice"),
         ("sweep", [120], "120"),
+        (
+            "settings",
+            [{"name": "s", "adapter": "task", "reduction": 0, "rows": "base", "base_rows": "own"}],
+            "base_rows own is nothing to base rows",
+        ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
         ("batch_size", 0, "from 1"),

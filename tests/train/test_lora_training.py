@@ -364,6 +364,7 @@ def test_eight_devices_take_the_same_step(make):
             {"rows": "base", "tokenization": TokenizationConfig("fixed")},
             "valid with them is static",
         ),
+        ({"rows": "base", "base_rows": "predicted"}, "predicted is nothing to base rows"),
         ({"sequences": 0}, "sequences: 0"),
         ({"held_out_reductions": (101.0,)}, "valid are 0 to 100"),
         ({"lora": LoraConfig(targets=("quary",))}, "'quary' reaches nothing"),

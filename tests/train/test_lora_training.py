@@ -26,6 +26,7 @@ from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.tasks import uner
 from dyntok_jax.tasks.source import TaskSource
+from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
 from train.loop import TrainingConfig
 from train.lora import main, make_task
@@ -376,6 +377,15 @@ def test_eight_devices_take_the_same_step(make):
 def test_runs_that_cannot_be(make, changes, said):
     with pytest.raises(DyntokError, match=said):
         make_task(make(**changes))
+
+
+def test_words_that_merge_away_are_not_learnt_from(make):
+    # Of a pair the label is one, whatever merges.
+    merging = TokenizationConfig("fixed", boundary=Boundary.SENTENCE)
+    make("xnli", tokenization=merging)
+    make("uner", tokenization=replace(merging, mode="static"))
+    with pytest.raises(DyntokError, match=r"tokenization\.boundary: sentence merges words of uner"):
+        make("uner", tokenization=merging)
 
 
 def test_bad_fields():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
@@ -69,7 +69,8 @@ def configured(options: argparse.Namespace) -> TaskRun:
     overrides = [*options.overrides]
     if options.files:
         sources = [asdict(_file_source(text)) for text in options.files]
-        overrides += [f"data={json.dumps(sources)}", "average=[]"]
+        # YAML, for it does not read all escapes of JSON: those of letters beyond 16 bits are two.
+        overrides += [f"data={yaml.safe_dump(sources)}", "average=[]"]
     return read_config(TaskRun, options.config, overrides)
 
 

@@ -63,7 +63,9 @@ def run(
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "seconds": round(time.perf_counter() - start, 1),
             }
-            partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
+            # A file's name that is not UTF-8 is in the command.
+            partial.write_text(text, "utf-8", errors="backslashreplace")
     except DyntokError as error:
         parser.error(" ".join(str(error).split()))
     except OSError as error:

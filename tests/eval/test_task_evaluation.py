@@ -144,14 +144,17 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
 
 
 def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
-    (tmp_path / "other.tsv").write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
+    # Beyond 16 bits, an end of a line in YAML, and a byte that is not UTF-8.
+    name = "😀\u2028\udcff.tsv"
+    (tmp_path / name).write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
     # What the file names in their place is not asked for.
     changed(xnli_run, data=[{"files": "${NOWHERE}/dev.tsv", "language": "xx"}])
-    out, files = tmp_path / "found.json", f"yy={tmp_path / 'other.tsv'}"
+    out, files = tmp_path / "found.json", f"yy={tmp_path / name}"
     arguments = "--config", xnli_run, "--files", files, "--out", out
     assert command(xnli.main, *arguments).code == 0
     found = json.loads(out.read_text("utf-8"))
     assert found["examples"] == {"yy": 1} and found["average_of"] == ["yy"]
+    assert name in found["command"]
     assert found["settings"][0]["average"]["value"] in (0, 50, 100)
 
 

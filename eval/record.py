@@ -50,7 +50,8 @@ def run(
     if names_model:
         parser.add_argument("--model", required=True, metavar="NAME", help="its name or folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
-    options = parser.parse_args()
+    # Overrides of a config may stand before, between and behind options.
+    options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     commit, start = git_commit(), time.perf_counter()
     try:

@@ -31,6 +31,7 @@ from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
+from dyntok_jax.types import DyntokError
 from eval import adapters, task_sweep, uner, xnli
 from eval.adapters import Evaluation
 from eval.task_config import Setting, TaskRun
@@ -156,6 +157,31 @@ def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
     assert found["examples"] == {"yy": 1} and found["average_of"] == ["yy"]
     assert name in found["command"]
     assert found["settings"][0]["average"]["value"] in (0, 50, 100)
+
+
+def test_overrides_stand_anywhere(xnli_run, tmp_path, command, monkeypatch):
+    runs = []
+
+    def measure(evaluation, sweep):
+        runs.append(evaluation.run)
+        raise DyntokError("this is all")
+
+    monkeypatch.setattr(Evaluation, "measure", measure)
+    out, file = tmp_path / "found.json", tmp_path / "xx.tsv"
+    begin = ["--config", xnli_run, "batch_size=8", "--out", out]
+    for files, languages in (
+        ([], ["xx"]),
+        (["--files", f"yy={file}", f"zz={file}", "average=[zz]"], ["yy", "zz"]),
+    ):
+        end = [*files, "max_length=20", "compute.mesh.data=1"]
+        assert "this is all" in command(xnli.main, *begin, *end).err
+        run = runs.pop()
+        assert (run.batch_size, run.max_length, run.compute.mesh.data) == (8, 20, 1)
+        assert [source.language for source in run.data] == languages
+        assert run.average == languages[1:]
+    assert "zz is not in data" in command(xnli.main, *begin, "average=[zz]", "--files", file).err
+    assert "`siz` are not valid" in command(xnli.main, *begin, "--files", file, "compute.siz=1").err
+    assert "batch_size=4 is no file" in command(xnli.main, *begin, "--files", "batch_size=4").err
 
 
 def test_predictions_are_those_of_the_merged_model(encoder, tmp_path):

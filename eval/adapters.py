@@ -50,7 +50,9 @@ def run(task: Task, description: str | None) -> None:
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         evaluation = Evaluation(task, configured(options))
         if not options.sweep:
-            return evaluation.measure(False)
+            found = evaluation.measure(False)
+            task_sweep.remove_companions(options.out)
+            return found
         # Before measuring: hours of work must not end in a file that cannot be written.
         with task_sweep.companions(options.out) as (lines, drawing):
             found = evaluation.measure(True)

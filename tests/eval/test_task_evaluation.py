@@ -343,6 +343,22 @@ def test_curves_of_another_name_leave_its_json(tmp_path):
     assert own.with_suffix(".csv").read_text("utf-8") == "new"
 
 
+def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
+    out = tmp_path / "found.json"
+    files = [out.with_suffix(".csv"), out.with_suffix(".svg")]
+    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
+    arguments = "--config", xnli_run, "--out", out, settings
+    for path in files:
+        path.write_text("of something else", "utf-8")
+    assert command(xnli.main, *arguments).code == 0
+    assert all(path.exists() for path in files)
+    assert command(xnli.main, *arguments, "--sweep").code == 0
+    assert all("of something else" not in path.read_text("utf-8") for path in files)
+    assert command(xnli.main, *arguments).code == 0
+    assert json.loads(out.read_text("utf-8"))["sweep"] == []
+    assert not any(path.exists() for path in files)
+
+
 def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):
     said = {"rows": "fvt", "tokenization": {"mode": "fixed"}, "epochs": 3, "steps": 40}
     folders = [

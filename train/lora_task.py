@@ -251,8 +251,13 @@ class LoraTask:
         )
         return replace(self._other_model, params=merge(self.frozen["model"], trainables))
 
-    def adapter(self, trainables: Any) -> Adapter:
-        """What was trained, for ``lora.write_adapter``."""
+    def adapter(self, trainables: Any, step: int | None = None) -> Adapter:
+        """What was trained, for ``lora.write_adapter``.
+
+        Args:
+            trainables: of the run.
+            step: after which they were these; by default the last one.
+        """
         run, task = self.run, self.batcher.examples.task
         host = jax.device_get(trainables)
         said = {
@@ -263,7 +268,7 @@ class LoraTask:
             "language": run.language,
             "tokenization": asdict(run.tokenization),
             "epochs": run.epochs,
-            "steps": self.steps,
+            "steps": self.steps if step is None else step,
             "seed": run.training.seed,
         }
         return Adapter(

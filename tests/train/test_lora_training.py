@@ -226,6 +226,18 @@ def test_loss_falls_and_the_adapter_is_what_was_trained(make, task, encoder):
     assert sum(jax.tree.leaves(changed)) == 2
 
 
+def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
+    run = make(held_out=make().data, sequences=24)
+    figures = iter([{"f1_0": 9.0}, {"f1_0": 5.0}])
+    monkeypatch.setattr(LoraTask, "evaluate", lambda *_: next(figures))
+    training = replace(run.training, steps=4, evaluate_every=2, best="f1_0")
+    config = training.out.with_name("run.yaml")
+    config.write_text(yaml.safe_dump(_plain(replace(run, training=training))))
+    main(["--config", str(config)])
+    adapter = read_adapter(training.out / "adapter", read_architecture(encoder))
+    assert adapter.task["steps"] == 2
+
+
 def test_evaluation_is_of_the_network_that_is_trained(make):
     run = make(held_out=make().data, held_out_reductions=(100.0,), rows="fvt")
     task = make_task(replace(run, tokenization=TokenizationConfig("fixed", 100.0)))

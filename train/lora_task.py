@@ -153,8 +153,8 @@ class LoraTask:
 
     @property
     def beginnings(self) -> Sequence[Any]:
-        """There is one kind of batches."""
-        return (None,)
+        """Of the one kind of batches, a widest one: it needs the most memory."""
+        return ({"batch": self.batcher.widest()},)
 
     def shardings(self) -> Any:
         """Sharding of every array of the adapter and the head."""

@@ -306,6 +306,21 @@ def test_dry_run_says_what_a_step_needs(make, capsys):
     assert not run.training.out.exists()
 
 
+@pytest.mark.parametrize("mode", ["static", "fixed", "merges"])
+def test_a_dry_run_takes_the_widest_batch(make, tmp_path, mode):
+    long = [f"{i + 1}\tErzählte\tO" for i in range(8)]
+    short = ["1\tDer\tO", ""] * 20
+    path = tmp_path / "long.iob2"
+    path.write_text("\n".join([*short, *long, "", *short]), "utf-8")
+    source = TaskSource(files=str(path), language="xx")
+    tokenization = TokenizationConfig(mode)
+    task = make_task(make(data=(source,), max_length=40, sequences=4, tokenization=tokenization))
+    stream = task.batches(None)
+    widths = [next(stream).batch.ids.shape[1] for _ in range(task.batcher.per_epoch)]
+    (place,) = task.beginnings
+    assert next(task.batches(place)).batch.ids.shape[1] == max(widths) > widths[0]
+
+
 def test_epochs_are_counted_in_steps(make):
     run = make(epochs=4, training=replace(make().training, steps=0))
     assert make_task(run).steps == 12

@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import draccus
 import yaml
+from draccus.parsers.decoding import decode_enum
+from draccus.utils import DecodingError
 
 from dyntok_jax.types import DyntokError
 
@@ -99,7 +102,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         raise DyntokError(f"{path}: {error}") from error
     except Exception as error:  # draccus raises many kinds; all mean a bad field
         # What is said of a wrong value names the field already.
-        said, unknown = _line(error), "not valid for" in str(error)
+        said, unknown = _said(error), "not valid for" in str(error)
         raise DyntokError(f"{path}: {said}" + (f"; {valid}" if unknown else "")) from error
 
 
@@ -144,5 +147,28 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise DyntokError(f"{override!r}: not a YAML value ({_line(error)})") from error
 
 
-def _line(error: Exception) -> str:
+def _enum(kind: type[StrEnum], value: Any, path: Sequence[str]) -> StrEnum:
+    """As draccus does it, but what it says of a wrong value names the valid ones."""
+    try:
+        return decode_enum(kind, value, path)
+    except (KeyError, TypeError) as error:
+        said = f"Couldn't parse '{value}' into one of: {', '.join(kind)}"
+        raise DecodingError(path, said) from error
+
+
+draccus.decode.register(StrEnum, _enum, include_subclasses=True)
+
+
+def _said(error: Exception) -> str:
+    """A bad field in one line: by the words of a dataclass's own check, where that refused it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DyntokError):
+        cause = cause.__cause__
+    if cause is None:
+        return _line(error)
+    place, said = ".".join(getattr(error, "key_path", ())), _line(cause)
+    return said if said.startswith(place) else f"{place}: {said}"
+
+
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())

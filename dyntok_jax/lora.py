@@ -303,7 +303,7 @@ def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:
     if (begun := raw.get("init_lora_weights", True)) not in FIRST_VALUES:
         odd.append(f"init_lora_weights {begun!r}, by which the base is another model")
     kind = raw.get("task_type")
-    if kind is not None and kind not in TASK_TYPES:
+    if kind is not None and kind not in [*TASK_TYPES]:  # a list has no hash
         odd.append(f"task_type {kind!r}")
     if odd:
         raise DyntokError(f"{path}: not supported: {', '.join(odd)}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
@@ -50,7 +50,9 @@ def run(task: Task, description: str | None) -> None:
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         evaluation = Evaluation(task, configured(options))
         if not options.sweep:
-            return evaluation.measure(False)
+            found = evaluation.measure(False)
+            task_sweep.remove_companions(options.out)
+            return found
         # Before measuring: hours of work must not end in a file that cannot be written.
         with task_sweep.companions(options.out) as (lines, drawing):
             found = evaluation.measure(True)
@@ -64,13 +66,24 @@ def configured(options: argparse.Namespace) -> TaskRun:
     """The config, with ``--files`` in the place of its data.
 
     Raises:
-        DyntokError: see ``config.read_config`` and ``TaskRun``.
+        DyntokError: see ``config.read_config`` and ``TaskRun``; ``--files`` without a file.
     """
-    overrides = [*options.overrides]
-    if options.files:
-        sources = [asdict(_file_source(text)) for text in options.files]
-        overrides += [f"data={json.dumps(sources)}", "average=[]"]
+    given, overrides = options.files or [], [*options.overrides]
+    files = [text for text in given if not _is_override(text)]
+    # All that stands behind --files comes with it.
+    overrides += [text for text in given if _is_override(text)]
+    if given and not files:
+        raise DyntokError(f"--files: {given[0]} is no file but a field; valid is one file at least")
+    if files:
+        sources = [asdict(_file_source(text)) for text in files]
+        # YAML, for it does not read all escapes of JSON: those of letters beyond 16 bits are two.
+        overrides = ["average=[]", *overrides, f"data={yaml.safe_dump(sources)}"]
     return read_config(TaskRun, options.config, overrides)
+
+
+def _is_override(text: str) -> bool:
+    key, equals, _ = text.partition("=")
+    return bool(equals) and key.partition(".")[0] in [field.name for field in fields(TaskRun)]
 
 
 def _file_source(text: str) -> TaskSource:

@@ -4,7 +4,8 @@
 
 FOLDER holds line-aligned files xx.txt, one text a line, and en.txt. Tokens are those of the text,
 without special tokens, and are compared with English before and after merging. A plot stands
-beside the JSON. ``--time N`` measures, for models with weights, what N lines of each language take.
+beside the JSON. ``--time N`` measures, for encoders with weights, what N lines of each language
+take.
 """
 
 from __future__ import annotations

@@ -59,14 +59,18 @@ def main() -> None:
         if options.sweep and options.out.suffix != ".json":
             raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         run = read_config(MmluRun, options.config, options.overrides)
-        return _with_sweep(run, options.out) if options.sweep else Evaluation(run).measure(False)
+        if options.sweep:
+            return _with_sweep(run, options.out)
+        found = Evaluation(run).measure(False)
+        task_sweep.remove_companions(options.out, _of_bits(options.out))
+        return found
 
     record.run(parser, measured, show, names_model=False)
 
 
 def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
     """The figures, and the sweeps of both metrics as CSV and plot."""
-    evaluation, bits = Evaluation(run), out.with_stem(f"{out.stem}_bits")
+    evaluation, bits = Evaluation(run), _of_bits(out)
     # Before measuring: hours of work must not end in a file that cannot be written.
     with task_sweep.companions(out) as files, task_sweep.companions(bits, out) as files_of_bits:
         found = evaluation.measure(True)
@@ -75,6 +79,11 @@ def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
         task_sweep.fill(*files_of_bits, found | likelihood)
     plots = {"plot": out.with_suffix(".svg"), "likelihood_plot": bits.with_suffix(".svg")}
     return found | {name: str(path) for name, path in plots.items()}
+
+
+def _of_bits(out: Path) -> Path:
+    """What the likelihood's CSV and plot are named as."""
+    return out.with_stem(f"{out.stem}_bits")
 
 
 class Evaluation:

@@ -50,7 +50,8 @@ def run(
     if names_model:
         parser.add_argument("--model", required=True, metavar="NAME", help="its name or folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
-    options = parser.parse_args()
+    # Overrides of a config may stand before, between and behind options.
+    options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     commit, start = git_commit(), time.perf_counter()
     try:
@@ -63,7 +64,9 @@ def run(
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "seconds": round(time.perf_counter() - start, 1),
             }
-            partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
+            # A file's name that is not UTF-8 is in the command.
+            partial.write_text(text, "utf-8", errors="backslashreplace")
     except DyntokError as error:
         parser.error(" ".join(str(error).split()))
     except OSError as error:

@@ -69,6 +69,11 @@ class Setting:
             raise DyntokError(
                 f"setting {self.name!r}: base rows are of base tokens: valid is a reduction of 0"
             )
+        if self.base_rows and self.rows == "base":
+            raise DyntokError(
+                f"setting {self.name!r}: base_rows {self.base_rows} is nothing to base rows, which "
+                "are all the model's own; leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -70,6 +71,26 @@ def companions(out: Path, of: Path | None = None) -> Iterator[tuple[Path, Path]]
     ):
         yield lines, drawing
         (of or out).resolve().unlink(missing_ok=True)
+
+
+def remove_companions(out: Path, *others: Path) -> None:
+    """Removes an older JSON that has sweeps and its companions, for a run that has none.
+
+    Where no such JSON stands there, files of these names are not of an evaluation, and stay.
+
+    Args:
+        out: the JSON that is about to be written.
+        others: further paths whose ``.csv`` and ``.svg`` were written with it.
+    """
+    try:
+        older = json.loads(out.read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(older, dict) and older.get("sweep"):
+        out.resolve().unlink()
+        files = [path.with_suffix(suffix) for path in (out, *others) for suffix in (".csv", ".svg")]
+        for path in filter(Path.is_file, files):
+            path.unlink()
 
 
 def fill(lines: Path, drawing: Path, run: dict[str, Any]) -> None:

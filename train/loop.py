@@ -77,7 +77,24 @@ class Flight(NamedTuple):
     report: Report
 
 
+class Trained(NamedTuple):
+    """What a run was for.
+
+    Attributes:
+        trainables: parameters.
+        step: after which they were these.
+    """
+
+    trainables: Any
+    step: int
+
+
 def train(task: Task, config: TrainingConfig) -> Any:
+    """The trainables of :func:`trained`."""
+    return trained(task, config).trainables
+
+
+def trained(task: Task, config: TrainingConfig) -> Trained:
     """Trains a task, from its newest checkpoint in ``config.out`` or from the start.
 
     SIGTERM and SIGINT end the process with exit code 0 after a checkpoint at the step they fell
@@ -178,7 +195,7 @@ class _Run:
             self._steps(stop)
         self.checkpoints.wait()
 
-    def trained(self) -> Any:
+    def trained(self) -> Trained:
         """The parameters that the run was for; the log says of which step."""
         config = self.config
         if config.best is not None:
@@ -187,9 +204,9 @@ class _Run:
                 logger.info(
                     "%s: best %s at step %d: these parameters", config.out, config.best, found[0]
                 )
-                return found[1]
+                return Trained(found[1], found[0])
         logger.info("%s: the parameters of the last step, %d", config.out, self.done)
-        return self.state.trainables
+        return Trained(self.state.trainables, self.done)
 
     def _steps(self, stop: Stop) -> None:
         config = self.config

@@ -23,7 +23,7 @@ from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
-from train.loop import dry_run, make_folder, train
+from train.loop import dry_run, make_folder, trained
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(*dry_run(task, training), sep="\n")
             return
-        adapter = task.adapter(train(task, training))
+        adapter = task.adapter(*trained(task, training))
         write_adapter(folder, adapter, read_architecture(resolve(run.model)), run.model)
         logging.info("%s: the trained adapter", folder)
     except DyntokError as error:

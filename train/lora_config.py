@@ -8,6 +8,7 @@ from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.models.lora import LoraConfig
+from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
@@ -94,6 +95,18 @@ class LoraRun:
             raise DyntokError(
                 f"tokenization.mode: {self.tokenization.mode} makes tokens that base rows lack; "
                 "valid with them is static"
+            )
+        if self.rows == "base" and self.base_rows:
+            raise DyntokError(
+                f"base_rows: {self.base_rows} is nothing to base rows, which are all the model's "
+                "own; leave it out"
+            )
+        across_words = self.tokenization.boundary is Boundary.SENTENCE
+        across_words &= self.tokenization.mode != "static"
+        if across_words and TASKS[self.task].kind == "token":
+            raise DyntokError(
+                f"tokenization.boundary: sentence merges words of {self.task} into others, so that "
+                "their labels are lost; valid are the other boundaries, or the mode static"
             )
         languages = [source.language for source in self.held_out]
         if len(set(languages)) < len(languages):

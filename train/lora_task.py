@@ -153,8 +153,8 @@ class LoraTask:
 
     @property
     def beginnings(self) -> Sequence[Any]:
-        """There is one kind of batches."""
-        return (None,)
+        """Of the one kind of batches, a widest one: it needs the most memory."""
+        return ({"batch": self.batcher.widest()},)
 
     def shardings(self) -> Any:
         """Sharding of every array of the adapter and the head."""
@@ -251,8 +251,13 @@ class LoraTask:
         )
         return replace(self._other_model, params=merge(self.frozen["model"], trainables))
 
-    def adapter(self, trainables: Any) -> Adapter:
-        """What was trained, for ``lora.write_adapter``."""
+    def adapter(self, trainables: Any, step: int | None = None) -> Adapter:
+        """What was trained, for ``lora.write_adapter``.
+
+        Args:
+            trainables: of the run.
+            step: after which they were these; by default the last one.
+        """
         run, task = self.run, self.batcher.examples.task
         host = jax.device_get(trainables)
         said = {
@@ -263,7 +268,7 @@ class LoraTask:
             "language": run.language,
             "tokenization": asdict(run.tokenization),
             "epochs": run.epochs,
-            "steps": self.steps,
+            "steps": self.steps if step is None else step,
             "seed": run.training.seed,
         }
         return Adapter(

@@ -113,6 +113,21 @@ class TaskBatches:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
 
+    def widest(self) -> int:
+        """Number of the first epoch's batch with the largest T, after merging."""
+        order, lengths = self.order(0), [len(sequence.tokens) for sequence in self.examples.base]
+        base = [bucket(max(lengths[i] for i in chosen), LENGTHS) for chosen in order]
+        widest, most = 0, 0
+        for number in sorted(range(len(order)), key=base.__getitem__, reverse=True):
+            # Merging makes none longer.
+            if base[number] <= most:
+                break
+            merged = self.merged(order[number], number)
+            size = bucket(max(len(sequence.tokens) for sequence in merged), LENGTHS)
+            if size > most:
+                widest, most = number, size
+        return widest
+
     def merged(self, chosen: Sequence[int] | np.ndarray, number: int) -> list[DynamicTokens]:
         """The examples after merging; ``number`` is the batch's, for what is drawn."""
         base = [self.examples.base[i] for i in chosen]

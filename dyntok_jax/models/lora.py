@@ -42,7 +42,7 @@ class LoraConfig:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.rank != int(self.rank):
+        if not (self.rank >= 1 and self.rank % 1 == 0):  # neither NaN nor infinity is
             raise DyntokError(f"lora.rank: {self.rank}; valid is a whole number from 1")
         if not math.isfinite(self.alpha):
             raise DyntokError(f"lora.alpha: {self.alpha} is no finite number")

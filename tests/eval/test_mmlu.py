@@ -166,6 +166,18 @@ def test_a_bad_config_is_one_line(config, tmp_path, command, key, value, words):
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
 
 
+def test_a_run_without_sweeps_leaves_none_of_an_older_one(config, tmp_path, command):
+    out = tmp_path / "found.json"
+    out.write_text(json.dumps({"sweep": [{}]}), "utf-8")
+    names = [f"found{part}{suffix}" for part in ("", "_bits") for suffix in (".csv", ".svg")]
+    for name in names:
+        (tmp_path / name).write_text("old", "utf-8")
+    settings = "settings=[{name: a, rows: fvt}]"
+    assert command(mmlu.main, "--config", config, "--out", out, settings).code == 0
+    assert json.loads(out.read_text("utf-8"))["sweep"] == []
+    assert not any((tmp_path / name).exists() for name in names)
+
+
 @pytest.mark.parametrize("override", ["sweep=[]", "settings=[{name: a, reduction: 0, rows: base}]"])
 def test_a_sweep_of_nothing_is_refused_before_the_work(config, tmp_path, command, override):
     out = tmp_path / "found.json"

@@ -31,6 +31,7 @@ from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
+from dyntok_jax.types import DyntokError
 from eval import adapters, task_sweep, uner, xnli
 from eval.adapters import Evaluation
 from eval.task_config import Setting, TaskRun
@@ -144,15 +145,43 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
 
 
 def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
-    (tmp_path / "other.tsv").write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
+    # Beyond 16 bits, an end of a line in YAML, and a byte that is not UTF-8.
+    name = "😀\u2028\udcff.tsv"
+    (tmp_path / name).write_text("The quick coast\tThe coast\tentailment\n", "utf-8")
     # What the file names in their place is not asked for.
     changed(xnli_run, data=[{"files": "${NOWHERE}/dev.tsv", "language": "xx"}])
-    out, files = tmp_path / "found.json", f"yy={tmp_path / 'other.tsv'}"
+    out, files = tmp_path / "found.json", f"yy={tmp_path / name}"
     arguments = "--config", xnli_run, "--files", files, "--out", out
     assert command(xnli.main, *arguments).code == 0
     found = json.loads(out.read_text("utf-8"))
     assert found["examples"] == {"yy": 1} and found["average_of"] == ["yy"]
+    assert name in found["command"]
     assert found["settings"][0]["average"]["value"] in (0, 50, 100)
+
+
+def test_overrides_stand_anywhere(xnli_run, tmp_path, command, monkeypatch):
+    runs = []
+
+    def measure(evaluation, sweep):
+        runs.append(evaluation.run)
+        raise DyntokError("this is all")
+
+    monkeypatch.setattr(Evaluation, "measure", measure)
+    out, file = tmp_path / "found.json", tmp_path / "xx.tsv"
+    begin = ["--config", xnli_run, "batch_size=8", "--out", out]
+    for files, languages in (
+        ([], ["xx"]),
+        (["--files", f"yy={file}", f"zz={file}", "average=[zz]"], ["yy", "zz"]),
+    ):
+        end = [*files, "max_length=20", "compute.mesh.data=1"]
+        assert "this is all" in command(xnli.main, *begin, *end).err
+        run = runs.pop()
+        assert (run.batch_size, run.max_length, run.compute.mesh.data) == (8, 20, 1)
+        assert [source.language for source in run.data] == languages
+        assert run.average == languages[1:]
+    assert "zz is not in data" in command(xnli.main, *begin, "average=[zz]", "--files", file).err
+    assert "`siz` are not valid" in command(xnli.main, *begin, "--files", file, "compute.siz=1").err
+    assert "batch_size=4 is no file" in command(xnli.main, *begin, "--files", "batch_size=4").err
 
 
 def test_predictions_are_those_of_the_merged_model(encoder, tmp_path):
@@ -222,6 +251,11 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
         ("data", [{"files": "a.tsv", "language": "xx"}] * 2, "language xx is there twice"),
         ("adapters", {"task": ["a", "b", "./a/"], "joint": ["a"]}, "a is there twice"),
         ("sweep", [120], "120"),
+        (
+            "settings",
+            [{"name": "s", "adapter": "task", "reduction": 0, "rows": "base", "base_rows": "own"}],
+            "base_rows own is nothing to base rows",
+        ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
         ("batch_size", 0, "from 1"),
@@ -307,6 +341,22 @@ def test_curves_of_another_name_leave_its_json(tmp_path):
             path.write_text("new", "utf-8")
     assert own.read_text("utf-8") == "old" and not of.exists()
     assert own.with_suffix(".csv").read_text("utf-8") == "new"
+
+
+def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
+    out = tmp_path / "found.json"
+    files = [out.with_suffix(".csv"), out.with_suffix(".svg")]
+    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
+    arguments = "--config", xnli_run, "--out", out, settings
+    for path in files:
+        path.write_text("of something else", "utf-8")
+    assert command(xnli.main, *arguments).code == 0
+    assert all(path.exists() for path in files)
+    assert command(xnli.main, *arguments, "--sweep").code == 0
+    assert all("of something else" not in path.read_text("utf-8") for path in files)
+    assert command(xnli.main, *arguments).code == 0
+    assert json.loads(out.read_text("utf-8"))["sweep"] == []
+    assert not any(path.exists() for path in files)
 
 
 def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):

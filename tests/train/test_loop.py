@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from dyntok_jax.sharding import BatchPart
 from dyntok_jax.types import DyntokError
 from train import loop
-from train.loop import dry_run, train
+from train.loop import dry_run, train, trained
 from train.optim import OptimizerConfig, Phase
 
 PROGRAM = Path(__file__).with_name("regression_task.py")
@@ -362,8 +362,9 @@ def test_the_best_parameters_are_the_result(tmp_path, caplog):
     changes = {"evaluate_every": 2, "best": "error", "direction": "min"}
     task = Scored()
     with caplog.at_level("INFO"):
-        found = train(task, config(tmp_path, 8, **changes))
+        found, step = trained(task, config(tmp_path, 8, **changes))
     equal(found, task.seen[1])
+    assert step == 4
     assert np.abs(task.seen[3]["first"] - task.seen[1]["first"]).max() > 1e-4
     assert "best error at step 4" in caplog.text
     equal(train(Regression(devices=8), config(tmp_path, 8, **changes)), found)
@@ -372,7 +373,9 @@ def test_the_best_parameters_are_the_result(tmp_path, caplog):
     for path in filter(Path.is_file, best.rglob("*")):
         path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level("INFO"):
-        equal(train(Regression(), config(tmp_path, 8, **changes)), task.seen[3])
+        last = trained(Regression(), config(tmp_path, 8, **changes))
+    equal(last.trainables, task.seen[3])
+    assert last.step == 8
     assert "4, is damaged" in caplog.text and "the last step, 8" in caplog.text
 
 

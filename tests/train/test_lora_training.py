@@ -26,6 +26,7 @@ from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.tasks import uner
 from dyntok_jax.tasks.source import TaskSource
+from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
 from train.loop import TrainingConfig
 from train.lora import main, make_task
@@ -225,6 +226,18 @@ def test_loss_falls_and_the_adapter_is_what_was_trained(make, task, encoder):
     assert sum(jax.tree.leaves(changed)) == 2
 
 
+def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
+    run = make(held_out=make().data, sequences=24)
+    figures = iter([{"f1_0": 9.0}, {"f1_0": 5.0}])
+    monkeypatch.setattr(LoraTask, "evaluate", lambda *_: next(figures))
+    training = replace(run.training, steps=4, evaluate_every=2, best="f1_0")
+    config = training.out.with_name("run.yaml")
+    config.write_text(yaml.safe_dump(_plain(replace(run, training=training))))
+    main(["--config", str(config)])
+    adapter = read_adapter(training.out / "adapter", read_architecture(encoder))
+    assert adapter.task["steps"] == 2
+
+
 def test_evaluation_is_of_the_network_that_is_trained(make):
     run = make(held_out=make().data, held_out_reductions=(100.0,), rows="fvt")
     task = make_task(replace(run, tokenization=TokenizationConfig("fixed", 100.0)))
@@ -291,6 +304,21 @@ def test_dry_run_says_what_a_step_needs(make, capsys):
     # A and B of two maps in two layers, and a head of 7 classes.
     assert f"parameters={2 * 2 * 2 * 16 * 4 + 16 * 7 + 7}," in said
     assert not run.training.out.exists()
+
+
+@pytest.mark.parametrize("mode", ["static", "fixed", "merges"])
+def test_a_dry_run_takes_the_widest_batch(make, tmp_path, mode):
+    long = [f"{i + 1}\tErzählte\tO" for i in range(8)]
+    short = ["1\tDer\tO", ""] * 20
+    path = tmp_path / "long.iob2"
+    path.write_text("\n".join([*short, *long, "", *short]), "utf-8")
+    source = TaskSource(files=str(path), language="xx")
+    tokenization = TokenizationConfig(mode)
+    task = make_task(make(data=(source,), max_length=40, sequences=4, tokenization=tokenization))
+    stream = task.batches(None)
+    widths = [next(stream).batch.ids.shape[1] for _ in range(task.batcher.per_epoch)]
+    (place,) = task.beginnings
+    assert next(task.batches(place)).batch.ids.shape[1] == max(widths) > widths[0]
 
 
 def test_epochs_are_counted_in_steps(make):
@@ -364,6 +392,7 @@ def test_eight_devices_take_the_same_step(make):
             {"rows": "base", "tokenization": TokenizationConfig("fixed")},
             "valid with them is static",
         ),
+        ({"rows": "base", "base_rows": "predicted"}, "predicted is nothing to base rows"),
         ({"sequences": 0}, "sequences: 0"),
         ({"held_out_reductions": (101.0,)}, "valid are 0 to 100"),
         ({"lora": LoraConfig(targets=("quary",))}, "'quary' reaches nothing"),
@@ -377,11 +406,45 @@ def test_runs_that_cannot_be(make, changes, said):
         make_task(make(**changes))
 
 
+def test_words_that_merge_away_are_not_learnt_from(make):
+    # Of a pair the label is one, whatever merges.
+    merging = TokenizationConfig("fixed", boundary=Boundary.SENTENCE)
+    make("xnli", tokenization=merging)
+    make("uner", tokenization=replace(merging, mode="static"))
+    with pytest.raises(DyntokError, match=r"tokenization\.boundary: sentence merges words of uner"):
+        make("uner", tokenization=merging)
+
+
 def test_bad_fields():
     with pytest.raises(DyntokError, match=r"lora\.dropout: 1"):
         LoraConfig(dropout=1.0)
     with pytest.raises(DyntokError, match=r"tokenization\.reduction: 120"):
         TokenizationConfig("fixed", 120)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
+        ("training.log_every=0", "training: log_every: 0 is not at least 1"),
+        (
+            "tokenization.boundary=words",
+            "`tokenization.boundary`: Couldn't parse 'words' into one of: pretoken, word, "
+            "word-hyphen, sentence",
+        ),
+        (
+            "tokenization.boundary=[word]",
+            "`tokenization.boundary`: Couldn't parse '['word']' into one of: pretoken, word, "
+            "word-hyphen, sentence",
+        ),
+    ],
+)
+def test_what_is_said_of_a_field_is_all_that_is_said(make, tmp_path, override, said):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_plain(make())))
+    with pytest.raises(DyntokError) as error:
+        read_config(LoraRun, path, [override])
+    assert str(error.value) == f"{path}: {said}"
 
 
 def test_a_decoder_is_refused(make, decoder):

@@ -71,7 +71,8 @@ class TextBatch(NamedTuple):
 
 Prepared = tuple[Any, int] | tuple[Any, int, int]
 Prepare = Callable[[TextBatch], Prepared | None]
-"""From texts to a batch's arrays and its tokens; None where nothing can be made of them.
+"""From texts to a batch's arrays, its tokens and, where they are counted, those without room in it;
+None where nothing can be made of them.
 
 It is pickled for the worker processes: a function of a module, or an object that builds what is
 heavy when it is first called."""

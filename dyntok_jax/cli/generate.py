@@ -43,7 +43,10 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 @options.kept_words
 @click.option("--merge-together", is_flag=True, help="Merge the prompts of a batch together.")
 @click.option(
-    "--vocabulary", metavar="DIR", help="Generate in a large vocabulary (train.vocabulary)."
+    "--vocabulary",
+    metavar="DIR",
+    help="Generate in a large vocabulary (train.vocabulary); without --reduction prompts are cut "
+    "and read by it too, whatever --rows are.",
 )
 @click.option(
     "--index",
@@ -77,8 +80,8 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     "--rewrite-words",
     int,
     0,
-    "Merge the cache after so many finished words, looked for every "
-    "16 tokens (every one with --stream); 0: never.",
+    "Merge the cache after so many finished words, looked for every 16 tokens (with --stream as "
+    "often as texts are shown); 0: never.",
 )
 @_number(
     "--lookup-tokens",
@@ -95,6 +98,12 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 @click.option(
     "--stream", is_flag=True, help="Show texts on standard error as they come, one by one."
 )
+@click.option(
+    "--stream-every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Show them every N tokens, which is faster.  [default: 1]",
+)
 @options.config
 def command(
     input: str,
@@ -105,6 +114,7 @@ def command(
     vocabulary: str | None,
     index: str,
     stream: bool,
+    stream_every: int | None,
     config: str | None,
     **settings: Any,
 ) -> None:
@@ -125,6 +135,9 @@ def command(
         raise click.UsageError(
             f"--index {index}: it searches a large vocabulary; give --vocabulary"
         )
+    if stream_every is not None and not stream:
+        raise click.UsageError(f"--stream-every {stream_every}: it goes with --stream")
+    _check_idle(vocabulary, settings)
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
     options.refuse_base_rows(rows, settings["reduction"] or 0)
@@ -140,7 +153,7 @@ def command(
     settings["truncate"] = settings["truncate"] is not None
     how = GenerationConfig(**settings)
     if stream:
-        how = dataclasses.replace(how, batch_size=1, steps_together=1)
+        how = dataclasses.replace(how, batch_size=1, steps_together=stream_every or 1)
     loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
     output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
     prompts = [_layout(loaded, fields, how.boundary) for fields in records]
@@ -172,6 +185,15 @@ def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
     if problem:
         raise DyntokError(f"{where}: field {name!r} {problem}")
     return record.fields
+
+
+def _check_idle(vocabulary: str | None, settings: dict[str, Any]) -> None:
+    """Refuses what was given and would change nothing."""
+    source = click.get_current_context().get_parameter_source("candidates")
+    if vocabulary is None and source is not ParameterSource.DEFAULT:
+        raise click.UsageError("--candidates: without --vocabulary all tokens are drawn from")
+    if vocabulary is not None and settings["reduction"] is None and settings["merge_together"]:
+        raise click.UsageError("--merge-together: with --vocabulary nothing merges; --reduction?")
 
 
 def _check_stream(settings: dict[str, Any]) -> None:

@@ -57,10 +57,11 @@ def test_streaming_shows_the_same_text(dyntok, decoder):
     draws = ("--temperature", 1.5, "--top-k", 50, "--seed", 3)
     arguments = ("generate", "--model", decoder, "--rows", "fvt", *SHORT, *draws, "-")
     plain = dyntok(*arguments, stdin=PROMPTS[::2]).records
-    run = dyntok(*arguments, "--stream", stdin=PROMPTS[::2])
-    assert [r["ids"] for r in run.records] == [r["ids"] for r in plain]
-    shown = run.err.split("\n3 lines")[0].split("\n2 lines")[0]
-    assert plain[0]["text"] + "\n\n" + plain[1]["text"] in shown
+    for every in ((), ("--stream-every", 4)):
+        run = dyntok(*arguments, "--stream", *every, stdin=PROMPTS[::2])
+        assert [r["ids"] for r in run.records] == [r["ids"] for r in plain]
+        shown = run.err.split("\n3 lines")[0].split("\n2 lines")[0]
+        assert plain[0]["text"] + "\n\n" + plain[1]["text"] in shown
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,14 @@ def test_streaming_shows_the_same_text(dyntok, decoder):
         (("--stop", "\udcff"), PROMPTS, r"stop '\udcff': valid is a string"),
         (("--stream", "--merge-together"), PROMPTS, "--merge-together with --stream"),
         (("--stream", "--batch-size", 8), PROMPTS, "--batch-size 8 with --stream"),
+        (("--stream-every", 4), PROMPTS, "--stream-every 4: it goes with --stream"),
+        (("--stream", "--stream-every", 0), PROMPTS, "--stream-every"),
+        (("--candidates", 3), PROMPTS, "--candidates: without --vocabulary all tokens"),
+        (
+            ("--vocabulary", "/x", "--merge-together"),
+            PROMPTS,
+            "--merge-together: with --vocabulary",
+        ),
         (("--codebook", -1), PROMPTS, "codebook -1"),
         (("--codebook", 10**12), PROMPTS, "from 0 to 1024, the tokens that"),
         (("--index", "/nowhere"), PROMPTS, "--index /nowhere: it searches a large vocabulary"),

@@ -14,7 +14,6 @@ that; ``rows: base`` cannot.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -29,11 +28,12 @@ from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import identity, row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
+from dyntok_jax.files import folder_digest
 from dyntok_jax.generate import Generated, GenerationConfig, OutputVocabulary, generate
 from dyntok_jax.generation.opening import open_vocabulary
 from dyntok_jax.large_vocabulary.exact import ExactIndex
-from dyntok_jax.large_vocabulary.scann_index import MANIFEST as INDEX_MANIFEST
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, base_tokens
+from dyntok_jax.lora import base_hash
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
 from eval import record
@@ -73,6 +73,8 @@ class Answering:
         self._questions = [questions[i] for i in spread(len(questions), run.first)]
         self.model = load(run.model, "fvt", run.compute)
         self._opened: dict[tuple[Any, ...], OutputVocabulary] = {}
+        self._contents: dict[tuple[str, str], dict[str, str]] = {}
+        self._base = base_hash(self.model)
 
     def measure(self, sweep: bool) -> dict[str, Any]:
         """Answers in all settings, and what can be told without a judge.
@@ -121,17 +123,20 @@ class Answering:
         shared = (run.model, str(run.boundary), run.compute.dtype, run.language)
         names = ("model", "boundary", "dtype", "language")
         numbers = {"max_new_tokens": run.max_new_tokens, "seed": run.seed, "turns": turns}
-        content = {"vocabulary_content": self._content(setting)}
+        content = {"base": self._base, "vocabulary_content": self._content(setting)}
         return {**asdict(setting), **dict(zip(names, shared, strict=True)), **numbers, **content}
 
     def _content(self, setting: MtBenchSetting) -> dict[str, str]:
         """Hashes of a large vocabulary, its rows and its index: folders may hold others later."""
         if setting.vocabulary in (OWN, PREDICTED):
             return {}
-        made_for = LargeVocabulary.load(setting.vocabulary, self.model.tokenizer).made_for
-        if not (manifest := Path(setting.index) / INDEX_MANIFEST).is_file():
-            return made_for
-        return {**made_for, "index": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+        key = setting.vocabulary, setting.index
+        if key not in self._contents:
+            found = LargeVocabulary.load(setting.vocabulary, self.model.tokenizer).made_for
+            if (index := Path(setting.index)).is_dir():
+                found["index"] = folder_digest(index)
+            self._contents[key] = found
+        return self._contents[key]
 
     def _batches(
         self, setting: MtBenchSetting, questions: Sequence[Question]

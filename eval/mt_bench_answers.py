@@ -87,7 +87,7 @@ class Answers:
             DyntokError: the question was another when it was answered.
         """
         line = self.lines.get(question.number)
-        if line is not None and line.get("asked") != question.turns:
+        if line is not None and line.get("asked") != [question.category, *question.turns]:
             raise DyntokError(
                 f"{self.path}: question {question.number} was another when it was answered; give "
                 "another folder of answers, or remove the file"
@@ -114,7 +114,7 @@ class Answers:
             "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, label).hex,
             "model_id": self._name,
             "choices": [{"index": 0, "turns": texts}],
-            "asked": question.turns,
+            "asked": [question.category, *question.turns],
             "tstamp": time.time(),
             "settings": self._settings,
             "tokens": [dict(turn.tokens) for turn in turns],

@@ -19,6 +19,8 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # So that what is under way is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # So that what is under way is removed, as by an interrupt of the keyboard.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         build(read_config(VocabularyRun, options.config, options.overrides))
     except DyntokError as error:
@@ -74,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error.filename or options.config}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command goes on with what is not there yet")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build(run: VocabularyRun) -> LargeVocabulary:
@@ -164,7 +168,8 @@ def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
     folder, rows = run.out / INDEX, vocabulary.rows()
     assert run.index is not None
     if not folder.exists():
-        queries = _queries(run, run.index.query_sample, vocabulary)
+        count = run.index.query_sample
+        queries = None if count is None else partial(_queries, run, count, vocabulary)
         build_index(folder, rows, run.index, vocabulary.made_for, queries)
     if load_index(folder, rows, vocabulary.made_for).settings != run.index:
         raise DyntokError(f"{folder}: built with other settings; remove it, or give these")
@@ -172,20 +177,25 @@ def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:
 
 
 def _queries(
-    run: VocabularyRun, count: int | None, vocabulary: LargeVocabulary
-) -> Float[np.ndarray, "N D"] | None:
+    run: VocabularyRun, count: int, vocabulary: LargeVocabulary
+) -> Float[np.ndarray, "N D"]:
     """Hidden states of texts, each drawn with a chance as its length is."""
-    if count is None:
-        return None
     assert run.rows is not None  # an index has rows
-    model = load(run.model, run.rows.provider, run.compute, run.rows.language)
+    compute = replace(run.compute, dtype="float32")
+    model = load(run.model, run.rows.provider, compute, run.rows.language)
     drawn = random.Random(0)
     texts = (text for source in run.sources for text in _texts(source))
     # Weighted sampling in one pass (Efraimidis and Spirakis 2006).
     keyed = ((drawn.random() ** (1 / len(text)), text) for text in texts if text)
     chosen = [text for _, text in heapq.nlargest(-(-count // _QUERIES_A_TEXT), keyed)]
     logger.info("%s: hidden states of %d texts", run.out, len(chosen))
-    return hidden_states(model, vocabulary, chosen, count, _LONGEST_QUERY_TEXT)
+    found = hidden_states(model, vocabulary, chosen, count, _LONGEST_QUERY_TEXT)
+    if len(found) < count:
+        raise DyntokError(
+            f"index.query_sample is {count}, and the texts give {len(found)} hidden states: give "
+            "fewer, or more texts"
+        )
+    return found
 
 
 if __name__ == "__main__":

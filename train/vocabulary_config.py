@@ -43,7 +43,8 @@ class VocabularyRun:
         max_token_bytes: bytes of the longest new token; none: any number.
         rows: how rows are made; none: no rows.
         index: how a ScaNN index is built; none: no index (an exact search needs none).
-        compute: mesh of the row prediction.
+        compute: mesh of the row prediction, and of the network whose hidden states an index is
+            built by (in float32).
     """
 
     model: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class ScannIndex:
     """
 
     searcher: Any
-    query_map: Float[np.ndarray, "D D"] | None
+    query_map: Float[np.ndarray, "E E"] | None
     output: Float[np.ndarray, "V D"]
     bias: Float[np.ndarray, " V"] | None
     settings: ScannSettings
@@ -140,7 +140,7 @@ def build_index(
     rows: Rows,
     settings: ScannSettings,
     made_for: Mapping[str, str],
-    queries: Float[np.ndarray, "N D"] | None = None,
+    queries: Callable[[], Float[np.ndarray, "N D"]] | None = None,
 ) -> None:
     """Build an index of output rows and write it into a new folder.
 
@@ -149,7 +149,8 @@ def build_index(
         rows: of all tokens; float32 for the time of building.
         settings: how.
         made_for: what :func:`load_index` compares, such as hashes.
-        queries: hidden states, just if ``query_sample`` is among the settings.
+        queries: gives hidden states, just if ``query_sample`` is among the settings; called when
+            all else is sure.
 
     Raises:
         DyntokError: no ScaNN here, fewer rows than leaves, settings that ScaNN does not take,
@@ -161,18 +162,18 @@ def build_index(
         raise ValueError("queries belong to settings with query_sample, and the other way round")
     scann = _scann()
     output = np.asarray(_output(rows), np.float32)
+    norms = np.linalg.norm(output, axis=1, keepdims=True) if settings.cosine else None
     if rows.bias is not None:
         output = np.column_stack([output, np.asarray(rows.bias, np.float32)])
     if settings.leaves > len(output):
         raise DyntokError(f"index: {settings.leaves} leaves for {len(output)} rows; give fewer")
-    if settings.cosine:
-        norms = np.linalg.norm(_output(rows), axis=1, keepdims=True)
+    if norms is not None:
         output = output / np.maximum(norms, _TINY)
-    query_map = None
-    if queries is not None:
-        row_map, query_map = _whitening(_asked(queries, rows.bias))
-        output = output @ row_map
     with new_folder(folder) as partial:
+        query_map = None
+        if queries is not None:
+            row_map, query_map = _whitening(_asked(queries(), rows.bias))
+            output = output @ row_map
         builder = (
             scann.builder(output, settings.reorder, "dot_product")
             .tree(settings.leaves, settings.leaves_searched, settings.training_sample)
@@ -266,12 +267,12 @@ def _digest(query_map: np.ndarray) -> str:
 
 
 def _whitening(
-    queries: Float[np.ndarray, "N D"],
-) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, "D D"]]:
+    queries: Float[np.ndarray, "N E"],
+) -> tuple[Float[np.ndarray, "E E"], Float[np.ndarray, "E E"]]:
     """What rows and queries are multiplied by: their products stay, queries spread evenly.
 
     ScaNN weighs errors of quantization as for queries without a preferred direction (Guo et al.
-    2020, section 3); more than half of what hidden states are lies in one.
+    2020, section 3); hidden states prefer a few.
     """
     count, width = queries.shape
     if count < width or not np.isfinite(queries).all():

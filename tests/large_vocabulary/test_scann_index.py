@@ -87,7 +87,7 @@ def test_queries_of_few_directions_find_more_by_their_spread(tmp_path):
     plain = replace(SETTINGS, reorder=20)
     build_index(tmp_path / "plain", table, plain, MADE_FOR)
     spread = replace(plain, query_sample=400)
-    build_index(tmp_path / "spread", table, spread, MADE_FOR, sample)
+    build_index(tmp_path / "spread", table, spread, MADE_FOR, lambda: sample)
     logits = asked @ table.input.T
     found = load_index(tmp_path / "spread", table, MADE_FOR).search(asked, 10)
     without = load_index(tmp_path / "plain", table, MADE_FOR).search(asked, 10)
@@ -109,7 +109,10 @@ def test_rows_and_queries_are_mapped_so_that_products_stay(rows):
 
 
 def test_queries_and_their_setting_belong_together(rows, hidden, tmp_path):
-    for settings, queries in ((SETTINGS, hidden), (replace(SETTINGS, query_sample=30), None)):
+    for settings, queries in (
+        (SETTINGS, lambda: hidden),
+        (replace(SETTINGS, query_sample=30), None),
+    ):
         with pytest.raises(ValueError, match="belong"):
             build_index(tmp_path / "new", rows, settings, MADE_FOR, queries)
     assert not (tmp_path / "new").exists()
@@ -119,7 +122,7 @@ def test_too_few_queries_and_such_as_are_no_numbers_are_refused(rows, hidden, tm
     settings = replace(SETTINGS, query_sample=30)
     for queries in (hidden[: D - 1], np.where(hidden > 2, np.nan, hidden)):
         with pytest.raises(DyntokError, match="valid are 24 at least, all finite"):
-            build_index(tmp_path / "new", rows, settings, MADE_FOR, queries)
+            build_index(tmp_path / "new", rows, settings, MADE_FOR, lambda table=queries: table)
     assert not (tmp_path / "new").exists()
 
 
@@ -149,7 +152,7 @@ def test_an_index_of_another_version_is_named(folder, rows, tmp_path):
 @pytest.mark.parametrize("damage", ["absent", "cut off", "of another index"])
 def test_a_damaged_query_map_is_refused(rows, hidden, tmp_path, damage):
     settings = replace(SETTINGS, query_sample=30)
-    build_index(tmp_path / "index", rows, settings, MADE_FOR, hidden)
+    build_index(tmp_path / "index", rows, settings, MADE_FOR, lambda: hidden)
     path = tmp_path / "index" / QUERY_MAP
     if damage == "absent":
         path.unlink()
@@ -188,8 +191,9 @@ def test_output_rows_are_searched_and_a_bias_is_added(rows, hidden, tmp_path, sa
     logits = hidden @ rows.input.T
     bias = np.random.default_rng(4).normal(0, 2 * logits.std(), V).astype(np.float32)
     both = Rows(np.zeros((V, D), np.float32), rows.input, bias)
-    settings = SETTINGS if sample is None else replace(SETTINGS, query_sample=sample)
-    build_index(tmp_path / "index", both, settings, MADE_FOR, None if sample is None else hidden)
+    settings = replace(SETTINGS, query_sample=sample)
+    queries = None if sample is None else lambda: hidden
+    build_index(tmp_path / "index", both, settings, MADE_FOR, queries)
     found = load_index(tmp_path / "index", both, MADE_FOR).search(hidden, 5)
     logits += bias
     assert recall(found.ids, logits, 5) >= 0.95

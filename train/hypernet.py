@@ -31,7 +31,13 @@ from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.files import new_folder
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.weights import LoadedModel, load_model, load_source, save_model
+from dyntok_jax.models.weights import (
+    LoadedModel,
+    copy_companions,
+    load_model,
+    load_source,
+    save_model,
+)
 from dyntok_jax.sharding import on_host
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
@@ -42,15 +48,6 @@ from train.loop import dry_run, make_folder, train
 from train.preparation import Preparation
 from train.zett import ZettTask
 from train.zett_hypernet import zett_shape
-
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-"""Files of a model's folder beside its weights and ``config.json``."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,9 +116,7 @@ def _export_model(run: HypernetRun, model: LoadedModel) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as partial:
         save_model(partial, model)
-        for name in COMPANIONS:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, partial / name)
+        copy_companions(base, partial)
     logging.info("%s: the model, trained as well", folder)
 
 

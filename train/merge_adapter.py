@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from dyntok_jax.lora import Adapter, adapted_params, headed, read_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import ENCODER_HEADS, ENCODERS
-from dyntok_jax.models.weights import LoadedModel, load_model, save_model
+from dyntok_jax.models.weights import LoadedModel, copy_companions, load_model, save_model
 from dyntok_jax.types import DyntokError, Rows
-from train.hypernet import COMPANIONS
 
 OF_OTHER_HEADS = ("num_labels", "problem_type", "auto_map")
 """Settings of a base's own head or classes, whose place the adapter's take."""
@@ -58,9 +56,7 @@ def merge(model: Path, adapter: Path, out: Path) -> LoadedModel:
         except DyntokError as error:
             raise DyntokError(f"{adapter}: {error}") from error
         save_model(folder, whole)
-        for name in COMPANIONS:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, folder / name)
+        copy_companions(model, folder)
     return whole
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,14 @@ from dyntok_jax.tensor_files import (
     write_tensors,
 )
 from dyntok_jax.types import DyntokError, Rows
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 class LoadedModel(NamedTuple):
@@ -121,6 +130,13 @@ def load_source(folder: Path) -> Rows:
     table = name_table(architecture)
     found = _checked(folder, table, _wanted(architecture, table, _shapes(architecture)))
     return Rows(**{field: found[name].map() for name, field in table.source.items()})
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """Copy the files of a model's folder that stand beside its weights and ``config.json``."""
+    for name in COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def save_model(folder: Path, model: LoadedModel) -> None:

@@ -27,3 +27,16 @@ def test_a_commands_messages_are_seen(module):
     )
     assert "error: nowhere.yaml" in done.stdout
     assert "resumed at step 5" in done.stderr.splitlines()
+
+
+def test_a_warning_of_merge_adapter_is_in_its_own_form():
+    code = """
+import logging
+from train.merge_adapter import main
+try:
+    main(["--model", "nowhere/at_all/x", "--adapter", "a", "--out", "b"])
+except SystemExit:
+    logging.getLogger("dyntok_jax.x").warning("read as O")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "WARNING: read as O" in done.stderr.splitlines()

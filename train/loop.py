@@ -221,13 +221,17 @@ class _Run:
         for step in range(self.done + 1, config.steps + 1):
             try:
                 fed = self.feed.next(flight and flight.report)
-            except Exception:
-                # Nor should what is wrong with a text; alone, one of several processes would wait.
+            except Exception as error:
+                # It should not cost the steps so far. One of several processes does not save: the
+                # others would have to take part.
                 if flight is not None:
                     self._settle(flight)
                 if self.done and jax.process_count() == 1:
-                    self._save(None)
-                    self.checkpoints.wait()
+                    try:
+                        self._save(None)
+                        self.checkpoints.wait()
+                    except DyntokError as lost:
+                        raise DyntokError(f"{error}; and {lost}") from error
                 raise
             with self._compiling(fed):
                 self.state, report = step_function(self.state, sound, frozen, fed.arrays)

@@ -162,17 +162,18 @@ class Preparation:
             joined = self._joined(texts)
             whole = [self.prefix + text for text, _ in joined]
             base = text_layout(self._tokenizer, whole, Boundary.PRETOKEN, self.max_length)
-            drawn = sum(count for _, count in joined)
+            dropped = sum(count for _, count in joined[self.sequences :])
+            dropped += sum(sequence.truncated for sequence in base[: self.sequences])
         else:
             whole = prompt_layout(self._tokenizer, ["\n".join(texts.texts)], Boundary.PRETOKEN)[0]
             base = list(_windows(whole, self.max_length))
-            drawn = len(whole.tokens)
+            read = sum(len(sequence.tokens) for sequence in base[: self.sequences])
+            dropped = len(whole.tokens) - read
         base = [
             replace(sequence, units=capped_units(sequence.units, self.surface_length))
             for sequence in base[: self.sequences]
         ]
-        # Prefixes and special tokens are in what is read, too, but were not drawn.
-        return base, max(drawn - sum(len(sequence.tokens) for sequence in base), 0)
+        return base, dropped
 
     def _joined(self, texts: TextBatch) -> list[tuple[str, int]]:
         """Texts of a language joined as long as they fit: little of the batch is padding then.

@@ -101,12 +101,13 @@ class LoraRun:
                 f"base_rows: {self.base_rows} is nothing to base rows, which are all the model's "
                 "own; leave it out"
             )
-        across_words = self.tokenization.boundary is Boundary.SENTENCE
-        across_words &= self.tokenization.mode != "static"
+        merges = self.tokenization.mode != "static" or any(self.held_out_reductions)
+        across_words = merges and self.tokenization.boundary is Boundary.SENTENCE
         if across_words and TASKS[self.task].kind == "token":
             raise DyntokError(
                 f"tokenization.boundary: sentence merges words of {self.task} into others, so that "
-                "their labels are lost; valid are the other boundaries, or the mode static"
+                "their labels are lost; valid are the other boundaries, or the mode static and "
+                "held_out_reductions of 0"
             )
         languages = [source.language for source in self.held_out]
         if len(set(languages)) < len(languages):

@@ -137,6 +137,8 @@ def command(
         )
     if stream_every is not None and not stream:
         raise click.UsageError(f"--stream-every {stream_every}: it goes with --stream")
+    if stream_every is not None and not index.startswith("exact"):
+        raise click.UsageError("--stream-every: with a ScaNN index every token is shown")
     _check_idle(vocabulary, settings)
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
@@ -193,7 +195,7 @@ def _check_idle(vocabulary: str | None, settings: dict[str, Any]) -> None:
     if vocabulary is None and source is not ParameterSource.DEFAULT:
         raise click.UsageError("--candidates: without --vocabulary all tokens are drawn from")
     if vocabulary is not None and settings["reduction"] is None and settings["merge_together"]:
-        raise click.UsageError("--merge-together: with --vocabulary nothing merges; --reduction?")
+        raise click.UsageError("--merge-together: with --vocabulary it goes with --reduction only")
 
 
 def _check_stream(settings: dict[str, Any]) -> None:

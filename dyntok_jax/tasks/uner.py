@@ -1,8 +1,9 @@
 """Universal NER: the spans of persons, organizations and places in tokenized sentences.
 
 The first piece of each word carries the word's tag. A word without a first piece (one that
-tokenizes to nothing, that was cut off, or that merged into the word before it) cannot be tagged:
-in training it is left out, in predictions it is O, and so it counts as a miss where it is a name.
+tokenizes to nothing, that was cut off, or, where merging crosses words, that merged into the word
+before it) cannot be tagged: in training, which does not merge across words, it is left out, in
+predictions it is O, and so it counts as a miss where it is a name.
 """
 
 from __future__ import annotations

@@ -81,12 +81,17 @@ def test_streaming_shows_the_same_text(dyntok, decoder):
         (("--stream", "--merge-together"), PROMPTS, "--merge-together with --stream"),
         (("--stream", "--batch-size", 8), PROMPTS, "--batch-size 8 with --stream"),
         (("--stream-every", 4), PROMPTS, "--stream-every 4: it goes with --stream"),
+        (
+            ("--stream", "--stream-every", 2, "--vocabulary", "/x", "--index", "/y"),
+            PROMPTS,
+            "--stream-every: with a ScaNN index",
+        ),
         (("--stream", "--stream-every", 0), PROMPTS, "--stream-every"),
         (("--candidates", 3), PROMPTS, "--candidates: without --vocabulary all tokens"),
         (
             ("--vocabulary", "/x", "--merge-together"),
             PROMPTS,
-            "--merge-together: with --vocabulary",
+            "--merge-together: with",
         ),
         (("--codebook", -1), PROMPTS, "codebook -1"),
         (("--codebook", 10**12), PROMPTS, "from 0 to 1024, the tokens that"),

@@ -411,8 +411,12 @@ def test_words_that_merge_away_are_not_learnt_from(make):
     merging = TokenizationConfig("fixed", boundary=Boundary.SENTENCE)
     make("xnli", tokenization=merging)
     make("uner", tokenization=replace(merging, mode="static"))
-    with pytest.raises(DyntokError, match=r"tokenization\.boundary: sentence merges words of uner"):
+    said = r"tokenization\.boundary: sentence merges words of uner"
+    with pytest.raises(DyntokError, match=said):
         make("uner", tokenization=merging)
+    with pytest.raises(DyntokError, match=said):
+        unmerged = replace(merging, mode="static")
+        make("uner", tokenization=unmerged, held_out_reductions=(0.0, 100.0))
 
 
 def test_bad_fields():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,6 +64,8 @@ class Checkpoints:
         # The storage layer logs every save at length, and errors that it raises as well.
         self._level = _STORAGE_LOGGER.level
         _STORAGE_LOGGER.setLevel(logging.CRITICAL)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._without_late_reads
         policies: list[Any] = [LatestN(keep)]
 
         def figure(metrics: Any) -> float:
@@ -99,6 +102,15 @@ class Checkpoints:
                 raise
         finally:
             _STORAGE_LOGGER.setLevel(self._level)
+            sys.unraisablehook = self._hook
+
+    def _without_late_reads(self, said: Any) -> None:
+        """Passes errors on, but for those of reads that end after their event loop.
+
+        When one fails, many others are still under way, each good for a traceback.
+        """
+        if str(said.exc_value) != "Event loop is closed":
+            self._hook(said)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,17 @@ def test_figures_are_not_read_where_no_best_is_kept(tmp_path, caplog):
     assert restored is not None and not warned(caplog)
 
 
+def test_reads_that_end_too_late_say_nothing(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    before = sys.unraisablehook
+    with Checkpoints(tmp_path):
+        for said in ("Event loop is closed", "another"):
+            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(said)))
+    assert [str(said.exc_value) for said in heard] == ["another"]
+    assert sys.unraisablehook == before
+
+
 def test_nothing_but_damage_is_an_error_and_nothing_is_deleted(tmp_path):
     saved(tmp_path, 3, 7)
     truncate(tmp_path / "3")
@@ -284,6 +296,7 @@ def test_other_settings_are_named_with_both_values(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 import jax, jax.numpy as jnp
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.types import DyntokError

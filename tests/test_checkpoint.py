@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -263,8 +264,9 @@ def test_reads_that_end_too_late_say_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", heard.append)
     before = sys.unraisablehook
     with Checkpoints(tmp_path):
-        for said in ("Event loop is closed", "another"):
-            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(said)))
+        for words in ("Event loop is closed", "another"):
+            said: Any = SimpleNamespace(exc_value=RuntimeError(words))
+            sys.unraisablehook(said)
     assert [str(said.exc_value) for said in heard] == ["another"]
     assert sys.unraisablehook == before
 
@@ -297,6 +299,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 import jax, jax.numpy as jnp
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.types import DyntokError

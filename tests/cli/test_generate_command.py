@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from dyntok_jax import generate as generation
+
 PROMPTS = [
     {"prompt": "The old dog doesn't mind"},
     {"messages": [{"role": "user", "content": "<|im_end|> lighthouses on this coast"}]},
@@ -62,6 +64,20 @@ def test_streaming_shows_the_same_text(dyntok, decoder):
         assert [r["ids"] for r in run.records] == [r["ids"] for r in plain]
         shown = run.err.split("\n3 lines")[0].split("\n2 lines")[0]
         assert plain[0]["text"] + "\n\n" + plain[1]["text"] in shown
+
+
+@pytest.mark.parametrize(("every", "steps"), [((), 1), (("--stream-every", 4), 4)])
+def test_streams_look_at_the_texts_as_often_as_asked(dyntok, decoder, monkeypatch, every, steps):
+    real, seen = generation.generate, []
+
+    def noted(model, prompts, how, *rest):
+        seen.append(how.steps_together)
+        return real(model, prompts, how, *rest)
+
+    monkeypatch.setattr(generation, "generate", noted)
+    arguments = ("generate", "--model", decoder, "--rows", "fvt", *SHORT, "--stream", *every, "-")
+    assert dyntok(*arguments, stdin=PROMPTS[:1]).code == 0
+    assert seen == [steps]
 
 
 @pytest.mark.parametrize(

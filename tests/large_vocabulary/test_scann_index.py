@@ -108,6 +108,23 @@ def test_rows_and_queries_are_mapped_so_that_products_stay(rows):
     np.testing.assert_allclose(mapped @ (rows.input @ row_map).T, expected, atol=2e-3)
 
 
+def test_queries_are_mapped_as_the_rows_are(rows, hidden, tmp_path):
+    asked = []
+
+    class Recorder:
+        def search_batched(self, queries, **_):
+            asked.append(queries)
+            return np.zeros((len(queries), 1), int), np.zeros((len(queries), 1))
+
+    settings = replace(SETTINGS, query_sample=30)
+    build_index(tmp_path / "index", rows, settings, MADE_FOR, lambda: hidden)
+    index = load_index(tmp_path / "index", rows, MADE_FOR)
+    replace(index, searcher=Recorder()).search(hidden, 1)
+    row_map, _ = _whitening(hidden)
+    expected = hidden @ rows.input.T
+    np.testing.assert_allclose(asked[0] @ (rows.input @ row_map).T, expected, atol=1e-2)
+
+
 def test_queries_and_their_setting_belong_together(rows, hidden, tmp_path):
     for settings, queries in (
         (SETTINGS, lambda: hidden),

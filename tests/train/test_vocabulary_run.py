@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -158,6 +160,31 @@ def test_config_files_are_valid_and_say_their_command(path, monkeypatch):
     assert found.size == 1_000_000 and found.index is not None
     head = path.read_text("utf-8").split("model:")[0]
     assert f"python -m train.vocabulary --config configs/vocabulary/{path.name}" in head
+
+
+def test_a_signal_to_end_is_an_interrupt(config, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("train.vocabulary._make_rows", lambda *_: os.kill(os.getpid(), 15))
+    with pytest.raises(SystemExit, match="error: interrupted; the same command goes on"):
+        run(config)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_texts_are_drawn_by_their_length(config, tmp_path, monkeypatch):
+    pytest.importorskip("scann", reason="ScaNN is for Linux only")
+    seen = []
+
+    def states(model, vocabulary, texts, count, longest):
+        seen.extend(texts)
+        width = model.source.input.shape[1]
+        return np.random.default_rng(0).standard_normal((count, width), np.float32)
+
+    (tmp_path / "c.txt").write_text("haus baum\n" * 400, "utf-8")
+    (tmp_path / "d.txt").write_text("schule wasser brot licht " * 1000, "utf-8")
+    monkeypatch.setattr("train.vocabulary.hidden_states", states)
+    run(config, "index={leaves: 4, leaves_searched: 4, training_sample: 500, query_sample: 80}")
+    # It is one text of 500, and nearly all of the letters.
+    assert len(seen) == 10 and max(map(len, seen)) > 20_000
 
 
 def test_an_interrupted_run_says_that_it_goes_on(config, tmp_path, monkeypatch):

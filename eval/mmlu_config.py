@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
-from dyntok_jax.embed.providers import OF_PIECES
+from dyntok_jax.embed.providers import OF_PIECES, check_base_rows
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
@@ -47,6 +47,7 @@ class MmluSetting:
                 f"{where}: base rows are of base tokens: valid are a reduction of 0 and "
                 "longest_prefix: own"
             )
+        check_base_rows(self.rows, self.base_rows, f"{where}: ")
         if self.output == "predicted" and (self.rows == "base" or self.rows in OF_PIECES):
             raise DyntokError(
                 f"{where}: {self.rows} rows predict no output rows; valid are a hypernetwork's"

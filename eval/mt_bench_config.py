@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.providers import check_base_rows
 from dyntok_jax.large_vocabulary.opening import EXACT
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError
@@ -61,6 +62,7 @@ class MtBenchSetting:
             raise DyntokError(f"{where}: reduction {self.reduction}; valid is 0 to 100, or null")
         if self.reduction and self.rows == "base":
             raise DyntokError(f"{where}: base rows exist for unmerged tokens only; give others")
+        check_base_rows(self.rows, self.base_rows, f"{where}: ")
         large = self.vocabulary not in (OWN, PREDICTED)
         if self.reduction is None and not large:
             raise DyntokError(f"{where}: longest prefixes are of a large vocabulary; give one")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from dyntok_jax.config import ComputeConfig
-from dyntok_jax.embed.providers import OF_PIECES
+from dyntok_jax.embed.providers import OF_PIECES, check_base_rows
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, did_you_mean
@@ -69,11 +69,7 @@ class Setting:
             raise DyntokError(
                 f"setting {self.name!r}: base rows are of base tokens: valid is a reduction of 0"
             )
-        if self.base_rows and self.rows == "base":
-            raise DyntokError(
-                f"setting {self.name!r}: base_rows {self.base_rows} is nothing to base rows, which "
-                "are all the model's own; leave it out"
-            )
+        check_base_rows(self.rows, self.base_rows, f"setting {self.name!r}: ")
 
 
 @dataclass(frozen=True)

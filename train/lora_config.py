@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
+from dyntok_jax.embed.providers import check_base_rows
 from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.tasks.source import TaskSource
@@ -96,11 +97,7 @@ class LoraRun:
                 f"tokenization.mode: {self.tokenization.mode} makes tokens that base rows lack; "
                 "valid with them is static"
             )
-        if self.rows == "base" and self.base_rows:
-            raise DyntokError(
-                f"base_rows: {self.base_rows} is nothing to base rows, which are all the model's "
-                "own; leave it out"
-            )
+        check_base_rows(self.rows, self.base_rows)
         merges = self.tokenization.mode != "static" or any(self.held_out_reductions)
         across_words = merges and self.tokenization.boundary is Boundary.SENTENCE
         if across_words and TASKS[self.task].kind == "token":

@@ -40,6 +40,24 @@ def identity(name: str) -> str:
         return f"{Path(name).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
+def check_base_rows(name: str, base_rows: BaseRowsRule | None, where: str = "") -> None:
+    """Refuses a choice where there is none.
+
+    Args:
+        name: of rows.
+        base_rows: as for ``row_provider``.
+        where: begins the message.
+
+    Raises:
+        DyntokError: base rows, which are all the model's own, and a rule beside them.
+    """
+    if name == "base" and base_rows:
+        raise DyntokError(
+            f"{where}base_rows: {base_rows} is nothing to base rows, which are all the model's "
+            "own; leave it out"
+        )
+
+
 def row_provider(
     name: str,
     source: Callable[[bool], SourceEmbeddings],
@@ -61,8 +79,10 @@ def row_provider(
         mesh: devices of the hypernetwork; all by default.
 
     Raises:
-        DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer.
+        DyntokError: an unknown name, a folder without a hypernetwork, no tokenizer, base rows with
+            a choice of ``base_rows``.
     """
+    check_base_rows(name, base_rows)
     if name == "default":
         name = default_rows(source, tokenizer)
     if name in OF_PIECES or name == "base":

@@ -139,3 +139,11 @@ def test_they_can_be_had_by_name(name: str, tiny_tokenizers):
     )
     with pytest.raises(DyntokError, match=f"{name} rows have none"):
         row_provider(name, lambda _: source, tokenizer, language=1)
+
+
+def test_base_rows_leave_no_choice(tiny_tokenizers):
+    tokenizer = BaseTokenizer(*tiny_tokenizers["byte_bpe"])
+    source = SourceEmbeddings(np.ones((tokenizer.vocab_size, 8), np.float32))
+    assert row_provider("base", lambda _: source, tokenizer).rows([0]).input.shape == (1, 8)
+    with pytest.raises(DyntokError, match="base_rows: own is nothing to base rows"):
+        row_provider("base", lambda _: source, tokenizer, base_rows="own")

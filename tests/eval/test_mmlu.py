@@ -151,6 +151,11 @@ def test_longest_prefixes_of_the_models_own_vocabulary(folders):
         ("settings", [{"name": "a", "rows": "fvt", "output": "predicted"}], "no output rows"),
         ("settings", [{"name": "a", "longest_prefix": "own", "reduction": 50}], "of merging"),
         ("settings", [{"name": "a", "longest_prefix": "no/folder", "rows": "fvt"}], "no/folder"),
+        (
+            "settings",
+            [{"name": "a", "reduction": 0, "rows": "base", "base_rows": "predicted"}],
+            "base_rows: predicted is nothing to base rows",
+        ),
         ("settings", [], "at least one"),
         ("data", [], "at least one"),
         ("sweep", [101], "101"),

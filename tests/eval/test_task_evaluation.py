@@ -254,7 +254,7 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
         (
             "settings",
             [{"name": "s", "adapter": "task", "reduction": 0, "rows": "base", "base_rows": "own"}],
-            "base_rows own is nothing to base rows",
+            "base_rows: own is nothing to base rows",
         ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),

@@ -67,9 +67,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = vocabulary.rows()
     if options.k > len(vocabulary.tokens):
         raise DyntokError(f"k {options.k}: the vocabulary has {len(vocabulary.tokens)} tokens")
-    exact = ExactIndex.of(rows, model.mesh)
+    exact, special = ExactIndex.of(rows, model.mesh), vocabulary.special_ids
     indexes = [
-        load_index(options.index, rows, vocabulary.made_for, leaves, reorder)
+        load_index(options.index, rows, vocabulary.made_for, leaves, reorder, special)
         for reorder in options.reorder or [None]
         for leaves in options.leaves or [None]
     ]

@@ -21,7 +21,8 @@ def open_index(name: str, vocabulary: LargeVocabulary, mesh: Mesh) -> Index:
 
     Args:
         name: ``exact``; ``exact-cosine``, which chooses candidates by cosine; or the folder of a
-            ScaNN index, which has its own numbers and says itself whether it ranks by cosine.
+            ScaNN index, which has its own numbers and says itself whether it ranks by cosine. It
+            compares the model's special tokens always.
         vocabulary: whose rows are searched.
         mesh: devices of the exact search.
 
@@ -36,4 +37,5 @@ def open_index(name: str, vocabulary: LargeVocabulary, mesh: Mesh) -> Index:
             f"index {name!r}: no such folder; valid: {EXACT}, {EXACT_COSINE}, "
             "a ScaNN index's folder"
         )
-    return load_index(folder, vocabulary.rows(), vocabulary.made_for)
+    rows, always = vocabulary.rows(), vocabulary.special_ids
+    return load_index(folder, rows, vocabulary.made_for, always=always)

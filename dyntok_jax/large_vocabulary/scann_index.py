@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dyntok_jax.files import new_folder
 from dyntok_jax.large_vocabulary.index import Candidates
@@ -85,6 +85,7 @@ class ScannIndex:
         output: (V, D) rows.
         bias: (V,) added to the logits of what is found, or None.
         settings: what it was built by, with the leaves and rows to look at that were asked for.
+        always: rows whose true products are computed for every query.
     """
 
     searcher: Any
@@ -92,6 +93,7 @@ class ScannIndex:
     output: Float[np.ndarray, "V D"]
     bias: Float[np.ndarray, " V"] | None
     settings: ScannSettings
+    always: Int[np.ndarray, " A"]
 
     @property
     def size(self) -> int:
@@ -114,6 +116,10 @@ class ScannIndex:
             leaves_to_search=self.settings.leaves_searched,
         )
         found = np.asarray(found, np.int64)
+        # Those that ScaNN finds of them too would come twice.
+        near = np.where(np.isin(found, self.always), np.inf, near)
+        found = np.concatenate([found, np.tile(self.always, (len(found), 1))], axis=1)
+        near = np.pad(near, ((0, 0), (0, len(self.always))))
         rows = np.asarray(self.output[found], np.float32)
         logits = np.einsum("bd,bkd->bk", hidden, rows)
         if self.bias is not None:
@@ -204,6 +210,7 @@ def load_index(
     made_for: Mapping[str, str],
     leaves_searched: int | None = None,
     reorder: int | None = None,
+    always: Sequence[int] = (),
 ) -> ScannIndex:
     """Load an index that :func:`build_index` wrote.
 
@@ -212,6 +219,8 @@ def load_index(
         rows: those it was built of.
         made_for: as it was built for.
         leaves_searched, reorder: instead of the settings' numbers.
+        always: rows whose true products are computed for every query. Texts hold no special tokens,
+            so that an index quantized by their hidden states may miss the end of a text.
 
     Raises:
         DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
@@ -248,7 +257,8 @@ def load_index(
         query_map = None if tensor is None else tensor.read()
         if query_map is None or _digest(query_map) != manifest.get(QUERIES):
             raise DyntokError(f"{path}: damaged, or of another index")
-    return ScannIndex(searcher, query_map, output, rows.bias, settings)
+    known = np.unique(np.asarray(always, np.int64))
+    return ScannIndex(searcher, query_map, output, rows.bias, settings, known)
 
 
 def _asked(

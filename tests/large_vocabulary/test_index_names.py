@@ -47,6 +47,19 @@ def test_another_name(large):
         open_index("exact-cosin", vocabulary, model.mesh)
 
 
+def test_special_tokens_are_found_by_any_search(large, tmp_path):
+    pytest.importorskip("scann", reason="ScaNN is for Linux only")
+    vocabulary, model = large
+    settings = ScannSettings(20, 1, 1000, 2, reorder=1)
+    build_index(tmp_path / "index", vocabulary.rows(), settings, vocabulary.made_for)
+    index = open_index(str(tmp_path / "index"), vocabulary, model.mesh)
+    special = set(model.tokenizer.special_ids.values())
+    hidden = vocabulary.rows().input[:20].astype(np.float32)
+    found = index.search(hidden, index.size).ids
+    assert special and all(special <= set(ids) for ids in found)
+    assert (found == -1).any()  # one of the leaves is not the whole vocabulary
+
+
 def test_texts_by_a_scann_index_are_those_of_the_exact_one(large, tmp_path):
     pytest.importorskip("scann", reason="ScaNN is for Linux only")
     vocabulary, model = large

@@ -72,6 +72,21 @@ def test_fewer_leaves_find_less(folder, rows, hidden):
         load_index(folder, rows, MADE_FOR, leaves_searched=21)
 
 
+def test_rows_that_are_always_compared(folder, rows, hidden):
+    """Also such that the search does not find, once each, by their true products."""
+    logits = hidden @ rows.input.T
+    index = load_index(folder, rows, MADE_FOR, leaves_searched=1, always=[3, 5, 3])
+    without = load_index(folder, rows, MADE_FOR, leaves_searched=1)
+    missed = 0
+    for i, query in enumerate(hidden):
+        found, fewer = (each.search(query[None], V) for each in (index, without))
+        ids, others = found.ids[0][found.ids[0] >= 0], fewer.ids[0][fewer.ids[0] >= 0]
+        assert len(set(ids)) == len(ids) and set(ids) == {*others, 3, 5}
+        np.testing.assert_allclose(found.logits[0][: len(ids)], logits[i][ids], rtol=1e-4)
+        missed += len(ids) - len(others)
+    assert missed
+
+
 def test_more_rows_compared_find_more(folder, rows, hidden):
     logits = hidden @ rows.input.T
     rough = load_index(folder, rows, MADE_FOR, reorder=10).search(hidden, 10)

@@ -200,7 +200,7 @@ def build_index(
         if query_map is not None:
             tensor = LazyTensor(query_map.shape, lambda: query_map)
             write_tensors(partial / QUERY_MAP, {QUERIES: tensor})
-            manifest[QUERIES] = _digest(query_map)
+        manifest["files"] = _digests(partial)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
@@ -231,7 +231,7 @@ def load_index(
         if unknown := stored.keys() - {field.name for field in fields(ScannSettings)}:
             names = ", ".join(sorted(unknown))
             raise DyntokError(f"{folder}: built by another version ({names}); build it again")
-        built = ScannSettings(**stored)
+        built, written = ScannSettings(**stored), dict(manifest["files"])
     except OSError as error:
         raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -246,17 +246,16 @@ def load_index(
     files = folder / SEARCHER
     if list(files.glob("*.pkl")):
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
+    there = _digests(folder)
+    if changed := [name for name, digest in written.items() if there.get(name) != digest]:
+        raise DyntokError(f"{folder}: damaged ({', '.join(changed)}: not what was written)")
     try:
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError, IndexError) as error:
         raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
     query_map = None
     if settings.query_sample is not None:
-        path = folder / QUERY_MAP
-        tensor = file_tensors(path).get(QUERIES)
-        query_map = None if tensor is None else tensor.read()
-        if query_map is None or _digest(query_map) != manifest.get(QUERIES):
-            raise DyntokError(f"{path}: damaged, or of another index")
+        query_map = file_tensors(folder / QUERY_MAP)[QUERIES].read()
     known = np.unique(np.asarray(always, np.int64))
     return ScannIndex(searcher, query_map, output, rows.bias, settings, known)
 
@@ -272,8 +271,15 @@ def _asked(
     return hidden if query_map is None else hidden @ query_map
 
 
-def _digest(query_map: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(query_map).tobytes()).hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of an index but its manifest, by name."""
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST:
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _whitening(

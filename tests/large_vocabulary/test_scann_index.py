@@ -282,8 +282,16 @@ def test_settings_that_no_index_has_are_refused(rows, tmp_path, settings, said):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_without_its_content_is_damage(folder, rows, tmp_path):
+@pytest.mark.parametrize("damage", ["empty", "absent", "moved"])
+def test_files_that_are_not_what_was_written_are_damage(folder, rows, tmp_path, damage):
+    """Also where ScaNN would read them."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / SEARCHER / "serialized_partitioner.pb").write_bytes(b"")
-    with pytest.raises(DyntokError, match="damaged"):
+    path = copy / SEARCHER / "hashed_dataset.npy"
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "absent":
+        path.unlink()
+    else:
+        np.save(path, np.roll(np.load(path), 7, axis=0))
+    with pytest.raises(DyntokError, match=rf"damaged \({SEARCHER}/hashed_dataset.npy: not what"):
         load_index(copy, rows, MADE_FOR)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dyntok_jax.tasks.mmlu import SHOTS
 from eval import report_tasks
 from eval.efficiency_figures import hit_shares, operation_cells
 from eval.report_rows import table
@@ -66,9 +67,9 @@ def efficiency(run: dict[str, Any]) -> str:
     ratios, checked = [*run["check"]["decoder"].values()], [*map(int, run["check"]["decoder"])]
     ratios += [run["check"]["hypernet"]] if "hypernet" in run["check"] else []
     head = (
-        f"{Path(run['model']).name}, MMLU prompts with five solved questions; operations of a "
-        f"prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times XLA's count at "
-        f"up to {max(checked)} tokens; keys and values in {run['kv_dtype']} (commit "
+        f"{Path(run['model']).name}, MMLU prompts with five solved questions{_missing(run)}; "
+        f"operations of a prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times "
+        f"XLA's count at up to {max(checked)} tokens; keys and values in {run['kv_dtype']} (commit "
         f"{run['commit']}, {run['machine']}):\n\n`{run['command']}`"
     )
     parts = [head, _operations(run), _caches(run)]
@@ -78,19 +79,36 @@ def efficiency(run: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _missing(run: dict[str, Any]) -> str:
+    """Solved questions that prompts lack, where a subject has fewer than five."""
+    lacking = [
+        f"{part['missing_shots']} of {part['prompts'] * SHOTS} in {language}"
+        for language, part in run["efficiency"].items()
+        if part["missing_shots"]
+    ]
+    return f" (where a subject has them: {', '.join(lacking)} are missing)" if lacking else ""
+
+
 def _operations(run: dict[str, Any]) -> str:
+    """Of the hypernetwork those of rows that the largest cache of a run does not hold yet."""
+    curves = [curve for part in run["efficiency"].values() for curve in part["cache"]]
+    capacity = max(curve["capacity"] for curve in curves)
     columns = ["", "reduction", "tokens", "saved", "model", "hypernetwork", "of all", "uncached"]
     lines = [
         [language, *operation_cells(point)]
         for language, part in run["efficiency"].items()
         for point in part["points"]
     ]
-    return table([*columns, "in all", "saved", "KV cache"], lines)
+    said = (
+        f"The hypernetwork's operations are those behind a cache of {capacity} rows, that the "
+        "prompts fill one batch after another; uncached is without one."
+    )
+    return f"{table([*columns, 'in all', 'saved', 'KV cache'], lines)}\n\n{said}"
 
 
 def _caches(run: dict[str, Any]) -> str:
     said = [
-        f"{language} {curve['grown_to']} rows {hit_shares(curve)[-1]:.0f} %"
+        f"{language} {_capacity(curve)} rows {hit_shares(curve)[-1]:.0f} %"
         for language, part in run["efficiency"].items()
         for curve in part["cache"]
     ]
@@ -99,6 +117,12 @@ def _caches(run: dict[str, Any]) -> str:
         f"Unique tokens of batches of {size} prompts that were in the cache of rows, from an empty "
         f"one: {', '.join(said)}."
     )
+
+
+def _capacity(curve: dict[str, Any]) -> str:
+    """Rows of a cache, and how many it had to grow to for a batch."""
+    asked, grown = curve["capacity"], curve["grown_to"]
+    return str(asked) if asked == grown else f"{asked} (grown to {grown})"
 
 
 def _latencies(run: dict[str, Any]) -> str:

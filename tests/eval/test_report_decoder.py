@@ -82,8 +82,9 @@ def test_efficiency_has_operations_hits_and_times():
         | {"first_token_ms": ms + 1, "first_token_new_rows_ms": ms + 20}
         for value, tokens, ms in ((0.0, 512.0, 800.0), (100.0, 256.0, 420.0))
     ]
+    part = {"prompts": 20, "missing_shots": 3, "points": [point], "cache": [curve]}
     run = MADE | {
-        "efficiency": {"en": {"points": [point], "cache": [curve]}},
+        "efficiency": {"en": part, "de": part | {"missing_shots": 0}},
         "model": "mistral",
         "check": {"decoder": {"700": 0.999}, "hypernet": 0.98},
         "kv_dtype": "bfloat16",
@@ -100,7 +101,9 @@ def test_efficiency_has_operations_hits_and_times():
     for cells in ("789 | 14.1 % | 11.49T | 90.8G | 0.8 % | 2.06T", "11.58T | 14.4 % | 98.7 MiB |"):
         assert cells in said
     # 90 of 200.
-    assert "en 2048 rows 45 %" in said
+    assert "en 1024 (grown to 2048) rows 45 %" in said
+    assert "(where a subject has them: 3 of 100 in en are missing)" in said
+    assert "behind a cache of 1024 rows" in said
     assert "| de | 100 % | 256 | 512 | 420 | 0.53 | 0.50 | 421 | 440 |" in said
 
 

@@ -29,6 +29,7 @@ CASES = (
     *("xlm_r_base", "mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
     *(
         "mistral_7b_lookup",
+        "mistral_7b_large",
         "mistral_7b_prefill_long",
         "mistral_7b_step_params",
         "merge_samples",

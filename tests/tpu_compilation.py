@@ -45,6 +45,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dyntok_jax.config import load_config
 from dyntok_jax.dynamic_model import step_layout
 from dyntok_jax.generation import lookup, programs
+from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
@@ -116,10 +117,11 @@ def mistral_7b_prefill(mesh: Any, tokens: int = 2048) -> Any:
     )
 
 
-def mistral_7b_decode(mesh: Any, draft: int = 0) -> Any:
+def mistral_7b_decode(mesh: Any, draft: int = 0, large: int = 0) -> Any:
     """The loop of steps of 8 sequences over 4096 tokens each, drawing from the whole vocabulary.
 
-    With drafts without penalties, which do not go together.
+    With drafts without penalties, which do not go together; from a large vocabulary by its exact
+    index, among 64 candidates.
     """
     module = UnrolledDecoder(DecoderConfig(), jnp.dtype(CONFIG.dtype))
     config, split = module.config, batch_sharding(mesh)
@@ -134,13 +136,17 @@ def mistral_7b_decode(mesh: Any, draft: int = 0) -> Any:
         batched((*heads, 4096, config.head_width), module.dtype, cut),
     )
     vocabulary = NamedSharding(mesh, PartitionSpec("model"))
-    rows = batched((config.vocab_size, config.width), jnp.float32, vocabulary)
+    size = large or config.vocab_size
+    rows = batched((size, config.width), jnp.float32, vocabulary)
+    search = programs.WholeVocabulary(rows)
+    if large:
+        search = ExactIndex(rows, None, None, large, mesh)
     state = programs.State(
         (past,) * config.layers,
         batched((8,), jnp.int32),
         batched((8,), jnp.int32),
         batched((8,), jnp.bool_),
-        batched((8, 0 if draft else config.vocab_size), jnp.bool_),
+        batched((8, 0 if draft else size), jnp.bool_),
         batched((8,), jax.eval_shape(jax.random.key, 0).dtype),
         batched((), jnp.int32, replicated(mesh)),
     )
@@ -149,12 +155,13 @@ def mistral_7b_decode(mesh: Any, draft: int = 0) -> Any:
     inputs = (
         _step_shapes(module, mesh),
         rows,
-        programs.WholeVocabulary(rows),
+        search,
         programs.Rules(Sampling(0.7, 0.9, 0.1, 1.1, 0.0), ends),
         state,
     )
     plan = Plan(greedy=False, top_k=50, nucleus=True, penalized=not draft)
-    how: dict[str, Any] = {"module": module, "mesh": mesh, "plan": plan, "k": 1, "chunk": 16}
+    how: dict[str, Any] = {"module": module, "mesh": mesh, "plan": plan, "chunk": 16}
+    how["k"] = 64 if large else 1
     if not draft:
         return programs.several.lower(*inputs, count, **how)
     history = lookup.History(batched((8, 8192), jnp.int32), batched((8,), jnp.int32))
@@ -209,6 +216,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mistral_7b_prefill_long": partial(mistral_7b_prefill, tokens=16_384),
     "mistral_7b_decode": mistral_7b_decode,
     "mistral_7b_lookup": partial(mistral_7b_decode, draft=7),
+    "mistral_7b_large": partial(mistral_7b_decode, large=1_000_000),
     "mistral_7b_step_params": mistral_7b_step_params,
     "merge_samples": merge_samples,
     "merge_batch": merge_batch,

@@ -381,5 +381,5 @@ def test_an_empty_prompt_follows_the_opening_token(written, prompts):
     assert text.tokens["prompt_static"] == text.tokens["prompt_dynamic"] == 1 and not text.truncated
     other = copy.copy(written.tokenizer)
     other.opening_id = None
-    with pytest.raises(DyntokError, match="no opening token"):
-        generate(dataclasses.replace(written, tokenizer=other), [empty], settings)
+    with pytest.raises(DyntokError, match=r"prompt 2: an empty text, .* no opening token"):
+        generate(dataclasses.replace(written, tokenizer=other), [prompts[0], empty], settings)

@@ -130,7 +130,9 @@ def command(
       echo '{"messages": [{"role": "user", "content": "Name three rivers."}]}' |
         dyntok generate --model smollm2-135m-instruct --max-new-tokens 40 --stream -
     """
-    records = [_checked(record, input) for record in jsonl.read_records(input, {})]
+    records = jsonl.read_records(input, {})
+    for record in records:
+        _check(record, input)
     if index != "exact" and vocabulary is None:
         raise click.UsageError(
             f"--index {index}: it searches a large vocabulary; give --vocabulary"
@@ -158,9 +160,10 @@ def command(
         how = dataclasses.replace(how, batch_size=1, steps_together=stream_every or 1)
     loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
     output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
-    prompts = [_layout(loaded, fields, how.boundary) for fields in records]
+    prompts = [_layout(loaded, record, how.boundary, input) for record in records]
     start = time.perf_counter()
-    found = generate(loaded, prompts, how, output, _shown() if stream else None)
+    with jsonl.naming_lines(input, records):
+        found = generate(loaded, prompts, how, output, _shown() if stream else None)
     if stream:
         click.echo(err=True)
     for text in found:
@@ -176,9 +179,9 @@ def command(
     )
 
 
-def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
-    """The fields of a line that has either a prompt or messages."""
-    where = f"{'standard input' if path == '-' else path}, line {record.line}"
+def _check(record: jsonl.Record, path: str) -> None:
+    """Refuses a line without a prompt and without messages, or with both."""
+    where = jsonl.line_name(path, record.line)
     if ("prompt" in record.fields) == ("messages" in record.fields):
         raise DyntokError(f"{where}: needed is one of the fields 'prompt' and 'messages'")
     name = "prompt" if "prompt" in record.fields else "messages"
@@ -186,7 +189,6 @@ def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
     problem = check(record.fields[name])
     if problem:
         raise DyntokError(f"{where}: field {name!r} {problem}")
-    return record.fields
 
 
 def _check_idle(vocabulary: str | None, settings: dict[str, Any]) -> None:
@@ -208,10 +210,14 @@ def _check_stream(settings: dict[str, Any]) -> None:
         raise click.UsageError(f"--batch-size {size} with --stream: it takes prompts one by one")
 
 
-def _layout(model: DynamicModel, fields: dict[str, Any], boundary: Boundary) -> BaseTokens:
+def _layout(model: DynamicModel, record: jsonl.Record, boundary: Boundary, path: str) -> BaseTokens:
+    fields = record.fields
     if "prompt" in fields:
         return prompt_layout(model.tokenizer, [fields["prompt"]], boundary)[0]
-    return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
+    try:
+        return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
+    except DyntokError as error:
+        raise DyntokError(f"{jsonl.line_name(path, record.line)}: {error}") from error
 
 
 def _shown() -> OnText:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_streams_look_at_the_texts_as_often_as_asked(dyntok, decoder, monkeypatc
         (
             ("--max-new-tokens", 1020, "--reduction", 0),
             [{"prompt": "old dog mind"}],
-            "prompt 1: 6 tokens, and there is room for 4 before the new",
+            "standard input, line 1: 6 tokens, and there is room for 4 before the new",
         ),
         (("--vocabulary", "/nowhere"), PROMPTS, "no large vocabulary there"),
     ],
@@ -129,6 +130,20 @@ def test_mistakes_are_one_line(dyntok, decoder, arguments, lines, said):
     run = dyntok("generate", "--model", decoder, "--rows", "fvt", *arguments, "-", stdin=lines)
     assert run.code != 0 and said in run.err and run.err.count("\n") == 1, run.err
     assert run.out == ""
+
+
+def test_lines_that_cannot_be_continued_are_named(dyntok, decoder, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    long = json.dumps({"prompt": "old dog mind"})
+    lines.write_text(f'\n{{"prompt": "a"}}\n\n{long}\n{long}\n', "utf-8")
+    few = ("--max-new-tokens", 1020, "--reduction", 0)
+    run = dyntok("generate", "--model", decoder, "--rows", "fvt", *few, lines)
+    assert run.code == 1 and f"{lines}, line 4: 6 tokens, and there is room for 4" in run.err
+    model = shutil.copytree(decoder, tmp_path / "decoder")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}", "utf-8")
+    run = dyntok("generate", "--model", model, "--rows", "fvt", *SHORT, "-", stdin=PROMPTS)
+    said = "dyntok: standard input, line 2: the chat template refuses the messages: no system role"
+    assert run.code == 1 and run.err == f"{said}\n"
 
 
 def test_a_prompt_too_long_is_cut_and_counted(dyntok, decoder):

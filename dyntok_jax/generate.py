@@ -76,6 +76,7 @@ def _check(
             f"codebook {settings.codebook}: valid is a number from 0 to {model.max_length}, the "
             f"tokens that {model.name} reads"
         )
+    _check_candidates(model, settings, vocabulary)
     if vocabulary is None:
         if settings.reduction is None:
             raise DyntokError("a reduction is needed without an output vocabulary")
@@ -85,11 +86,23 @@ def _check(
             raise DyntokError(f"{name}: it needs the model's own output vocabulary")
     if settings.reduction is None and vocabulary.tokenize is None:
         raise DyntokError("a reduction is needed: this vocabulary tokenizes no prompts")
-    wanted = max(settings.top_k, settings.candidates)
-    if wanted > vocabulary.index.size:
-        raise DyntokError(
-            f"{wanted} candidates (candidates, top_k): the vocabulary has {vocabulary.index.size}"
-        )
+
+
+def _check_candidates(
+    model: DynamicModel, settings: GenerationConfig, vocabulary: OutputVocabulary | None
+) -> None:
+    """Refuses to choose among more tokens than there are."""
+    if vocabulary is None:
+        most, asked = len(model.source.input) + settings.codebook, ("top_k",)
+    else:
+        most, asked = vocabulary.index.size, ("candidates", "top_k")
+    for name in asked:
+        given = getattr(settings, name)
+        if given > most:
+            raise DyntokError(
+                f"{name} {given}: valid is a number up to {most}, the tokens that there are to "
+                "choose from"
+            )
 
 
 def _prepared(

@@ -110,6 +110,11 @@ def test_streams_look_at_the_texts_as_often_as_asked(dyntok, decoder, monkeypatc
             PROMPTS,
             "--merge-together: with",
         ),
+        (
+            ("--temperature", 1, "--top-k", 10**9),
+            PROMPTS,
+            "top_k 1000000000: valid is a number up to",
+        ),
         (("--codebook", -1), PROMPTS, "codebook -1"),
         (("--codebook", 10**12), PROMPTS, "from 0 to 1024, the tokens that"),
         (("--index", "/nowhere"), PROMPTS, "--index /nowhere: it searches a large vocabulary"),

@@ -359,6 +359,29 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
         OutputVocabulary([*range(8)], rows, index)
 
 
+def test_an_index_is_asked_for_as_many_tokens_as_are_chosen_among(written, prompts):
+    rows = np.asarray(written.source.input, np.float32)
+    asked: list[int] = []
+
+    class Noting(HostIndex):
+        def search(self, hidden: Any, k: int) -> Candidates:
+            asked.append(k)
+            return super().search(hidden, k)
+
+    index: Any = Noting(rows)
+    vocabulary = OutputVocabulary([*range(len(rows))], rows, index)
+    greedy = GenerationConfig(max_new_tokens=1, candidates=30, top_k=50)
+    for changes, wanted in (
+        ({}, 1),
+        ({"repetition_penalty": 1.1}, 30),
+        ({"eos_bias": 1.0}, 30),
+        ({"temperature": 1.0}, 50),
+        ({"temperature": 1.0, "top_k": 0}, 30),
+    ):
+        generate(written, prompts, dataclasses.replace(greedy, **changes), vocabulary)
+        assert asked.pop() == wanted and not asked
+
+
 @pytest.mark.parametrize("in_vocabulary", [False, True])
 def test_of_a_cut_prompt_both_lengths_are_of_the_same_text(written, prompts, in_vocabulary):
     prompt, kept = prompts[0], 4

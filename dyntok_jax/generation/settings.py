@@ -119,6 +119,11 @@ class GenerationConfig:
         return Plan(False, self.top_k, self.top_p < 1, penalized)
 
     @property
+    def best_only(self) -> bool:
+        """Whether the best token is taken as the search finds it, which need find no other."""
+        return self.plan == Plan() and not self.eos_bias
+
+    @property
     def sampling(self) -> Sampling:
         """The numbers of the rules."""
         return Sampling(

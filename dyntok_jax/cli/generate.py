@@ -57,7 +57,12 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 )
 @_number("--max-new-tokens", int, 128, "Tokens at most.")
 @_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")
-@_number("--top-k", int, 0, "Draw from so many; 0 for all.")
+@_number(
+    "--top-k",
+    int,
+    0,
+    "Draw from so many of the best tokens; 0: from all, with --vocabulary from its --candidates.",
+)
 @_number("--top-p", float, 1.0, "Draw from the most likely ones, up to this probability.")
 @_number("--min-p", float, 0.0, "Draw from those at least this share as likely as the best.")
 @_number(
@@ -74,7 +79,13 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends a text; may be given again.")
 @_number("--seed", int, 0, "Of the draws.")
-@_number("--candidates", int, 64, "Tokens of a large vocabulary that are drawn from.")
+@_number(
+    "--candidates",
+    int,
+    64,
+    "Tokens of a large vocabulary, --top-k at least, that are drawn from or weighed by "
+    "--repetition-penalty and --eos-bias.",
+)
 @_number("--codebook", int, 0, "Merged tokens of the prompt that can be generated too.")
 @_number(
     "--rewrite-words",
@@ -122,8 +133,10 @@ def command(
 
     A line is {"prompt": ...} or {"messages": [{"role": ..., "content": ...}, ...]}. Writes {"text",
     "ids", "finish", "tokens": {"prompt_static", "prompt_dynamic", "new"}, "seconds": {"prefill",
-    "decode"}, "kv_cache": {"static", "dynamic"} bytes, "truncated"} for each: seconds are of the
-    batch; finish is end, stop or length. Prompts are merged, each alone.
+    "decode"}, "kv_cache": {"static", "dynamic"} bytes, "truncated"} for each, and "codebook" where
+    there is one: merged tokens, whose ids follow the vocabulary's. Seconds are of the batch, with
+    compiling, without merging the prompts; finish is end, stop or length. Prompts are merged, each
+    alone unless told otherwise.
 
     \b
     Example:

@@ -37,6 +37,17 @@ def test_texts_counts_and_seconds(dyntok, decoder):
     assert run.records[1]["tokens"]["prompt_static"] == len(static.records[0]["tokens"])
 
 
+def test_help_names_all_that_is_written(dyntok, decoder):
+    arguments = ("--rows", "fvt", *SHORT, "--codebook", 2, "-")
+    run = dyntok("generate", "--model", decoder, *arguments, stdin=PROMPTS[:1])
+    (record,) = run.records
+    assert len(record["codebook"]) == 2
+    parts = (part for value in record.values() if isinstance(value, dict) for part in value)
+    shown = dyntok("generate", "--help").out
+    for name in (*record, *parts):
+        assert f'"{name}"' in shown, name
+
+
 def test_the_last_word_is_merged_on_request(dyntok, decoder):
     arguments = "--model", decoder, "--rows", "fvt"
     prompt = "The old dog sees lighthouses"

@@ -17,8 +17,8 @@ from dyntok_jax.generation.settings import (
 )
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.scoring import cut_left
-from dyntok_jax.text.layouts import BaseTokens, keep_last
-from dyntok_jax.types import DyntokError, Token
+from dyntok_jax.text.layouts import BaseTokens, keep_last, opened
+from dyntok_jax.types import DyntokError, PromptError, Token
 
 __all__ = ["Generated", "GenerationConfig", "OnText", "OutputVocabulary", "generate"]
 
@@ -45,8 +45,8 @@ def generate(
             default its place.
 
     Raises:
-        DyntokError: an encoder; a prompt that is too long, or empty without an opening token;
-            settings that do not go together; see ``DynamicModel.merge``.
+        DyntokError: an encoder; settings that do not go together; see ``DynamicModel.merge``.
+        PromptError: a prompt that is too long, or empty without an opening token.
     """
     if model.kind != "decoder":
         raise DyntokError(f"{model.name} is an encoder: generate needs a decoder")
@@ -76,6 +76,7 @@ def _check(
             f"codebook {settings.codebook}: valid is a number from 0 to {model.max_length}, the "
             f"tokens that {model.name} reads"
         )
+    _check_candidates(model, settings, vocabulary)
     if vocabulary is None:
         if settings.reduction is None:
             raise DyntokError("a reduction is needed without an output vocabulary")
@@ -85,11 +86,23 @@ def _check(
             raise DyntokError(f"{name}: it needs the model's own output vocabulary")
     if settings.reduction is None and vocabulary.tokenize is None:
         raise DyntokError("a reduction is needed: this vocabulary tokenizes no prompts")
-    wanted = max(settings.top_k, settings.candidates)
-    if wanted > vocabulary.index.size:
-        raise DyntokError(
-            f"{wanted} candidates (candidates, top_k): the vocabulary has {vocabulary.index.size}"
-        )
+
+
+def _check_candidates(
+    model: DynamicModel, settings: GenerationConfig, vocabulary: OutputVocabulary | None
+) -> None:
+    """Refuses to choose among more tokens than there are."""
+    if vocabulary is None:
+        most, asked = len(model.source.input) + settings.codebook, ("top_k",)
+    else:
+        most, asked = vocabulary.index.size, ("candidates", "top_k")
+    for name in asked:
+        given = getattr(settings, name)
+        if given > most:
+            raise DyntokError(
+                f"{name} {given}: valid is a number up to {most}, the tokens that there are to "
+                "choose from"
+            )
 
 
 def _prepared(
@@ -105,7 +118,7 @@ def _prepared(
     ready = []
     for place, (base, tokens) in enumerate(zip(prompts, read, strict=True)):
         in_vocabulary = settings.reduction is None
-        tokens = tokens or _opening(model)
+        tokens = opened(model.tokenizer, tokens, place)
         prefix, cut = _excess(model, tokens, room, settings.truncate, place)
         gone, kept = tokens[prefix : prefix + cut], tokens[:prefix] + tokens[prefix + cut :]
         if in_vocabulary and vocabulary is not None:
@@ -146,9 +159,10 @@ def _excess(
     if excess <= 0:
         return 0, 0
     if not truncate:
-        raise DyntokError(
-            f"prompt {place + 1}: {len(tokens)} tokens, and there is room for {room} before the "
-            "new ones (truncate cuts its beginning)"
+        raise PromptError(
+            place,
+            f"{len(tokens)} tokens, and there is room for {room} before the new ones (truncate "
+            "cuts its beginning)",
         )
     before = model.tokenizer.prompt_ids
     prefix = len(before) if tokens[: len(before)] == before and len(before) < room else 0
@@ -163,9 +177,3 @@ def _base_length(base: Sequence[Token], gone: Sequence[Token]) -> int:
 
     ends = np.cumsum([width(token) for token in base])
     return int(np.searchsorted(ends, sum(map(width, gone)), side="right"))
-
-
-def _opening(model: DynamicModel) -> list[Token]:
-    if model.tokenizer.opening_id is None:
-        raise DyntokError("an empty prompt, and the tokenizer has no opening token to begin with")
-    return [model.tokenizer.opening_id]

@@ -19,8 +19,8 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.heads import logits
 from dyntok_jax.sharding import gathered
 from dyntok_jax.text.boundaries import Boundary
-from dyntok_jax.text.layouts import BaseTokens, keep_last, prompt_layout
-from dyntok_jax.types import DyntokError, Token
+from dyntok_jax.text.layouts import BaseTokens, keep_last, opened, prompt_layout
+from dyntok_jax.types import DyntokError, PromptError, Token
 
 CHOICE_BUCKETS = tuple(4**k for k in range(11))
 """Scored tokens of a choice: 1, 4, 16, and so on."""
@@ -83,7 +83,8 @@ def score(
         max_length: cuts prompts; by default, and at most, what the model can read.
 
     Raises:
-        DyntokError: an encoder; a choice that fills the whole length; see ``DynamicModel.merge``.
+        DyntokError: an encoder; see ``DynamicModel.merge``.
+        PromptError: a choice that fills the whole length; an empty prompt without an opening token.
     """
     if model.kind != "decoder":
         raise DyntokError(f"{model.name} is an encoder: score needs a decoder (encode takes it)")
@@ -91,18 +92,19 @@ def score(
     scored: list[Scored] = []
     sequences: list[list[Token]] = []
     targets: list[list[int]] = []
-    for prompt, choices in items:
+    for place, (prompt, choices) in enumerate(items):
         pieces = model.tokenizer.encode_continuations(choices)
         room = longest - max((len(choice.ids) for choice in pieces), default=0)
         if room <= len(model.tokenizer.prompt_ids):
-            raise DyntokError(
-                f"a choice of {longest - room} tokens leaves no room for a prompt in {longest}"
+            raise PromptError(
+                place,
+                f"a choice of {longest - room} tokens leaves no room for a prompt in {longest}",
             )
         (base,) = prompt_layout(model.tokenizer, [prompt], boundary)
         base = cut_left(base, len(model.tokenizer.prompt_ids), room)
         merging = [keep_last(base, kept_words)]
         merged = model.merge(merging, Budget(reduction=reduction), boundary, per_sample=True)
-        before = merged.sequences[0].tokens or _opening(model)
+        before = opened(model.tokenizer, merged.sequences[0].tokens, place)
         sequences += [[*before, *choice.tokens] for choice in pieces]
         targets += [choice.ids for choice in pieces]
         static, dynamic = len(base.tokens), len(merged.sequences[0].tokens)
@@ -127,12 +129,6 @@ def cut_left(base: BaseTokens, prefix: int, room: int) -> BaseTokens:
     kept = np.r_[0:prefix, prefix + excess : len(base.tokens)]
     tokens = [base.tokens[i] for i in kept]
     return BaseTokens(base.ids[kept], tokens, base.units[kept], truncated=excess)
-
-
-def _opening(model: DynamicModel) -> list[Token]:
-    if model.tokenizer.opening_id is None:
-        raise DyntokError("an empty prompt, and the tokenizer has no opening token to score after")
-    return [model.tokenizer.opening_id]
 
 
 def target_scores(

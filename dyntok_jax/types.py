@@ -41,6 +41,19 @@ class DyntokError(Exception):
     """A mistake in what the user gave: one line that says what, where and what is valid."""
 
 
+class PromptError(DyntokError):
+    """A mistake in one of several prompts.
+
+    Attributes:
+        place: the prompt's among all, from 0.
+        problem: the mistake, without the place, for those who know the prompt by another name.
+    """
+
+    def __init__(self, place: int, problem: str):
+        super().__init__(f"prompt {place + 1}: {problem}")
+        self.place, self.problem = place, problem
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` with the valid name nearest to a wrong one; nothing if none is."""
     near = difflib.get_close_matches(name.lower(), list(valid), n=1, cutoff=0.4)

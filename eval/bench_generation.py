@@ -2,7 +2,7 @@
 
     python -m eval.bench_generation --model smollm2-135m-instruct \
         --texts out/text/wiki_qa/de.txt,out/text/ntrex/ru.txt,out/text/ntrex/tr.txt \
-        --vocabulary DIR --index DIR --out eval/results/generation_bench.json
+        --vocabulary DIR --index DIR --out out/bench_generation.json
 
 ``decode``: tokens a second against transformers, in the same dtype, greedy, from prompts of 64
 base tokens. ``prefill``: time to the first token of merged prompts beside static ones.
@@ -10,7 +10,8 @@ base tokens. ``prefill``: time to the first token of merged prompts beside stati
 with drafts. ``lookup``: drafts beside plain decoding, of best texts and of drawn ones.
 ``index``: a decode step in a large vocabulary beside one in the model's own. The sides of a part
 run in one process and, but for ``recompute``, turn and turn about; compiling and first calls are
-not timed. No text ends before its length.
+not timed. No text ends before its length. Runs of some of the parts each are
+eval/results/generation_*.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rich.table import Table
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.generate import GenerationConfig, OutputVocabulary, generate
-from dyntok_jax.generation.opening import open_vocabulary
+from dyntok_jax.generation.opening import open_vocabulary, output_vocabulary
 from dyntok_jax.large_vocabulary.opening import EXACT
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.model_store import resolve
@@ -70,12 +71,24 @@ def main() -> None:
         type=positive,
         default=128,
         metavar="N",
-        help="of the other parts (128)",
+        help="of each text, for decode, lookup and index (128)",
     )
-    add("--recompute-tokens", type=positive, default=512, metavar="N", help="new tokens (512)")
+    add(
+        "--recompute-tokens",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="of the text, for recompute (512)",
+    )
     add("--lookup-tokens", type=positive, default=7, metavar="N", help="drafted in a step (7)")
-    add("--repeats", type=positive, default=5, metavar="N", help="of each timing (5)")
-    add("--vocabulary", metavar="DIR", help="a large one, of recompute and index")
+    add(
+        "--repeats",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="of each timing but recompute's (5)",
+    )
+    add("--vocabulary", metavar="DIR", help="a large one, for recompute and index")
     add("--index", metavar="DIR", help="of the large vocabulary, for index")
     run(parser, _measure, _show)
 
@@ -225,8 +238,8 @@ def against_recomputing(
     """
     vocabulary, rows, ids, reduction = None, model.source, prompt.ids, 0.0
     if folder is not None:
-        vocabulary = open_vocabulary(folder, model, EXACT)
         large = LargeVocabulary.load(folder, model.tokenizer)
+        vocabulary = output_vocabulary(large, model, EXACT)
         rows, ids, reduction = large.rows(), np.array(large.tokenize(prompt)), None
     output = rows.input if rows.output is None else rows.output
     output = np.require(output, np.float32, "W")  # torch warns of memory it must not write

@@ -318,6 +318,7 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
     [
         ({"max_new_tokens": 1024}, "max_new_tokens 1024: .* reads 1024 tokens"),
         ({"reduction": None}, "a reduction is needed without"),
+        ({"top_k": 10**9}, r"top_k 1000000000: valid is a number up to \d+, the tokens"),
         ({"max_new_tokens": 1018, "reduction": 0}, "prompt 1: 1. tokens, and there is room for 6"),
     ],
 )
@@ -326,13 +327,26 @@ def test_what_does_not_fit_is_refused(written, prompts, changes, said):
         generate(written, prompts, GenerationConfig(**changes))
 
 
+def test_all_tokens_can_be_drawn_from_and_not_more(written, prompts):
+    size = len(written.source.input)
+    for codebook in (0, 2):
+        most = size + codebook
+        settings = dataclasses.replace(DRAWN, max_new_tokens=2, top_k=most, codebook=codebook)
+        whole = generate(written, prompts, dataclasses.replace(settings, top_k=0))
+        texts = generate(written, prompts, settings)
+        assert [text.ids for text in texts] == [text.ids for text in whole]
+        more = dataclasses.replace(settings, top_k=most + 1)
+        with pytest.raises(DyntokError, match=f"top_k {most + 1}: valid is a number up to {most},"):
+            generate(written, prompts, more)
+
+
 def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
     rows = np.zeros((9, 16), np.float32)
     index: Any = HostIndex(rows)
     vocabulary = OutputVocabulary([*range(9)], rows, index)
     refused: list[tuple[Any, str]] = [
-        ({"candidates": 10}, "10 candidates .* the vocabulary has 9"),
-        ({"top_k": 12, "candidates": 1}, "12 candidates"),
+        ({"candidates": 10}, "candidates 10: valid is a number up to 9, the tokens"),
+        ({"top_k": 12, "candidates": 1}, "top_k 12: valid is a number up to 9, the tokens"),
         ({"codebook": 1}, "codebook: it needs the model's own"),
         ({"lookup_tokens": 1}, "lookup_tokens: it needs the model's own"),
         ({"reduction": None}, "this vocabulary tokenizes no prompts"),
@@ -343,6 +357,29 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
             generate(written, prompts, settings, vocabulary)
     with pytest.raises(DyntokError, match=r"8 tokens, 9 input rows .* index of 9"):
         OutputVocabulary([*range(8)], rows, index)
+
+
+def test_an_index_is_asked_for_as_many_tokens_as_are_chosen_among(written, prompts):
+    rows = np.asarray(written.source.input, np.float32)
+    asked: list[int] = []
+
+    class Noting(HostIndex):
+        def search(self, hidden: Any, k: int) -> Candidates:
+            asked.append(k)
+            return super().search(hidden, k)
+
+    index: Any = Noting(rows)
+    vocabulary = OutputVocabulary([*range(len(rows))], rows, index)
+    greedy = GenerationConfig(max_new_tokens=1, candidates=30, top_k=50)
+    for changes, wanted in (
+        ({}, 1),
+        ({"repetition_penalty": 1.1}, 30),
+        ({"eos_bias": 1.0}, 30),
+        ({"temperature": 1.0}, 50),
+        ({"temperature": 1.0, "top_k": 0}, 30),
+    ):
+        generate(written, prompts, dataclasses.replace(greedy, **changes), vocabulary)
+        assert asked.pop() == wanted and not asked
 
 
 @pytest.mark.parametrize("in_vocabulary", [False, True])
@@ -381,5 +418,5 @@ def test_an_empty_prompt_follows_the_opening_token(written, prompts):
     assert text.tokens["prompt_static"] == text.tokens["prompt_dynamic"] == 1 and not text.truncated
     other = copy.copy(written.tokenizer)
     other.opening_id = None
-    with pytest.raises(DyntokError, match="no opening token"):
-        generate(dataclasses.replace(written, tokenizer=other), [empty], settings)
+    with pytest.raises(DyntokError, match=r"prompt 2: an empty text, .* no opening token"):
+        generate(dataclasses.replace(written, tokenizer=other), [prompts[0], empty], settings)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +49,17 @@ def test_the_last_word_of_a_prompt_stays_in_base_tokens(decoder):
     assert sentence.tokens_dynamic == ending.tokens_dynamic - whole.tokens_dynamic + 2
     with pytest.raises(DyntokError, match="kept_words -1: valid is a number from 0"):
         score(model, items, 100, kept_words=-1)
+
+
+def test_a_prompt_that_cannot_be_scored_is_named(decoder):
+    model = load(str(decoder), "fvt")
+    short, long = ("The", [" a"]), ("The", [" lighthouses"])
+    with pytest.raises(DyntokError, match=r"prompt 2: a choice of 5 tokens leaves no room .* in 5"):
+        score(model, [short, long], max_length=5)
+    without = copy.copy(model.tokenizer)
+    without.opening_id = None
+    with pytest.raises(DyntokError, match=r"prompt 2: an empty text, .* no opening token"):
+        score(dataclasses.replace(model, tokenizer=without), [short, ("", [" a"])])
 
 
 def test_targets_stand_at_the_end():

@@ -19,7 +19,7 @@ from dyntok_jax.types import DyntokError
 
 if TYPE_CHECKING:
     from dyntok_jax.dynamic_model import DynamicModel
-    from dyntok_jax.generate import OnText
+    from dyntok_jax.generate import GenerationConfig, OnText
 
 
 def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], Any]:
@@ -46,7 +46,7 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     "--vocabulary",
     metavar="DIR",
     help="Generate in a large vocabulary (train.vocabulary); without --reduction prompts are cut "
-    "and read by it too, whatever --rows are.",
+    "and read by it too, and take no --rows.",
 )
 @click.option(
     "--index",
@@ -57,7 +57,12 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 )
 @_number("--max-new-tokens", int, 128, "Tokens at most.")
 @_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")
-@_number("--top-k", int, 0, "Draw from so many; 0 for all.")
+@_number(
+    "--top-k",
+    int,
+    0,
+    "Draw from so many of the best tokens; 0: from all, with --vocabulary from its --candidates.",
+)
 @_number("--top-p", float, 1.0, "Draw from the most likely ones, up to this probability.")
 @_number("--min-p", float, 0.0, "Draw from those at least this share as likely as the best.")
 @_number(
@@ -74,7 +79,13 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends a text; may be given again.")
 @_number("--seed", int, 0, "Of the draws.")
-@_number("--candidates", int, 64, "Tokens of a large vocabulary that are drawn from.")
+@_number(
+    "--candidates",
+    int,
+    64,
+    "Tokens of a large vocabulary, --top-k at least, that are drawn from or weighed by "
+    "--repetition-penalty and --eos-bias.",
+)
 @_number("--codebook", int, 0, "Merged tokens of the prompt that can be generated too.")
 @_number(
     "--rewrite-words",
@@ -122,29 +133,24 @@ def command(
 
     A line is {"prompt": ...} or {"messages": [{"role": ..., "content": ...}, ...]}. Writes {"text",
     "ids", "finish", "tokens": {"prompt_static", "prompt_dynamic", "new"}, "seconds": {"prefill",
-    "decode"}, "kv_cache": {"static", "dynamic"} bytes, "truncated"} for each: seconds are of the
-    batch; finish is end, stop or length. Prompts are merged, each alone.
+    "decode"}, "kv_cache": {"static", "dynamic"} bytes, "truncated"} for each, and "codebook" where
+    there is one: merged tokens, whose ids follow the vocabulary's. Seconds are of the batch, with
+    compiling, without merging the prompts; finish is end, stop or length. Prompts are merged, each
+    alone unless told otherwise.
 
     \b
     Example:
       echo '{"messages": [{"role": "user", "content": "Name three rivers."}]}' |
         dyntok generate --model smollm2-135m-instruct --max-new-tokens 40 --stream -
     """
-    records = [_checked(record, input) for record in jsonl.read_records(input, {})]
-    if index != "exact" and vocabulary is None:
-        raise click.UsageError(
-            f"--index {index}: it searches a large vocabulary; give --vocabulary"
-        )
-    if stream_every is not None and not stream:
-        raise click.UsageError(f"--stream-every {stream_every}: it goes with --stream")
-    if stream_every is not None and not index.startswith("exact"):
-        raise click.UsageError("--stream-every: with a ScaNN index every token is shown")
-    _check_idle(vocabulary, settings)
+    records = jsonl.read_records(input, {})
+    for record in records:
+        _check(record, input)
+    _check_index(vocabulary, index)
+    _check_stream(stream, stream_every, index, settings)
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
     options.refuse_base_rows(rows, settings["reduction"] or 0)
-    if stream:
-        _check_stream(settings)
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
@@ -154,18 +160,22 @@ def command(
     settings["boundary"] = Boundary(settings["boundary"])
     settings["truncate"] = settings["truncate"] is not None
     how = GenerationConfig(**settings)
+    _check_idle(how, vocabulary)
+    if how.reduction is None:
+        rows = "base"  # nothing is merged, so that no hypernetwork need be loaded
     if stream:
         how = dataclasses.replace(how, batch_size=1, steps_together=stream_every or 1)
     loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
     output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
-    prompts = [_layout(loaded, fields, how.boundary) for fields in records]
+    prompts = [_layout(loaded, record, how.boundary, input) for record in records]
     start = time.perf_counter()
-    found = generate(loaded, prompts, how, output, _shown() if stream else None)
+    with jsonl.naming_lines(input, records):
+        found = generate(loaded, prompts, how, output, _shown() if stream else None)
     if stream:
         click.echo(err=True)
     for text in found:
-        record = dataclasses.asdict(text)
-        jsonl.write_line({k: v for k, v in record.items() if k != "codebook" or v})
+        fields = dataclasses.asdict(text)
+        jsonl.write_line({k: v for k, v in fields.items() if k != "codebook" or v})
     summarize(
         sum(text.tokens["prompt_static"] for text in found),
         sum(text.tokens["prompt_dynamic"] for text in found),
@@ -176,9 +186,9 @@ def command(
     )
 
 
-def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
-    """The fields of a line that has either a prompt or messages."""
-    where = f"{'standard input' if path == '-' else path}, line {record.line}"
+def _check(record: jsonl.Record, path: str) -> None:
+    """Refuses a line without a prompt and without messages, or with both."""
+    where = jsonl.line_name(path, record.line)
     if ("prompt" in record.fields) == ("messages" in record.fields):
         raise DyntokError(f"{where}: needed is one of the fields 'prompt' and 'messages'")
     name = "prompt" if "prompt" in record.fields else "messages"
@@ -186,32 +196,67 @@ def _checked(record: jsonl.Record, path: str) -> dict[str, Any]:
     problem = check(record.fields[name])
     if problem:
         raise DyntokError(f"{where}: field {name!r} {problem}")
-    return record.fields
 
 
-def _check_idle(vocabulary: str | None, settings: dict[str, Any]) -> None:
+def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
     """Refuses what was given and would change nothing."""
-    source = click.get_current_context().get_parameter_source("candidates")
-    if vocabulary is None and source is not ParameterSource.DEFAULT:
-        raise click.UsageError("--candidates: without --vocabulary all tokens are drawn from")
-    if vocabulary is not None and settings["reduction"] is None and settings["merge_together"]:
-        raise click.UsageError("--merge-together: with --vocabulary it goes with --reduction only")
+    idle: dict[str, str] = {}
+    if how.temperature == 0:
+        why = "it goes with a --temperature above 0; at 0 the best token is taken"
+        idle |= dict.fromkeys(("top_k", "top_p", "min_p", "seed"), why)
+    if vocabulary is None:
+        idle["candidates"] = "without --vocabulary all tokens are drawn from"
+    elif how.best_only:
+        idle["candidates"] = (
+            "it goes with --temperature, --repetition-penalty or --eos-bias; without them only "
+            "the best token is searched for"
+        )
+    if how.reduction is None:
+        why = "with --vocabulary it goes with --reduction only"
+        names = ("rows", "language", "base_rows", "kept_words", "merge_together")
+        idle |= dict.fromkeys(names, why)
+    for name, why in idle.items():
+        if _is_given(name):
+            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")
 
 
-def _check_stream(settings: dict[str, Any]) -> None:
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def _check_index(vocabulary: str | None, index: str) -> None:
+    if index != "exact" and vocabulary is None:
+        raise click.UsageError(
+            f"--index {index}: it searches a large vocabulary; give --vocabulary"
+        )
+
+
+def _check_stream(
+    stream: bool, stream_every: int | None, index: str, settings: dict[str, Any]
+) -> None:
     """Texts are shown one after another, so that there are no batches."""
+    if stream_every is not None and not stream:
+        raise click.UsageError(f"--stream-every {stream_every}: it goes with --stream")
+    if stream_every is not None and not index.startswith("exact"):
+        raise click.UsageError("--stream-every: with a ScaNN index every token is shown")
+    if not stream:
+        return
     if settings["merge_together"]:
         raise click.UsageError("--merge-together with --stream: it takes prompts one by one")
-    source = click.get_current_context().get_parameter_source("batch_size")
     size = settings["batch_size"]
-    if source is not ParameterSource.DEFAULT and size != 1:
+    if _is_given("batch_size") and size != 1:
         raise click.UsageError(f"--batch-size {size} with --stream: it takes prompts one by one")
 
 
-def _layout(model: DynamicModel, fields: dict[str, Any], boundary: Boundary) -> BaseTokens:
+def _layout(model: DynamicModel, record: jsonl.Record, boundary: Boundary, path: str) -> BaseTokens:
+    fields = record.fields
     if "prompt" in fields:
         return prompt_layout(model.tokenizer, [fields["prompt"]], boundary)[0]
-    return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
+    try:
+        return messages_layout(model.tokenizer, [fields["messages"]], boundary)[0]
+    except DyntokError as error:
+        raise DyntokError(f"{jsonl.line_name(path, record.line)}: {error}") from error
 
 
 def _shown() -> OnText:

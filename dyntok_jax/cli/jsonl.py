@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dyntok_jax.types import DyntokError
+from dyntok_jax.types import DyntokError, PromptError
 
 _KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false"}
 
@@ -32,27 +33,41 @@ def read_records(path: str, fields: dict[str, Callable[[Any], str | None]]) -> l
         DyntokError: a file that cannot be read; a line that is not UTF-8, not a JSON object, or
             lacks a field, with its number.
     """
-    name = "standard input" if path == "-" else path
     try:
         if path == "-":
             if sys.stdin is None:
                 raise DyntokError("standard input is closed; give a file of JSON lines")
-            return _parse(sys.stdin.buffer, name, fields)
+            return _parse(sys.stdin.buffer, path, fields)
         with open(path, "rb") as file:
-            return _parse(file, name, fields)
+            return _parse(file, path, fields)
     except OSError as error:
         raise DyntokError(f"{path}: {error.strerror} (give a file of JSON lines, or -)") from error
 
 
+def line_name(path: str, line: int) -> str:
+    """What errors call a line of the input."""
+    return f"{'standard input' if path == '-' else path}, line {line}"
+
+
+@contextmanager
+def naming_lines(path: str, records: Sequence[Record]) -> Iterator[None]:
+    """Within it, an error about one of the prompts says in which line of the input that stands."""
+    try:
+        yield
+    except PromptError as error:
+        where = line_name(path, records[error.place].line)
+        raise DyntokError(f"{where}: {error.problem}") from error
+
+
 def _parse(
-    file: BinaryIO, name: str, fields: dict[str, Callable[[Any], str | None]]
+    file: BinaryIO, path: str, fields: dict[str, Callable[[Any], str | None]]
 ) -> list[Record]:
     records = []
     for number, raw in enumerate(file, start=1):
         raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         if not raw.strip():
             continue
-        where = f"{name}, line {number}"
+        where = line_name(path, number)
         try:
             record = json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -80,7 +80,7 @@ kept_words = click.option(
     default=1,
     show_default=True,
     help="Words (punctuation marks, white space) at a prompt's end that stay in base tokens, since "
-    "what follows goes on from there; of no effect on longest prefixes of a vocabulary.",
+    "what follows goes on from there.",
 )
 batch_size = click.option(
     "--batch-size",

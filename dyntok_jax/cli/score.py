@@ -67,15 +67,16 @@ def command(
     compute = load_config(Path(config) if config else None)
     loaded = load(model, rows, compute, language, base_rows)
     start = time.perf_counter()
-    scored = score(
-        loaded,
-        [(r.fields["prompt"], r.fields["choices"]) for r in records],
-        reduction,
-        boundary=Boundary(boundary),
-        kept_words=kept_words,
-        batch_size=batch_size,
-        max_length=max_length,
-    )
+    with jsonl.naming_lines(input, records):
+        scored = score(
+            loaded,
+            [(r.fields["prompt"], r.fields["choices"]) for r in records],
+            reduction,
+            boundary=Boundary(boundary),
+            kept_words=kept_words,
+            batch_size=batch_size,
+            max_length=max_length,
+        )
     for item in scored:
         tokens = {"static": item.tokens_static, "dynamic": item.tokens_dynamic}
         jsonl.write_line({"scores": item.scores, "tokens": tokens, "truncated": item.truncated})

@@ -28,7 +28,6 @@ from dyntok_jax.generation.settings import (
 )
 from dyntok_jax.large_vocabulary.vocabulary import ids_by_spelling
 from dyntok_jax.models.kv_cache import kv_bytes
-from dyntok_jax.sampling import Plan
 from dyntok_jax.sharding import batch_sharding, replicated
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import Token
@@ -111,8 +110,7 @@ class _Run:
         self._step = {"module": model.step_module, "mesh": model.mesh}
         ends = np.array(model.end_ids or [programs.NO_TOKEN - 1], np.int32)
         self._rules = Rules(settings.sampling, jax.device_put(ends, replicated(model.mesh)))
-        best_only = settings.plan == Plan() and not settings.eos_bias
-        k = 1 if best_only else max(settings.candidates, settings.top_k)
+        k = 1 if settings.best_only else max(settings.candidates, settings.plan.top_k)
         self._choice = {"plan": settings.plan, "k": k}
         # Behind the first token and the one that ends the last step there is none to guess.
         self._draft = max(0, min(settings.lookup_tokens, settings.max_new_tokens - 2))

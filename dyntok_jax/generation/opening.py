@@ -22,12 +22,27 @@ def open_vocabulary(
         index: see ``large_vocabulary.opening.open_index``.
 
     Raises:
-        DyntokError: as ``LargeVocabulary.load``, ``check_width`` and ``open_index``.
+        DyntokError: as ``LargeVocabulary.load`` and ``output_vocabulary``.
     """
-    found = LargeVocabulary.load(folder, model.tokenizer)
-    check_width(found, model)
-    search = open_index(index, found, model.mesh)
-    return OutputVocabulary(found.tokens, found.rows().input, search, found.tokenize)
+    return output_vocabulary(LargeVocabulary.load(folder, model.tokenizer), model, index)
+
+
+def output_vocabulary(
+    vocabulary: LargeVocabulary, model: DynamicModel, index: str = EXACT
+) -> OutputVocabulary:
+    """A large vocabulary to generate in.
+
+    Args:
+        vocabulary: with its rows.
+        model: the decoder it was built for.
+        index: see ``large_vocabulary.opening.open_index``.
+
+    Raises:
+        DyntokError: as ``check_width`` and ``open_index``.
+    """
+    check_width(vocabulary, model)
+    search = open_index(index, vocabulary, model.mesh)
+    return OutputVocabulary(vocabulary.tokens, vocabulary.rows().input, search, vocabulary.tokenize)
 
 
 def check_width(vocabulary: LargeVocabulary, model: DynamicModel) -> None:

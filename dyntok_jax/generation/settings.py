@@ -39,7 +39,7 @@ class GenerationConfig:
         merge_together: merges every ``batch_size`` prompts in order together; otherwise each alone.
         batch_size: sequences in a batch.
         temperature: divides the logits; 0 takes the best token.
-        top_k: candidates to draw from; 0 for all.
+        top_k: candidates to draw from; 0 for all. Not more than the vocabulary has.
         top_p, min_p, repetition_penalty, eos_bias: as in ``sampling.Sampling``. They act among the
             candidates: with an index a token that it does not find is not made one by them.
         stop: strings that end a text, which ends before them; the name of a special token is that
@@ -117,6 +117,11 @@ class GenerationConfig:
         if self.temperature == 0:
             return Plan(penalized=penalized)
         return Plan(False, self.top_k, self.top_p < 1, penalized)
+
+    @property
+    def best_only(self) -> bool:
+        """Whether the best token is taken as the search finds it, which need find no other."""
+        return self.plan == Plan() and not self.eos_bias
 
     @property
     def sampling(self) -> Sampling:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dyntok_jax.text.base_tokens import BaseTokenizer, Pieces
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
-from dyntok_jax.types import DyntokError, Token
+from dyntok_jax.types import DyntokError, PromptError, Token
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,26 @@ def keep_last(base: BaseTokens, words: int) -> BaseTokens:
     if not words or not len(begins):
         return base
     return unmerged_from(base, text + int(begins[-min(words, len(begins))]))
+
+
+def opened(tokenizer: BaseTokenizer, tokens: list[Token], place: int) -> list[Token]:
+    """A prompt's tokens; of an empty one the opening token, since a text must follow something.
+
+    Args:
+        tokenizer: the model's own.
+        tokens: merged or not.
+        place: the prompt's among all, which an error names.
+
+    Raises:
+        PromptError: no tokens, and no opening token.
+    """
+    if tokens:
+        return tokens
+    if tokenizer.opening_id is None:
+        raise PromptError(
+            place, "an empty text, and the tokenizer has no opening token to begin with"
+        )
+    return [tokenizer.opening_id]
 
 
 def unmerged_from(base: BaseTokens, start: int) -> BaseTokens:

@@ -61,6 +61,14 @@ def test_score_of_a_long_prompt_is_cut_and_counted(dyntok, decoder):
     assert run.code == 0 and run.records[0]["truncated"] > 0
 
 
+def test_score_names_the_line_without_room(dyntok, decoder):
+    stdin = b'\n{"prompt": "a", "choices": [" a"]}\n\n{"prompt": "a", "choices": [" lighthouses"]}'
+    arguments = ("--rows", "fvt", "--max-length", 5, "-")
+    run = dyntok("score", "--model", decoder, *arguments, stdin=stdin)
+    assert run.code == 1 and run.out == "" and run.err.count("\n") == 1
+    assert "standard input, line 4: a choice of 5 tokens leaves no room" in run.err
+
+
 def test_rows_are_means_and_special_tokens_keep_theirs(dyntok, encoder, tmp_path):
     out = tmp_path / "rows.safetensors"
     tokens = [{"token": "Ġlighthouse"}, {"token": "<s>"}]

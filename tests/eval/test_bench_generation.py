@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +89,26 @@ def test_the_originals_scheme_in_a_large_vocabulary(model, large, decoder):
     found = against_recomputing(model, other(decoder), prompts(model)[0], 6, 3, str(large))
     assert found["same_tokens"] == 1 and found["vocabulary"] == len(model.source.input) + 20
     assert "lookup_jax_s" not in found
+
+
+def test_the_runs_that_it_names_are_there():
+    named = re.findall(r"eval/results/[\w*.]+json", bench_generation.__doc__ or "")
+    root = Path(bench_generation.__file__).parents[1]
+    assert named and all(list(root.glob(name)) for name in named)
+
+
+def test_a_large_vocabulary_is_read_once(model, large, monkeypatch):
+    real, read = LargeVocabulary.load, []
+
+    def noted(folder, tokenizer):
+        read.append(folder)
+        return real(folder, tokenizer)
+
+    monkeypatch.setattr(LargeVocabulary, "load", noted)
+    # Without torch, too: what reads the whole prefix has a text of its own.
+    texts = SimpleNamespace(recompute=lambda ids, new, rows, output: [0] * new)
+    found = against_recomputing(model, texts, prompts(model)[0], 3, 3, str(large))
+    assert read == [str(large)] and found["vocabulary"] == len(model.source.input) + 20
 
 
 def test_the_command(command, decoder, tmp_path):

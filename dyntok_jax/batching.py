@@ -19,6 +19,12 @@ TOKEN_BUCKETS = tuple(
 )
 """Tokens of a sequence, T: 8, 16, 32, 48, 64, 96, 128, and so on."""
 
+PROMPT_BUCKETS = tuple(
+    sorted({2**k * part // 4 for k in range(5, 21) for part in (4, 5, 6, 7)} | {8, 16, 24})
+)
+"""Tokens of a prompt, which is read once and waited for: 8, 16, 24, 32, 40, 48, 56, 64, 80, and so
+on; four where the above has two, so that merging some of its tokens saves time."""
+
 UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(4, 16))
 """Unique tokens of a batch, U: 512, 2048, 8192, and so on; coarse, since rows cost little."""
 

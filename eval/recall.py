@@ -52,7 +52,13 @@ def main() -> None:
     add("--reorder", type=record.numbers, metavar="N,N", help="rows compared truly (its own)")
     add("--rows", default="default", metavar="NAME", help="that the texts are read by (default)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE", help="one text a line")
-    add("--lines", type=record.line_range, metavar="A-B", help="lines to read (all)")
+    add(
+        "--lines",
+        type=record.line_range,
+        nargs="+",
+        metavar="A-B",
+        help="lines to read, of all files or of each (all)",
+    )
     add("--queries", type=record.positive, default=500, metavar="N", help="of each file (500)")
     add("--timed", type=record.positive, default=50, metavar="N", help="searches timed (50)")
     add("--k", type=record.positive, default=10, metavar="K", help="of recall@K (10)")
@@ -61,6 +67,12 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Recall and times of every index."""
+    ranges = options.lines or [None]
+    if len(ranges) not in (1, len(options.text)):
+        raise DyntokError(
+            f"--lines: {len(ranges)} for {len(options.text)} files; valid is one for all, or one "
+            "for each"
+        )
     model = load(options.model, options.rows)
     vocabulary = LargeVocabulary.load(options.vocabulary, model.tokenizer)
     check_width(vocabulary, model)
@@ -74,8 +86,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for leaves in options.leaves or [None]
     ]
     files = {}
-    for path in options.text:
-        lines = [line for line in record.read_lines(path, options.lines) if line.strip()]
+    for path, lines_read in zip(options.text, ranges * len(options.text), strict=False):
+        lines = [line for line in record.read_lines(path, lines_read) if line.strip()]
         if not lines:
             raise DyntokError(f"{path}: blank lines only; valid is one text a line")
         # Each gives some tokens at least, so that more lines than queries are not needed.

@@ -9,6 +9,7 @@ import pytest
 
 from dyntok_jax.batching import (
     BATCH_TOKENS,
+    PROMPT_BUCKETS,
     TOKEN_BUCKETS,
     UNIQUE_BUCKETS,
     bucket,
@@ -64,6 +65,12 @@ def test_bucket_is_the_smallest_that_holds_it(size, wanted):
 def test_buckets_waste_at_most_half():
     ratios = [b / a for a, b in pairwise(TOKEN_BUCKETS[2:])]
     assert max(ratios) <= 1.5 and list(TOKEN_BUCKETS) == sorted(set(TOKEN_BUCKETS))
+
+
+def test_prompts_are_padded_by_a_quarter_at_most():
+    ratios = [b / a for a, b in pairwise(PROMPT_BUCKETS[3:])]
+    assert max(ratios) == 1.25 and set(TOKEN_BUCKETS) <= set(PROMPT_BUCKETS)
+    assert bucket(129, PROMPT_BUCKETS) == 160
 
 
 def test_batches_of_long_sequences_are_smaller():

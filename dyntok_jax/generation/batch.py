@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dyntok_jax.batching import TOKEN_BUCKETS, Batch, bucket, make_batch
+from dyntok_jax.batching import PROMPT_BUCKETS, TOKEN_BUCKETS, Batch, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, placed_rows
 from dyntok_jax.generation import lookup, programs
 from dyntok_jax.generation.answers import Answer
@@ -217,7 +217,7 @@ class _Run:
 
     def _padded(self, sequences: Sequence[Sequence[Token]]) -> Batch:
         rows = self._model.batch_rows(len(sequences))
-        return make_batch(sequences, "right", rows, self._model.max_length)
+        return make_batch(sequences, "right", rows, self._model.max_length, PROMPT_BUCKETS)
 
     def _table(self, batch: Batch) -> jax.Array:
         if not self._answers[0].prompt.in_vocabulary:

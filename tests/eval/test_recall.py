@@ -51,6 +51,14 @@ def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
     assert len(times) == 4 and min(times) > 0
 
 
+def test_each_file_has_its_lines(built, decoder, monkeypatch):
+    other = built / "en.txt"
+    other.write_text("\nThe quick fox\n", "utf-8")
+    more = ["--text", str(built / "de.txt"), str(other), "--lines", "3-3", "2-2", "--queries=9"]
+    found = command(built, decoder, monkeypatch, *more)["recall"]
+    assert set(found) == {str(built / "de.txt"), str(other)}
+
+
 def test_recall_is_the_share_of_the_best():
     best = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     found = np.array([[4, 9, 1, -1], [8, 7, 6, 5]])
@@ -59,7 +67,12 @@ def test_recall_is_the_share_of_the_best():
 
 @pytest.mark.parametrize(
     ("text", "more", "said"),
-    [("a\n", ["--k=100000"], "k 100000: the vocabulary has"), (" \n\n", [], "blank lines only")],
+    [
+        ("a\n", ["--k=100000"], "k 100000: the vocabulary has"),
+        (" \n\n", [], "blank lines only"),
+        ("a\nb\n", ["--lines", "1-1", "2-2"], "--lines: 2 for 1 files; valid is one for all"),
+        ("a\n \n", ["--lines", "2-2"], "blank lines only"),
+    ],
 )
 def test_mistakes_are_one_line(built, decoder, monkeypatch, capsys, text, more, said):
     (built / "de.txt").write_text(text, "utf-8")

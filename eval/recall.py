@@ -28,6 +28,7 @@ from dyntok_jax.generation.opening import check_width
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.hidden_states import hidden_states
 from dyntok_jax.large_vocabulary.index import Index
+from dyntok_jax.large_vocabulary.opening import control_ids
 from dyntok_jax.large_vocabulary.scann_index import load_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.types import DyntokError, Rows
@@ -67,34 +68,24 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Recall and times of every index."""
-    ranges = options.lines or [None]
-    if len(ranges) not in (1, len(options.text)):
-        raise DyntokError(
-            f"--lines: {len(ranges)} for {len(options.text)} files; valid is one for all, or one "
-            "for each"
-        )
+    chosen = _texts(options)
     model = load(options.model, options.rows)
     vocabulary = LargeVocabulary.load(options.vocabulary, model.tokenizer)
     check_width(vocabulary, model)
     rows = vocabulary.rows()
     if options.k > len(vocabulary.tokens):
         raise DyntokError(f"k {options.k}: the vocabulary has {len(vocabulary.tokens)} tokens")
-    exact, special = ExactIndex.of(rows, model.mesh), vocabulary.special_ids
+    exact, always = ExactIndex.of(rows, model.mesh), control_ids(model)
     indexes = [
-        load_index(options.index, rows, vocabulary.made_for, leaves, reorder, special)
+        load_index(options.index, rows, vocabulary.made_for, leaves, reorder, always)
         for reorder in options.reorder or [None]
         for leaves in options.leaves or [None]
     ]
     files = {}
-    for path, lines_read in zip(options.text, ranges * len(options.text), strict=False):
-        lines = [line for line in record.read_lines(path, lines_read) if line.strip()]
-        if not lines:
-            raise DyntokError(f"{path}: blank lines only; valid is one text a line")
-        # Each gives some tokens at least, so that more lines than queries are not needed.
-        texts = [lines[i] for i in spread(len(lines), options.queries)]
+    for path, texts in chosen.items():
         hidden = hidden_states(model, vocabulary, texts, options.queries, LONGEST)
         best = _found(exact, hidden, options.k)
-        files[str(path)] = [_recall(_found(index, hidden, options.k), best) for index in indexes]
+        files[path] = [_recall(_found(index, hidden, options.k), best) for index in indexes]
     timed = hidden[: options.timed]
     own = model.source
     original = ExactIndex.of(Rows(own.input, own.output), model.mesh)
@@ -111,6 +102,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "milliseconds_original": _milliseconds(original, timed, options.k),
         "original_size": original.size,
     }
+
+
+def _texts(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Lines of each file that give the queries, spread evenly."""
+    paths, ranges = options.text, options.lines or [None]
+    if len(ranges) not in (1, len(paths)):
+        raise DyntokError(
+            f"--lines: {len(ranges)} for {len(paths)} files; valid is one for all, or one for each"
+        )
+    if len({*paths}) < len(paths):
+        raise DyntokError("--text: a file is there twice; give each once")
+    ranges = ranges * len(paths) if len(ranges) == 1 else ranges
+    texts = {}
+    for path, asked in zip(paths, ranges, strict=True):
+        lines = [line for line in record.read_lines(path, asked) if line.strip()]
+        if not lines:
+            raise DyntokError(f"{path}: blank lines only; valid is one text a line")
+        # Each gives some tokens at least, so that more lines than queries are not needed.
+        texts[str(path)] = [lines[i] for i in spread(len(lines), options.queries)]
+    return texts
 
 
 def _found(index: Index, hidden: np.ndarray, k: int) -> Int[np.ndarray, "Q K"]:

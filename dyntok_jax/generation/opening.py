@@ -41,7 +41,7 @@ def output_vocabulary(
         DyntokError: as ``check_width`` and ``open_index``.
     """
     check_width(vocabulary, model)
-    search = open_index(index, vocabulary, model.mesh)
+    search = open_index(index, vocabulary, model)
     return OutputVocabulary(vocabulary.tokens, vocabulary.rows().input, search, vocabulary.tokenize)
 
 

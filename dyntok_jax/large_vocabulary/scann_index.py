@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,9 @@ def build_index(
         if query_map is not None:
             tensor = LazyTensor(query_map.shape, lambda: query_map)
             write_tensors(partial / QUERY_MAP, {QUERIES: tensor})
-        manifest["files"] = _digests(partial)
+        files = (path for path in partial.rglob("*") if path.is_file())
+        names = sorted(path.relative_to(partial).as_posix() for path in files)
+        manifest["files"] = _digests(partial, names)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
@@ -225,17 +227,7 @@ def load_index(
     Raises:
         DyntokError: no ScaNN here, no index there, or one that is damaged or of other rows.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        stored = dict(manifest["settings"])
-        if unknown := stored.keys() - {field.name for field in fields(ScannSettings)}:
-            names = ", ".join(sorted(unknown))
-            raise DyntokError(f"{folder}: built by another version ({names}); build it again")
-        built, written = ScannSettings(**stored), dict(manifest["files"])
-    except OSError as error:
-        raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
+    manifest, built = _manifest(folder)
     asked = {"leaves_searched": leaves_searched, "reorder": reorder}
     settings = replace(built, **{name: n for name, n in asked.items() if n is not None})
     output = _output(rows)
@@ -246,18 +238,37 @@ def load_index(
     files = folder / SEARCHER
     if list(files.glob("*.pkl")):
         raise DyntokError(f"{files}: holds a pickle, which no index written here does")
-    there = _digests(folder)
+    written = manifest["files"]
+    there = _digests(folder, written)
     if changed := [name for name, digest in written.items() if there.get(name) != digest]:
         raise DyntokError(f"{folder}: damaged ({', '.join(changed)}: not what was written)")
     try:
         searcher = _scann().load_searcher(str(files), assets_backcompat_shim=False)
     except (ValueError, RuntimeError, OSError, IndexError) as error:
-        raise DyntokError(f"{files}: damaged ({' '.join(str(error).split())})") from error
+        said = " ".join(str(error).split())
+        raise DyntokError(f"{files}: this ScaNN cannot read it ({said}); build it again") from error
     query_map = None
     if settings.query_sample is not None:
         query_map = file_tensors(folder / QUERY_MAP)[QUERIES].read()
-    known = np.unique(np.asarray(always, np.int64))
-    return ScannIndex(searcher, query_map, output, rows.bias, settings, known)
+    compared = np.unique(np.asarray(always, np.int64))
+    return ScannIndex(searcher, query_map, output, rows.bias, settings, compared)
+
+
+def _manifest(folder: Path) -> tuple[dict[str, Any], ScannSettings]:
+    """What an index says of itself, and its settings."""
+    try:
+        manifest = dict(json.loads((folder / MANIFEST).read_text("utf-8")))
+        stored = dict(manifest["settings"])
+        unknown = sorted(stored.keys() - {field.name for field in fields(ScannSettings)})
+        if unknown or "files" not in manifest:
+            said = ", ".join(unknown) or "no digests of its files"
+            raise DyntokError(f"{folder}: built by another version ({said}); build it again")
+        manifest["files"] = dict(manifest["files"])
+        return manifest, ScannSettings(**stored)
+    except OSError as error:
+        raise DyntokError(f"{folder}: no index there (train.vocabulary builds one)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DyntokError(f"{folder / MANIFEST}: damaged ({error!r})") from error
 
 
 def _asked(
@@ -271,13 +282,12 @@ def _asked(
     return hidden if query_map is None else hidden @ query_map
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of an index but its manifest, by name."""
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files of an index by name, as far as they are there."""
     digests = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name != MANIFEST:
-            with path.open("rb") as file:
+    for name in names:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 

@@ -93,11 +93,6 @@ class LargeVocabulary:
         return [*own, *self.tokens[self.base_size :]]
 
     @property
-    def special_ids(self) -> list[int]:
-        """The model's special tokens, such as those that end a text."""
-        return sorted(self.tokenizer.special_ids.values())
-
-    @property
     def rows_file(self) -> RowsFile:
         """Where the rows of all tokens are, or will be."""
         return RowsFile(self.folder, self.hash, len(self.tokens))

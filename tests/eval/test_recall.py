@@ -8,6 +8,7 @@ pytest.importorskip("scann", reason="ScaNN is for Linux only")
 import json
 
 from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
+from dyntok_jax.large_vocabulary.hidden_states import hidden_states
 from dyntok_jax.large_vocabulary.scann_index import ScannSettings, build_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, write_vocabulary
 from dyntok_jax.models.weights import load_source
@@ -54,9 +55,17 @@ def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
 def test_each_file_has_its_lines(built, decoder, monkeypatch):
     other = built / "en.txt"
     other.write_text("\nThe quick fox\n", "utf-8")
+    read = {}
+
+    def seen(model, vocabulary, texts, *more):
+        read[len(read)] = texts
+        return hidden_states(model, vocabulary, texts, *more)
+
+    monkeypatch.setattr(recall, "hidden_states", seen)
     more = ["--text", str(built / "de.txt"), str(other), "--lines", "3-3", "2-2", "--queries=9"]
     found = command(built, decoder, monkeypatch, *more)["recall"]
-    assert set(found) == {str(built / "de.txt"), str(other)}
+    assert list(found) == [str(built / "de.txt"), str(other)]
+    assert list(read.values()) == [["Großvater und die 24 Kinder"], ["The quick fox"]]
 
 
 def test_recall_is_the_share_of_the_best():
@@ -72,6 +81,7 @@ def test_recall_is_the_share_of_the_best():
         (" \n\n", [], "blank lines only"),
         ("a\nb\n", ["--lines", "1-1", "2-2"], "--lines: 2 for 1 files; valid is one for all"),
         ("a\n \n", ["--lines", "2-2"], "blank lines only"),
+        ("a\n", ["--text", "a.txt", "a.txt"], "a file is there twice"),
     ],
 )
 def test_mistakes_are_one_line(built, decoder, monkeypatch, capsys, text, more, said):

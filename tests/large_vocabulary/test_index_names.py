@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,26 +39,29 @@ def test_exact_ones(large):
         ("exact", logits),
         ("exact-cosine", logits / np.linalg.norm(rows, axis=1)),
     ):
-        found = open_index(name, vocabulary, model.mesh).search(hidden, 1)
+        found = open_index(name, vocabulary, model).search(hidden, 1)
         np.testing.assert_array_equal(np.asarray(found.ids)[:, 0], scores.argmax(axis=1))
 
 
 def test_another_name(large):
     vocabulary, model = large
     with pytest.raises(DyntokError, match="valid: exact, exact-cosine, a ScaNN index's folder"):
-        open_index("exact-cosin", vocabulary, model.mesh)
+        open_index("exact-cosin", vocabulary, model)
 
 
-def test_special_tokens_are_found_by_any_search(large, tmp_path):
+def test_control_tokens_are_found_by_any_search(large, tmp_path):
     pytest.importorskip("scann", reason="ScaNN is for Linux only")
     vocabulary, model = large
     settings = ScannSettings(20, 1, 1000, 2, reorder=1)
     build_index(tmp_path / "index", vocabulary.rows(), settings, vocabulary.made_for)
-    index = open_index(str(tmp_path / "index"), vocabulary, model.mesh)
-    special = set(model.tokenizer.special_ids.values())
+    ends = 7  # no special token, as in tokenizers that declare none
+    assert 7 not in model.tokenizer.special_ids.values()
+    model = replace(model, end_ids=(ends,))
+    index = open_index(str(tmp_path / "index"), vocabulary, model)
+    special = {*model.tokenizer.special_ids.values(), ends}
     hidden = vocabulary.rows().input[:20].astype(np.float32)
     found = index.search(hidden, index.size).ids
-    assert special and all(special <= set(ids) for ids in found)
+    assert len(special) > 1 and all(special <= set(ids) for ids in found)
     assert (found == -1).any()  # one of the leaves is not the whole vocabulary
 
 

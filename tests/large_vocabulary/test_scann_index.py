@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -72,17 +73,24 @@ def test_fewer_leaves_find_less(folder, rows, hidden):
         load_index(folder, rows, MADE_FOR, leaves_searched=21)
 
 
-def test_rows_that_are_always_compared(folder, rows, hidden):
+@pytest.mark.parametrize("kind", ["plain", "bias", "cosine", "query_sample"])
+def test_rows_that_are_always_compared(rows, hidden, tmp_path, kind):
     """Also such that the search does not find, once each, by their true products."""
-    logits = hidden @ rows.input.T
-    index = load_index(folder, rows, MADE_FOR, leaves_searched=1, always=[3, 5, 3])
-    without = load_index(folder, rows, MADE_FOR, leaves_searched=1)
+    bias = np.linspace(-3, 3, V, dtype=np.float32) if kind == "bias" else None
+    table = rows._replace(bias=bias)
+    sample = len(hidden) if kind == "query_sample" else None
+    settings = replace(SETTINGS, cosine=kind == "cosine", query_sample=sample)
+    queries = (lambda: hidden) if sample else None
+    build_index(tmp_path / "index", table, settings, MADE_FOR, queries)
+    logits = hidden @ rows.input.T + (0 if bias is None else bias)
+    few = partial(load_index, tmp_path / "index", table, MADE_FOR, leaves_searched=1)
+    index, without = few(always=[3, 5, 3]), few()
     missed = 0
     for i, query in enumerate(hidden):
         found, fewer = (each.search(query[None], V) for each in (index, without))
         ids, others = found.ids[0][found.ids[0] >= 0], fewer.ids[0][fewer.ids[0] >= 0]
         assert len(set(ids)) == len(ids) and set(ids) == {*others, 3, 5}
-        np.testing.assert_allclose(found.logits[0][: len(ids)], logits[i][ids], rtol=1e-4)
+        np.testing.assert_allclose(found.logits[0][: len(ids)], logits[i][ids], rtol=1e-3)
         missed += len(ids) - len(others)
     assert missed
 
@@ -179,6 +187,25 @@ def test_an_index_of_another_version_is_named(folder, rows, tmp_path):
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DyntokError, match=r"another version \(reorder_8_bit\); build it again"):
         load_index(copy, rows, MADE_FOR)
+
+
+def test_an_index_without_digests_is_of_another_version(folder, rows, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["files"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DyntokError, match=r"another version \(no digests.*\); build it again"):
+        load_index(copy, rows, MADE_FOR)
+
+
+def test_an_index_that_this_scann_does_not_read(folder, rows, monkeypatch):
+    class Other:
+        def load_searcher(self, *_, **__):
+            raise RuntimeError("unknown field")
+
+    monkeypatch.setattr("dyntok_jax.large_vocabulary.scann_index._scann", Other)
+    with pytest.raises(DyntokError, match=r"this ScaNN cannot read it \(unknown field\)"):
+        load_index(folder, rows, MADE_FOR)
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut off", "of another index"])

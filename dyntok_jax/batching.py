@@ -23,7 +23,7 @@ PROMPT_BUCKETS = tuple(
     sorted({2**k * part // 4 for k in range(5, 21) for part in (4, 5, 6, 7)} | {8, 16, 24})
 )
 """Tokens of a prompt, which is read once and waited for: 8, 16, 24, 32, 40, 48, 56, 64, 80, and so
-on; four where the above has two, so that merging some of its tokens saves time."""
+on, from 32 a quarter more at most, so that merging some of its tokens saves time."""
 
 UNIQUE_BUCKETS = tuple(4**k * 2 for k in range(4, 16))
 """Unique tokens of a batch, U: 512, 2048, 8192, and so on; coarse, since rows cost little."""
@@ -85,7 +85,7 @@ def make_batch(
     """
     numbers: dict[Token, int] = {}
     needed = max(map(len, sequences), default=0)
-    length = max(needed, min(bucket(needed, buckets), longest))
+    length = padded_length(needed, longest, buckets)
     ids = np.zeros((rows, length), np.int32)
     mask = np.zeros((rows, length), bool)
     for row, tokens in enumerate(sequences):
@@ -93,6 +93,11 @@ def make_batch(
         ids[row, place] = [numbers.setdefault(token, len(numbers)) for token in tokens]
         mask[row, place] = True
     return Batch(list(numbers), ids, mask, bucket(len(numbers), UNIQUE_BUCKETS))
+
+
+def padded_length(needed: int, longest: int, buckets: Sequence[int]) -> int:
+    """T of a batch: the bucket of its longest sequence, but not more than a model reads."""
+    return max(needed, min(bucket(needed, buckets), longest))
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:

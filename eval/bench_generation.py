@@ -10,8 +10,7 @@ base tokens. ``prefill``: time to the first token of merged prompts beside stati
 with drafts. ``lookup``: drafts beside plain decoding, of best texts and of drawn ones.
 ``index``: a decode step in a large vocabulary beside one in the model's own. The sides of a part
 run in one process and, but for ``recompute``, turn and turn about; compiling and first calls are
-not timed. No text ends before its length. Runs of some of the parts each are
-eval/results/generation_*.json.
+not timed. No text ends before its length. eval/results/generation_*.json are runs of single parts.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dyntok_jax.batching import PROMPT_BUCKETS, bucket
+from dyntok_jax.batching import PROMPT_BUCKETS, padded_length
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.generate import GenerationConfig, generate
 from dyntok_jax.text.boundaries import Boundary
@@ -96,7 +96,7 @@ def _first_token(
     tokens = found.tokens["prompt_dynamic"]
     return {
         "tokens": float(tokens),
-        "padded": float(bucket(tokens, PROMPT_BUCKETS)),
+        "padded": float(padded_length(tokens, model.max_length, PROMPT_BUCKETS)),
         "prefill_ms": 1000 * found.seconds["prefill"],
         "first_token_ms": 1000 * seconds,
     }

@@ -91,19 +91,21 @@ def _missing(run: dict[str, Any]) -> str:
 
 def _operations(run: dict[str, Any]) -> str:
     """Of the hypernetwork those of rows that the largest cache of a run does not hold yet."""
-    curves = [curve for part in run["efficiency"].values() for curve in part["cache"]]
-    capacity = max(curve["capacity"] for curve in curves)
     columns = ["", "reduction", "tokens", "saved", "model", "hypernetwork", "of all", "uncached"]
     lines = [
         [language, *operation_cells(point)]
         for language, part in run["efficiency"].items()
         for point in part["points"]
     ]
-    said = (
-        f"The hypernetwork's operations are those behind a cache of {capacity} rows, that the "
-        "prompts fill one batch after another; uncached is without one."
+    operations = table([*columns, "in all", "saved", "KV cache"], lines)
+    if "hypernet" not in run["check"]:
+        return operations
+    curves = [curve for part in run["efficiency"].values() for curve in part["cache"]]
+    capacity = max(curve["capacity"] for curve in curves)
+    return (
+        f"{operations}\n\nThe hypernetwork's operations are those behind a cache of {capacity} "
+        "rows, that the prompts fill one batch after another; uncached is without one."
     )
-    return f"{table([*columns, 'in all', 'saved', 'KV cache'], lines)}\n\n{said}"
 
 
 def _caches(run: dict[str, Any]) -> str:

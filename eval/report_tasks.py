@@ -92,7 +92,7 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
         "unread_words": "words without a token, read as O",
         "mapped_tags": "tags of other kinds, read as O",
         "cut_rows": "rows of the first pieces only",
-        "missing_shots": "solved questions that a subject lacks, of five a prompt",
+        "missing_shots": "solved questions missing, where a subject has fewer than five",
     }
     said = []
     for key, words in names.items():

@@ -15,6 +15,7 @@ from dyntok_jax.batching import (
     bucket,
     by_length,
     make_batch,
+    padded_length,
 )
 
 
@@ -67,10 +68,11 @@ def test_buckets_waste_at_most_half():
     assert max(ratios) <= 1.5 and list(TOKEN_BUCKETS) == sorted(set(TOKEN_BUCKETS))
 
 
-def test_prompts_are_padded_by_a_quarter_at_most():
-    ratios = [b / a for a, b in pairwise(PROMPT_BUCKETS[3:])]
+def test_prompts_from_32_tokens_are_padded_by_a_quarter_at_most():
+    ratios = [b / a for a, b in pairwise(PROMPT_BUCKETS) if a >= 32]
     assert max(ratios) == 1.25 and set(TOKEN_BUCKETS) <= set(PROMPT_BUCKETS)
-    assert bucket(129, PROMPT_BUCKETS) == 160
+    assert padded_length(129, 512, PROMPT_BUCKETS) == 160
+    assert padded_length(129, 130, PROMPT_BUCKETS) == 130
 
 
 def test_batches_of_long_sequences_are_smaller():

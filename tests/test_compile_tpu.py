@@ -70,6 +70,15 @@ def test_parameters_of_mistral_7b_are_cut_into_sixteen(compiled):
 
 
 @pytest.mark.slow
+def test_tables_of_a_million_rows_are_cut_into_four(compiled):
+    config, size = DecoderConfig(), 1_000_000
+    further = 2 * (size - config.vocab_size) * config.width * 4 / 4
+    arguments = [compiled[f"mistral_7b_{case}"]["arguments"] for case in ("decode", "large")]
+    # Beside them each sequence has its marks of the tokens that it has had.
+    assert 0 <= arguments[1] - arguments[0] - further < 8 * size
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mistral_7b_prefill", "mistral_7b_decode", "mistral_7b_lookup"])
 def test_the_cache_of_mistral_7b_is_cut_into_sixteen(compiled, name):
     config, tokens, sequences = DecoderConfig(), 4096, 8

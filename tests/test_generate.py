@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from dyntok_jax.sharding import make_mesh, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.byte_level import to_text
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout
-from dyntok_jax.types import DyntokError, Rows
+from dyntok_jax.types import DyntokError, PromptError, Rows
 
 __all__ = ["decoder", "folders", "prompts", "written"]
 
@@ -325,6 +326,13 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
 def test_what_does_not_fit_is_refused(written, prompts, changes, said):
     with pytest.raises(DyntokError, match=said):
         generate(written, prompts, GenerationConfig(**changes))
+
+
+def test_a_prompts_mistake_can_be_passed_on():
+    error = PromptError(2, "too long")
+    for same in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(same) is PromptError and (same.place, same.problem) == (2, "too long")
+        assert str(same) == str(error) == "prompt 3: too long"
 
 
 def test_all_tokens_can_be_drawn_from_and_not_more(written, prompts):

@@ -29,6 +29,7 @@ from dyntok_jax.generation.programs import Codebook, WholeVocabulary, rows_of
 from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.large_vocabulary.vocabulary import base_tokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
@@ -312,6 +313,20 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
     on_device: Any = ExactIndex.of(Rows(rows), written.mesh)
     same = generate(written, prompts, settings, dataclasses.replace(vocabulary, index=on_device))
     assert [text.ids for text in same] == [text.ids for text in texts]
+
+
+def test_rows_that_pad_the_model_are_no_tokens_of_a_large_vocabulary(written, prompts):
+    tokenizer = written.tokenizer
+    tokens = [*base_tokens(tokenizer), "Ġlighthouses"]
+    padded = np.concatenate([written.source.input, np.zeros((32, 16), np.float32)])
+    model = dataclasses.replace(written, source=SourceEmbeddings(padded))
+    rows = np.zeros((len(tokens), 16), np.float32)
+    vocabulary = OutputVocabulary(tokens, rows, HostIndex(rows))
+    prompt = Prompt(0, prompts[0], prompts[0].tokens, False, 0)
+    answer = Answer.to(prompt, model, DRAWN, vocabulary)
+    answer.take([10, tokens.index("Ġlighthouses")])
+    pieces = tokenizer.decompose("Ġlighthouses")
+    assert answer.base_length == 1 + len(pieces) > len(answer.ids)
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,10 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
     index: Any = HostIndex(rows)
     vocabulary = OutputVocabulary([*range(9)], rows, index)
     refused: list[tuple[Any, str]] = [
-        ({"candidates": 10}, "candidates 10: valid is a number up to 9, the tokens"),
+        (
+            {"candidates": 10, "eos_bias": 1.0},
+            "candidates 10: valid is a number up to 9, the tokens",
+        ),
         ({"top_k": 12, "candidates": 1}, "top_k 12: valid is a number up to 9, the tokens"),
         ({"codebook": 1}, "codebook: it needs the model's own"),
         ({"lookup_tokens": 1}, "lookup_tokens: it needs the model's own"),
@@ -378,6 +381,10 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
         settings = dataclasses.replace(GenerationConfig(candidates=4), **changes)
         with pytest.raises(DyntokError, match=said):
             generate(written, prompts, settings, vocabulary)
+    # The best token is one, of however few.
+    settings = GenerationConfig(max_new_tokens=1)
+    assert settings.candidates > len(rows)
+    assert len(generate(written, prompts, settings, vocabulary)) == len(prompts)
     with pytest.raises(DyntokError, match=r"8 tokens, 9 input rows .* index of 9"):
         OutputVocabulary([*range(8)], rows, index)
 

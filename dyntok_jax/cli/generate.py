@@ -53,7 +53,8 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     metavar="DIR|exact|exact-cosine",
     default="exact",
     show_default=True,
-    help="How its tokens are searched: by a ScaNN index, or all of them.",
+    help="How its tokens are searched: by a ScaNN index, or all of them. Where the index ranks by "
+    "cosine, the best token, if no other is asked for (see --candidates), is the best by cosine.",
 )
 @_number("--max-new-tokens", int, 128, "Tokens at most.")
 @_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")
@@ -187,7 +188,7 @@ def command(
 
 
 def _check(record: jsonl.Record, path: str) -> None:
-    """Refuses a line without a prompt and without messages, or with both."""
+    """Refuses a line with neither a prompt nor messages, with both, or with one of another type."""
     where = jsonl.line_name(path, record.line)
     if ("prompt" in record.fields) == ("messages" in record.fields):
         raise DyntokError(f"{where}: needed is one of the fields 'prompt' and 'messages'")
@@ -208,8 +209,8 @@ def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
         idle["candidates"] = "without --vocabulary all tokens are drawn from"
     elif how.best_only:
         idle["candidates"] = (
-            "it goes with --temperature, --repetition-penalty or --eos-bias; without them only "
-            "the best token is searched for"
+            "it goes with --temperature, --repetition-penalty or --eos-bias; without them the "
+            "index is asked for one token"
         )
     if how.reduction is None:
         why = "with --vocabulary it goes with --reduction only"

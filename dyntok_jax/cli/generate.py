@@ -151,7 +151,7 @@ def command(
     _check_stream(stream, stream_every, index, settings)
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
-    options.refuse_base_rows(rows, settings["reduction"] or 0)
+    options.check_rows(rows, base_rows, settings["reduction"] or 0)
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load

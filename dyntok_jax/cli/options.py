@@ -134,8 +134,12 @@ config = click.option(
 )
 
 
-def refuse_base_rows(rows: str, reduction: float) -> None:
-    """Base rows exist for unmerged tokens only; said before a model is loaded."""
+def check_rows(rows: str, base_rows: str | None, reduction: float = 0) -> None:
+    """Base rows exist for unmerged tokens only, and are all own; said before a model is loaded."""
+    if rows == "base" and base_rows:
+        raise click.UsageError(
+            f"--base-rows {base_rows}: base rows are all the model's own; leave it out"
+        )
     if rows == "base" and reduction > 0:
         raise click.UsageError(
             f"--rows base with --reduction {reduction:g}: base rows exist for unmerged tokens "

@@ -58,7 +58,7 @@ def command(
     """
     fields = {"prompt": jsonl.is_string, "choices": jsonl.is_choices}
     records = jsonl.read_records(input, fields)
-    options.refuse_base_rows(rows, reduction)
+    options.check_rows(rows, base_rows, reduction)
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load

@@ -132,6 +132,25 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "--rows", "base", "--reduction", 0, "--out", "vectors"),
+        ("score", "--rows", "base", "--reduction", 0),
+        ("generate", "--rows", "base", "--reduction", 0),
+        ("rows", "--hypernet", "base", "--out", "rows"),
+    ],
+)
+def test_a_choice_of_base_rows_beside_them_is_refused_before_loading(dyntok, tmp_path, arguments):
+    record = {"text": "the dog", "token": "dog", "prompt": "the"}
+    if arguments[0] == "score":
+        record |= {"choices": [" dog"]}
+    nowhere = ("--model", tmp_path / "nowhere", "--base-rows", "own", "-")
+    run = dyntok(*arguments, *nowhere, stdin=[record])
+    assert run.code == 2 and run.err.startswith("dyntok: --base-rows own: base rows are all")
+    assert run.out == "" and run.err.count("\n") == 1
+
+
 def test_a_checkpoint_that_does_not_fit_names_every_tensor(dyntok, encoder, tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()

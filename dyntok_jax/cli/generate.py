@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
@@ -216,14 +215,10 @@ def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
         why = "with --vocabulary it goes with --reduction only"
         names = ("rows", "language", "base_rows", "kept_words", "merge_together")
         idle |= dict.fromkeys(names, why)
-    for name, why in idle.items():
-        if _is_given(name):
-            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")
-
-
-def _is_given(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not ParameterSource.DEFAULT
+    if how.reduction == 0:
+        why = "nothing is merged at --reduction 0"
+        idle |= dict.fromkeys(("kept_words", "merge_together", "codebook"), why)
+    options.refuse_idle(idle)
 
 
 def _check_index(vocabulary: str | None, index: str) -> None:
@@ -246,7 +241,7 @@ def _check_stream(
     if settings["merge_together"]:
         raise click.UsageError("--merge-together with --stream: it takes prompts one by one")
     size = settings["batch_size"]
-    if _is_given("batch_size") and size != 1:
+    if options.is_given("batch_size") and size != 1:
         raise click.UsageError(f"--batch-size {size} with --stream: it takes prompts one by one")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.boundaries import Boundary
@@ -145,3 +147,16 @@ def check_rows(rows: str, base_rows: str | None, reduction: float = 0) -> None:
             f"--rows base with --reduction {reduction:g}: base rows exist for unmerged tokens "
             "only; valid: --reduction 0, or --rows default"
         )
+
+
+def is_given(name: str) -> bool:
+    """Whether the command line has the option, be it with the default's value."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def refuse_idle(idle: Mapping[str, str]) -> None:
+    """Refuses what was given and would change nothing; option -> why."""
+    for name, why in idle.items():
+        if is_given(name):
+            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")

@@ -59,6 +59,8 @@ def command(
     fields = {"prompt": jsonl.is_string, "choices": jsonl.is_choices}
     records = jsonl.read_records(input, fields)
     options.check_rows(rows, base_rows, reduction)
+    if reduction == 0:
+        options.refuse_idle({"kept_words": "nothing is merged at --reduction 0"})
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load

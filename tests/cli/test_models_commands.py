@@ -102,6 +102,10 @@ def test_rows_from_a_source_file(dyntok, folders, tmp_path):
     [
         (["encode", "--model", "E", "--rows", "base", "--out", "O", "-"], "--reduction 0"),
         (["score", "--model", "D", "--rows", "base", "-"], "--reduction 0"),
+        (
+            ["score", "--model", "D", "--reduction", "0", "--kept-words", "1", "-"],
+            "--kept-words: nothing is merged at --reduction 0",
+        ),
         (["encode", "--model", "D", "--out", "O", "-"], "is a decoder"),
         (["score", "--model", "E", "-"], "is an encoder"),
         (

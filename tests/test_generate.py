@@ -412,6 +412,22 @@ def test_an_index_is_asked_for_as_many_tokens_as_are_chosen_among(written, promp
         assert asked.pop() == wanted and not asked
 
 
+def test_greedy_is_the_best_by_cosine_unless_others_are_asked_for(written, prompts):
+    rows = np.array(written.source.input, np.float32)
+    last = last_hidden(written, prompts[0].tokens)[0]
+    rows[7] = last / 9  # of the same direction, and short
+    rows[8] = 3 * last + 9 * np.linalg.norm(last) * np.eye(16)[0]
+    assert rows[8] @ last > rows[7] @ last
+    index: Any = ExactIndex.of(Rows(rows), written.mesh, cosine=True)
+    vocabulary = OutputVocabulary([*range(len(rows))], rows, index)
+    greedy = GenerationConfig(max_new_tokens=1, reduction=0)
+    assert greedy.best_only
+    for bias, wanted in ((0.0, 7), (1e-9, int((rows @ last).argmax()))):
+        settings = dataclasses.replace(greedy, eos_bias=bias, candidates=len(rows))
+        (text,) = generate(written, prompts[:1], settings, vocabulary)
+        assert text.ids == [wanted] and (wanted == 7) == (not bias)
+
+
 @pytest.mark.parametrize("in_vocabulary", [False, True])
 def test_of_a_cut_prompt_both_lengths_are_of_the_same_text(written, prompts, in_vocabulary):
     prompt, kept = prompts[0], 4

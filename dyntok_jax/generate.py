@@ -95,7 +95,8 @@ def _check_candidates(
     if vocabulary is None:
         most, asked = len(model.source.input) + settings.codebook, ("top_k",)
     else:
-        most, asked = vocabulary.index.size, ("candidates", "top_k")
+        most = vocabulary.index.size
+        asked = ("top_k",) if settings.best_only else ("candidates", "top_k")
     for name in asked:
         given = getattr(settings, name)
         if given > most:

@@ -50,8 +50,11 @@ class PromptError(DyntokError):
     """
 
     def __init__(self, place: int, problem: str):
-        super().__init__(f"prompt {place + 1}: {problem}")
+        super().__init__(place, problem)  # what pickle and copy call it with again
         self.place, self.problem = place, problem
+
+    def __str__(self) -> str:
+        return f"prompt {self.place + 1}: {self.problem}"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.embed.providers import check_base_rows
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.layers import ACTIVATIONS
 from dyntok_jax.text.boundaries import Boundary
@@ -64,7 +65,8 @@ class EfficiencyRun:
         decoder: shape of a model whose weights are not needed.
         hypernet: shape of its hypernetwork; without ``decoder`` that of ``rows``.
         rows: see ``embed.providers.row_provider``; not read with ``decoder``.
-        base_rows: whether vocabulary tokens keep their own rows, or are predicted too.
+        base_rows: whether vocabulary tokens keep their own rows, or are predicted too; base rows
+            predict none.
         reductions: in percent of the largest possible saving; the first is 0.
         boundary: what merges do not cross.
         max_length: of a prompt in base tokens; longer ones are cut at their beginning, and counted.
@@ -94,6 +96,8 @@ class EfficiencyRun:
             raise DyntokError("hypernet: a shape is read together with decoder only; give rows")
         if self.latency and self.decoder:
             raise DyntokError("latency: a decoder that is a shape only cannot be timed")
+        if self.base_rows == "predicted" and not self.decoder:
+            check_base_rows(self.rows, self.base_rows)
         for name, shape in (("decoder", self.decoder), ("hypernet", self.hypernet)):
             _check_sizes(name, shape)
         bad = [value for value in self.reductions if not 0 <= value <= 100]

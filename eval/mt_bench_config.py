@@ -35,7 +35,8 @@ class MtBenchSetting:
         reduction: percent of the largest possible saving of the prompt's tokens; null cuts prompts
             into the longest tokens of the vocabulary instead.
         rows: of merged tokens of prompts; see ``embed.providers.row_provider``.
-        base_rows: whether unmerged tokens of prompts keep the model's own rows.
+        base_rows: whether unmerged tokens of prompts keep the model's own rows; not with a null
+            reduction, where the large vocabulary's rows are read.
         vocabulary: to answer in: ``own``, the model's with its own rows; ``predicted``, the model's
             with rows that ``rows`` predicts; or the folder of a large one.
         index: of a large one: ``exact``, ``exact-cosine``, or the folder of a ScaNN index.
@@ -63,6 +64,15 @@ class MtBenchSetting:
         if self.reduction and self.rows == "base":
             raise DyntokError(f"{where}: base rows exist for unmerged tokens only; give others")
         check_base_rows(self.rows, self.base_rows, f"{where}: ")
+        if self.vocabulary == PREDICTED and self.rows == "base":
+            raise DyntokError(
+                f"{where}: base rows predict nothing; valid with vocabulary: predicted are others"
+            )
+        if self.reduction is None and self.base_rows:
+            raise DyntokError(
+                f"{where}: base_rows goes with a reduction; longest prefixes are read by the large "
+                "vocabulary's rows"
+            )
         large = self.vocabulary not in (OWN, PREDICTED)
         if self.reduction is None and not large:
             raise DyntokError(f"{where}: longest prefixes are of a large vocabulary; give one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dyntok_jax.generation.programs import Codebook, WholeVocabulary, rows_of
 from dyntok_jax.generation.settings import Prompt
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.large_vocabulary.index import Candidates
+from dyntok_jax.large_vocabulary.vocabulary import base_tokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
@@ -35,7 +37,7 @@ from dyntok_jax.sharding import make_mesh, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.byte_level import to_text
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout
-from dyntok_jax.types import DyntokError, Rows
+from dyntok_jax.types import DyntokError, PromptError, Rows
 
 __all__ = ["decoder", "folders", "prompts", "written"]
 
@@ -313,6 +315,20 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
     assert [text.ids for text in same] == [text.ids for text in texts]
 
 
+def test_rows_that_pad_the_model_are_no_tokens_of_a_large_vocabulary(written, prompts):
+    tokenizer = written.tokenizer
+    tokens = [*base_tokens(tokenizer), "Ġlighthouses"]
+    padded = np.concatenate([written.source.input, np.zeros((32, 16), np.float32)])
+    model = dataclasses.replace(written, source=SourceEmbeddings(padded))
+    rows = np.zeros((len(tokens), 16), np.float32)
+    vocabulary = OutputVocabulary(tokens, rows, HostIndex(rows))
+    prompt = Prompt(0, prompts[0], prompts[0].tokens, False, 0)
+    answer = Answer.to(prompt, model, DRAWN, vocabulary)
+    answer.take([10, tokens.index("Ġlighthouses")])
+    pieces = tokenizer.decompose("Ġlighthouses")
+    assert answer.base_length == 1 + len(pieces) > len(answer.ids)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -325,6 +341,13 @@ def test_prompts_and_texts_in_a_large_vocabulary(written, prompts):
 def test_what_does_not_fit_is_refused(written, prompts, changes, said):
     with pytest.raises(DyntokError, match=said):
         generate(written, prompts, GenerationConfig(**changes))
+
+
+def test_a_prompts_mistake_can_be_passed_on():
+    error = PromptError(2, "too long")
+    for same in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(same) is PromptError and (same.place, same.problem) == (2, "too long")
+        assert str(same) == str(error) == "prompt 3: too long"
 
 
 def test_all_tokens_can_be_drawn_from_and_not_more(written, prompts):
@@ -345,7 +368,10 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
     index: Any = HostIndex(rows)
     vocabulary = OutputVocabulary([*range(9)], rows, index)
     refused: list[tuple[Any, str]] = [
-        ({"candidates": 10}, "candidates 10: valid is a number up to 9, the tokens"),
+        (
+            {"candidates": 10, "eos_bias": 1.0},
+            "candidates 10: valid is a number up to 9, the tokens",
+        ),
         ({"top_k": 12, "candidates": 1}, "top_k 12: valid is a number up to 9, the tokens"),
         ({"codebook": 1}, "codebook: it needs the model's own"),
         ({"lookup_tokens": 1}, "lookup_tokens: it needs the model's own"),
@@ -355,6 +381,10 @@ def test_vocabularies_that_do_not_fit_are_refused(written, prompts):
         settings = dataclasses.replace(GenerationConfig(candidates=4), **changes)
         with pytest.raises(DyntokError, match=said):
             generate(written, prompts, settings, vocabulary)
+    # The best token is one, of however few.
+    settings = GenerationConfig(max_new_tokens=1)
+    assert settings.candidates > len(rows)
+    assert len(generate(written, prompts, settings, vocabulary)) == len(prompts)
     with pytest.raises(DyntokError, match=r"8 tokens, 9 input rows .* index of 9"):
         OutputVocabulary([*range(8)], rows, index)
 
@@ -380,6 +410,22 @@ def test_an_index_is_asked_for_as_many_tokens_as_are_chosen_among(written, promp
     ):
         generate(written, prompts, dataclasses.replace(greedy, **changes), vocabulary)
         assert asked.pop() == wanted and not asked
+
+
+def test_greedy_is_the_best_by_cosine_unless_others_are_asked_for(written, prompts):
+    rows = np.array(written.source.input, np.float32)
+    last = last_hidden(written, prompts[0].tokens)[0]
+    rows[7] = last / 9  # of the same direction, and short
+    rows[8] = 3 * last + 9 * np.linalg.norm(last) * np.eye(16)[0]
+    assert rows[8] @ last > rows[7] @ last
+    index: Any = ExactIndex.of(Rows(rows), written.mesh, cosine=True)
+    vocabulary = OutputVocabulary([*range(len(rows))], rows, index)
+    greedy = GenerationConfig(max_new_tokens=1, reduction=0)
+    assert greedy.best_only
+    for bias, wanted in ((0.0, 7), (1e-9, int((rows @ last).argmax()))):
+        settings = dataclasses.replace(greedy, eos_bias=bias, candidates=len(rows))
+        (text,) = generate(written, prompts[:1], settings, vocabulary)
+        assert text.ids == [wanted] and (wanted == 7) == (not bias)
 
 
 @pytest.mark.parametrize("in_vocabulary", [False, True])

@@ -59,7 +59,7 @@ def command(
     """
     jsonl.refuse_input(out, input)
     records = jsonl.read_records(input, {"text": jsonl.is_string})
-    options.refuse_base_rows(rows, reduction)
+    options.check_rows(rows, base_rows, reduction)
 
     from safetensors.numpy import save_file
 

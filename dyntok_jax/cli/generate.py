@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
@@ -53,7 +52,8 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
     metavar="DIR|exact|exact-cosine",
     default="exact",
     show_default=True,
-    help="How its tokens are searched: by a ScaNN index, or all of them.",
+    help="How its tokens are searched: by a ScaNN index, or all of them. Where the index ranks by "
+    "cosine, the best token, if no other is asked for (see --candidates), is the best by cosine.",
 )
 @_number("--max-new-tokens", int, 128, "Tokens at most.")
 @_number("--temperature", float, 0.0, "Divides the logits; 0 takes the best token.")
@@ -150,7 +150,7 @@ def command(
     _check_stream(stream, stream_every, index, settings)
     if settings["reduction"] is None and vocabulary is None:
         settings["reduction"] = 100.0
-    options.refuse_base_rows(rows, settings["reduction"] or 0)
+    options.check_rows(rows, base_rows, settings["reduction"] or 0)
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
@@ -187,7 +187,7 @@ def command(
 
 
 def _check(record: jsonl.Record, path: str) -> None:
-    """Refuses a line without a prompt and without messages, or with both."""
+    """Refuses a line with neither a prompt nor messages, with both, or with one of another type."""
     where = jsonl.line_name(path, record.line)
     if ("prompt" in record.fields) == ("messages" in record.fields):
         raise DyntokError(f"{where}: needed is one of the fields 'prompt' and 'messages'")
@@ -208,21 +208,17 @@ def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
         idle["candidates"] = "without --vocabulary all tokens are drawn from"
     elif how.best_only:
         idle["candidates"] = (
-            "it goes with --temperature, --repetition-penalty or --eos-bias; without them only "
-            "the best token is searched for"
+            "it goes with --temperature, --repetition-penalty or --eos-bias; without them the "
+            "index is asked for one token"
         )
     if how.reduction is None:
         why = "with --vocabulary it goes with --reduction only"
         names = ("rows", "language", "base_rows", "kept_words", "merge_together")
         idle |= dict.fromkeys(names, why)
-    for name, why in idle.items():
-        if _is_given(name):
-            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")
-
-
-def _is_given(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not ParameterSource.DEFAULT
+    if how.reduction == 0:
+        why = "nothing is merged at --reduction 0"
+        idle |= dict.fromkeys(("kept_words", "merge_together", "codebook"), why)
+    options.refuse_idle(idle)
 
 
 def _check_index(vocabulary: str | None, index: str) -> None:
@@ -245,7 +241,7 @@ def _check_stream(
     if settings["merge_together"]:
         raise click.UsageError("--merge-together with --stream: it takes prompts one by one")
     size = settings["batch_size"]
-    if _is_given("batch_size") and size != 1:
+    if options.is_given("batch_size") and size != 1:
         raise click.UsageError(f"--batch-size {size} with --stream: it takes prompts one by one")
 
 

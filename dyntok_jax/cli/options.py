@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.boundaries import Boundary
@@ -134,10 +136,27 @@ config = click.option(
 )
 
 
-def refuse_base_rows(rows: str, reduction: float) -> None:
-    """Base rows exist for unmerged tokens only; said before a model is loaded."""
+def check_rows(rows: str, base_rows: str | None, reduction: float = 0) -> None:
+    """Base rows exist for unmerged tokens only, and are all own; said before a model is loaded."""
+    if rows == "base" and base_rows:
+        raise click.UsageError(
+            f"--base-rows {base_rows}: base rows are all the model's own; leave it out"
+        )
     if rows == "base" and reduction > 0:
         raise click.UsageError(
             f"--rows base with --reduction {reduction:g}: base rows exist for unmerged tokens "
             "only; valid: --reduction 0, or --rows default"
         )
+
+
+def is_given(name: str) -> bool:
+    """Whether the command line has the option, be it with the default's value."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def refuse_idle(idle: Mapping[str, str]) -> None:
+    """Refuses what was given and would change nothing; option -> why."""
+    for name, why in idle.items():
+        if is_given(name):
+            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")

@@ -59,6 +59,7 @@ def command(
 
     jsonl.refuse_input(out, input, source)
     records = jsonl.read_records(input, {"token": jsonl.is_string})
+    options.check_rows(hypernet, base_rows)
     if model is None and source is None:
         raise click.UsageError("give --model NAME, or --source FILE with the rows to read")
     folder = resolve(model) if model else None

@@ -58,7 +58,9 @@ def command(
     """
     fields = {"prompt": jsonl.is_string, "choices": jsonl.is_choices}
     records = jsonl.read_records(input, fields)
-    options.refuse_base_rows(rows, reduction)
+    options.check_rows(rows, base_rows, reduction)
+    if reduction == 0:
+        options.refuse_idle({"kept_words": "nothing is merged at --reduction 0"})
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load

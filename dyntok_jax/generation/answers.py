@@ -105,14 +105,17 @@ class Names:
 
     Attributes:
         size: V.
-        own_size: how many, from 0, are the model's own.
+        own_size: how many, from 0, are the model's own; without another vocabulary rows of the
+            model that pad its table are too.
         tokenizer: the model's own.
     """
 
     def __init__(self, model: DynamicModel, vocabulary: OutputVocabulary | None):
         self.tokenizer = model.tokenizer
-        self.own_size = len(model.source.input)
-        self.size = self.own_size if vocabulary is None else len(vocabulary.tokens)
+        if vocabulary is None:
+            self.own_size = self.size = len(model.source.input)
+        else:
+            self.own_size, self.size = model.tokenizer.vocab_size, len(vocabulary.tokens)
         self._tokens = None if vocabulary is None else vocabulary.tokens
         self._spelled = _spelled(model.tokenizer) if vocabulary is None else {}
 

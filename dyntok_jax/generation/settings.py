@@ -39,7 +39,8 @@ class GenerationConfig:
         merge_together: merges every ``batch_size`` prompts in order together; otherwise each alone.
         batch_size: sequences in a batch.
         temperature: divides the logits; 0 takes the best token.
-        top_k: candidates to draw from; 0 for all. Not more than the vocabulary has.
+        top_k: candidates to draw from; 0 for all. Not more than the vocabulary has, and with
+            ``codebook`` that many more.
         top_p, min_p, repetition_penalty, eos_bias: as in ``sampling.Sampling``. They act among the
             candidates: with an index a token that it does not find is not made one by them.
         stop: strings that end a text, which ends before them; the name of a special token is that
@@ -47,7 +48,8 @@ class GenerationConfig:
         seed: of the draws; with it a prompt's place, or the number that ``generate`` is given for
             it, decides them, not its batch.
         truncate: cuts the beginnings of prompts that are too long, which is an error otherwise.
-        candidates: tokens that an index is asked for, among which one is drawn.
+        candidates: tokens that an index is asked for, among which one is drawn, or the best taken;
+            where ``best_only``, it is asked for one.
         codebook: so many merged tokens of the prompt, the most frequent ones, can be generated
             beside the model's own tokens.
         steps_together: tokens between two looks at the texts, which is when stop strings are found
@@ -120,7 +122,11 @@ class GenerationConfig:
 
     @property
     def best_only(self) -> bool:
-        """Whether the best token is taken as the search finds it, which need find no other."""
+        """Whether the best token is taken as the search finds it, which need find no other.
+
+        An index that ranks by cosine finds the best by cosine then; asked for ``candidates``, of
+        which the largest logit counts, it may give another token, however small the ``eos_bias``.
+        """
         return self.plan == Plan() and not self.eos_bias
 
     @property

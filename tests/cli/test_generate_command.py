@@ -149,6 +149,7 @@ def test_mistakes_are_one_line(dyntok, decoder, arguments, lines, said):
 LARGE = ("--vocabulary", "/nowhere")
 DRAWN = ("--temperature", 0.5)
 MERGED = ("--reduction", 50)
+UNMERGED = ("--reduction", 0)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,10 @@ MERGED = ("--reduction", 50)
         (("--base-rows", "own"), LARGE, MERGED),
         (("--kept-words", 1), LARGE, MERGED),
         (("--merge-together",), LARGE, MERGED),
+        (("--kept-words", 1), UNMERGED, MERGED),
+        (("--kept-words", 0), (*LARGE, *UNMERGED), MERGED),
+        (("--merge-together",), UNMERGED, MERGED),
+        (("--codebook", 3), UNMERGED, MERGED),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(dyntok, tmp_path, idle, without, needed):

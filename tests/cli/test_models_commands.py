@@ -102,6 +102,10 @@ def test_rows_from_a_source_file(dyntok, folders, tmp_path):
     [
         (["encode", "--model", "E", "--rows", "base", "--out", "O", "-"], "--reduction 0"),
         (["score", "--model", "D", "--rows", "base", "-"], "--reduction 0"),
+        (
+            ["score", "--model", "D", "--reduction", "0", "--kept-words", "1", "-"],
+            "--kept-words: nothing is merged at --reduction 0",
+        ),
         (["encode", "--model", "D", "--out", "O", "-"], "is a decoder"),
         (["score", "--model", "E", "-"], "is an encoder"),
         (
@@ -130,6 +134,25 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert run.err.count("\n") == 1 and run.err.startswith("dyntok: ")
     assert said in run.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "--rows", "base", "--reduction", 0, "--out", "vectors"),
+        ("score", "--rows", "base", "--reduction", 0),
+        ("generate", "--rows", "base", "--reduction", 0),
+        ("rows", "--hypernet", "base", "--out", "rows"),
+    ],
+)
+def test_a_choice_of_base_rows_beside_them_is_refused_before_loading(dyntok, tmp_path, arguments):
+    record = {"text": "the dog", "token": "dog", "prompt": "the"}
+    if arguments[0] == "score":
+        record |= {"choices": [" dog"]}
+    nowhere = ("--model", tmp_path / "nowhere", "--base-rows", "own", "-")
+    run = dyntok(*arguments, *nowhere, stdin=[record])
+    assert run.code == 2 and run.err.startswith("dyntok: --base-rows own: base rows are all")
+    assert run.out == "" and run.err.count("\n") == 1
 
 
 def test_a_checkpoint_that_does_not_fit_names_every_tensor(dyntok, encoder, tmp_path):

@@ -189,6 +189,17 @@ def test_a_bad_config_is_one_line(content, tmp_path, command, key, value, words)
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
 
 
+def test_base_rows_are_not_predicted_where_they_are_read(content, tmp_path, command):
+    content |= {"rows": "base", "base_rows": "predicted"}
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(content), "utf-8")
+    run = command(efficiency.main, "--config", path, "--out", tmp_path / "found.json")
+    assert run.code == 2 and "nothing to base rows" in run.err and run.err.count("\n") == 1
+    del content["latency"]
+    path.write_text(json.dumps(content | {"decoder": {}}), "utf-8")
+    assert read_config(EfficiencyRun, path).base_rows == "predicted"
+
+
 @pytest.mark.parametrize(
     ("shape", "words"),
     [

@@ -171,6 +171,14 @@ def test_distinct_stretches():
         ({"settings": [{"name": "a", "vocabulary": "no/folder"}]}, "no/folder"),
         ({"settings": [{"name": "a", "rows": "base", "reduction": 9}]}, "unmerged tokens only"),
         ({"settings": [{"name": "a", "rows": "base", "base_rows": "own"}]}, "nothing to base rows"),
+        (
+            {"settings": [{"name": "a", "rows": "base", "vocabulary": "predicted"}]},
+            "base rows predict nothing",
+        ),
+        (
+            {"settings": [{"name": "a", "reduction": None, "base_rows": "own", "vocabulary": "b"}]},
+            "base_rows goes with a reduction",
+        ),
         ({"settings": []}, "at least one"),
         ({"turns": 3}, "turns is 1 or 2"),
         ({"first": 0}, "first and batch_size are numbers from 1"),

@@ -68,6 +68,20 @@ def tokenizer(tiny_tokenizers) -> BaseTokenizer:
     return BaseTokenizer(*tiny_tokenizers["byte_bpe"])
 
 
+def test_a_prompt_is_read_at_its_own_length(tokenizer, monkeypatch):
+    """Of 33 tokens it is not read as 48, as batches of texts are."""
+    lengths, prefill = [], programs.prefill
+
+    def noted(params, table, ids, *inputs, **how):
+        lengths.append(ids.shape[1])
+        return prefill(params, table, ids, *inputs, **how)
+
+    monkeypatch.setattr(programs, "prefill", noted)
+    model = tiny(next(iter(RECORD)), tokenizer)
+    generate(model, [by_id([5] * 33)], dataclasses.replace(STATIC, max_new_tokens=2))
+    assert lengths == [40]
+
+
 @pytest.mark.parametrize("name", list(RECORD))
 def test_greedy_is_transformers_token_for_token(name, tokenizer):
     model = tiny(name, tokenizer)

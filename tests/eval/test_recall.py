@@ -7,9 +7,11 @@ pytest.importorskip("scann", reason="ScaNN is for Linux only")
 
 import json
 
+from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.source import FvtRows, SourceEmbeddings
 from dyntok_jax.large_vocabulary.hidden_states import hidden_states
-from dyntok_jax.large_vocabulary.scann_index import ScannSettings, build_index
+from dyntok_jax.large_vocabulary.opening import control_ids
+from dyntok_jax.large_vocabulary.scann_index import ScannSettings, build_index, load_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, write_vocabulary
 from dyntok_jax.models.weights import load_source
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -66,6 +68,20 @@ def test_each_file_has_its_lines(built, decoder, monkeypatch):
     found = command(built, decoder, monkeypatch, *more)["recall"]
     assert list(found) == [str(built / "de.txt"), str(other)]
     assert list(read.values()) == [["Großvater und die 24 Kinder"], ["The quick fox"]]
+
+
+def test_the_index_is_searched_as_in_generation(built, decoder, monkeypatch):
+    """With the control tokens among what is compared."""
+    seen = []
+
+    def opened(*inputs):
+        seen.append(load_index(*inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(recall, "load_index", opened)
+    command(built, decoder, monkeypatch, "--leaves=1,12", "--queries=3")
+    wanted = control_ids(load(str(decoder), "fvt"))
+    assert wanted and [index.always.tolist() for index in seen] == [wanted, wanted]
 
 
 def test_recall_is_the_share_of_the_best():

@@ -50,7 +50,7 @@ class PromptError(DyntokError):
     """
 
     def __init__(self, place: int, problem: str):
-        super().__init__(place, problem)  # what pickle and copy call it with again
+        super().__init__(place, problem)  # what a copy is made with
         self.place, self.problem = place, problem
 
     def __str__(self) -> str:

@@ -184,7 +184,7 @@ def _start(folder: Path | None, shape: HypernetConfig) -> Any:
     differing = [
         f"{name} is {there} there and {here} here"
         for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
-        if there != here
+        if there != here and name != "base_positions"  # no parameter has another shape by it
     ]
     if differing:
         raise DyntokError(f"hypernet.start {folder}: {'; '.join(differing)}")
@@ -213,6 +213,7 @@ def hypernet_config(
         predict_bias=False,
         residual=own.residual,
         native=True,
+        base_positions=own.base_positions,
         max_positions=own.surface_length,
     )
 

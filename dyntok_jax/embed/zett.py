@@ -45,7 +45,11 @@ FLAGS = {
     "hn_single_head": "single_head",
     "separate_out_embeddings": "separate_output",
 }
-OWN_FLAGS = {"fvt_residual": "residual", "native_tokenizer": "native"}
+OWN_FLAGS = {
+    "fvt_residual": "residual",
+    "native_tokenizer": "native",
+    "base_positions": "base_positions",
+}
 FIXED = {
     "hn_model_type": "roberta",
     "hn_embed_using_source_embeddings": True,

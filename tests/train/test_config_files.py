@@ -25,6 +25,7 @@ FILES = sorted((ROOT / "configs" / "hypernet").glob("*.yaml"))
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
+    monkeypatch.setenv("PLAIN", "plain")
     monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, path)
     make_schedule(run.training.optimizer.phases, run.training.steps)
@@ -51,6 +52,7 @@ def test_runs_of_days_are_evaluated_on_the_way(name, monkeypatch):
 def test_overrides_win(monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
+    monkeypatch.setenv("PLAIN", "plain")
     monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, FILES[0], ["training.steps=7", "compute.mesh.data=2"])
     assert run.training.steps == 7 and run.compute.mesh.data == 2

@@ -42,7 +42,8 @@ class Batch:
     Attributes:
         tokens: the batch's unique tokens, in order of first occurrence.
         ids: (B, T) int32 into ``tokens``; padding is 0.
-        mask: (B, T) bool, True at real tokens.
+        mask: (B, T) bool, True at real tokens; or int32, how many base tokens each stands for, 0 at
+            padding.
         unique_bucket: U, the bucket of ``len(tokens)``.
     """
 
@@ -54,7 +55,7 @@ class Batch:
     def spread(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """(B, T) float32: a number for each token, given by sequence; 0 at padding."""
         spread = np.zeros(self.mask.shape, np.float32)
-        spread[self.mask] = np.concatenate(values)
+        spread[self.mask > 0] = np.concatenate(values)
         return spread
 
     def table_ids(self, slots: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -73,6 +74,7 @@ def make_batch(
     rows: int,
     longest: int,
     buckets: Sequence[int] = TOKEN_BUCKETS,
+    counts: Sequence[np.ndarray] | None = None,
 ) -> Batch:
     """Pads sequences to the next bucket, and the batch to ``rows`` sequences.
 
@@ -82,16 +84,17 @@ def make_batch(
         rows: B; empty sequences fill it up.
         longest: longest sequence the model can read; no bucket exceeds it.
         buckets: lengths that are rounded up to.
+        counts: base tokens that each token stands for, if the mask is to say so.
     """
     numbers: dict[Token, int] = {}
     needed = max(map(len, sequences), default=0)
     length = padded_length(needed, longest, buckets)
     ids = np.zeros((rows, length), np.int32)
-    mask = np.zeros((rows, length), bool)
+    mask = np.zeros((rows, length), bool if counts is None else np.int32)
     for row, tokens in enumerate(sequences):
         place = slice(length - len(tokens), length) if padding == "left" else slice(len(tokens))
         ids[row, place] = [numbers.setdefault(token, len(numbers)) for token in tokens]
-        mask[row, place] = True
+        mask[row, place] = True if counts is None else counts[row]
     return Batch(list(numbers), ids, mask, bucket(len(numbers), UNIQUE_BUCKETS))
 
 

@@ -31,6 +31,7 @@ import jax
 import numpy as np
 
 from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.shipped import language_row
 from dyntok_jax.embed.source import BaseRowsRule, FvtRows, SourceEmbeddings
 from dyntok_jax.files import new_folder
 from dyntok_jax.model_store import resolve
@@ -291,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tokenizer", required=True, type=Path, metavar="DIR", help="the new tokenizer")
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write; new or empty")
     add("--base", metavar="NAME", help="what --model was fine-tuned from (itself)")
-    add("--language", type=int, metavar="N", help="row of the hypernetwork's language table")
+    add("--language", metavar="NAME|N", help="language of the hypernetwork's table, name or row")
     add("--base-rows", choices=("own", "predicted"), help="rows of tokens that the base has too")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -303,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.tokenizer,
             options.out,
             resolve(options.base) if options.base else None,
-            options.language,
+            language_row(options.rows, options.language),
             options.base_rows,
         )
     except DyntokError as error:

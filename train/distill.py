@@ -330,6 +330,8 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         names = ", ".join(f"distill.{name}" for name in losses)
         raise DyntokError(f"{names}: all have weight 0, so that nothing would be learned")
     if model.kind != "encoder":
+        if config.prefix:
+            raise DyntokError("distill.prefix: a decoder reads stretches of text without one")
         return
     if config.divergence or config.output:
         raise DyntokError(

@@ -129,12 +129,18 @@ class Preparation:
         vocabulary = LargeVocabulary.load(self.vocabulary, self._tokenizer)
         return vocabulary.tokens[vocabulary.base_size :]
 
-    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | None:
+    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | str | None:
         """A batch, its number of base tokens, and of those that found no room in it.
 
-        None where nothing merges.
+        None where nothing merges, and why where there is nothing to merge.
         """
         base, dropped = self._base(texts)
+        if not base:
+            return (
+                f"its texts, {len(texts.texts)}, have {dropped} tokens, too few for a sequence of "
+                f"distill.max_length={self.max_length}: more texts a batch (data.texts, "
+                "held_out.texts) or a smaller max_length is needed"
+            )
         rng = np.random.default_rng(texts.seed)
         budget = Budget(reduction=float(rng.uniform(*self.merge_rates)))
         drawn = self._draw(rng)

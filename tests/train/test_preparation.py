@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dyntok_jax.text.layouts import prompt_layout
-from train.data import TextBatch
+from dyntok_jax.types import DyntokError
+from train.data import DataConfig, TextBatch, batches
 from train.preparation import Preparation
+from train.text_sources import TextSource
 
 LENGTH = 16
 SENTENCES = [
@@ -52,6 +54,17 @@ def test_every_stretch_opens_as_a_prompt_does(prepare, family, opening):
         assert (batch.own[batch.ids[: len(base), 0]] == opening).all()
         assert (batch.last[: len(base), 0] == 0).all()
         assert batch.mask[: len(base)].sum(1).max() < LENGTH
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_few_texts_for_a_stretch_are_named(prepare, tmp_path, workers):
+    (tmp_path / "en.txt").write_text("the lazy dog\n", "utf-8")
+    source = TextSource("en", files=str(tmp_path / "en.txt"))
+    preparation = prepare("fallback_bpe")
+    count = len(preparation._tokenizer.encode(["the lazy dog\nthe lazy dog"])[0].ids)
+    message = rf"its texts, 2, have {count} tokens, .* distill\.max_length={LENGTH}: more texts"
+    with pytest.raises(DyntokError, match=f"100 batches in a row .*{message}"):
+        next(batches(DataConfig((source,), texts=2, workers=workers), preparation, seed=0))
 
 
 def test_what_finds_no_room_is_of_the_text(prepare):

@@ -60,6 +60,8 @@ def main() -> None:
     add("--continuation-tokens", type=record.positive, default=64, metavar="N", help="(64)")
     kept = "words of a prefix, its last ones, that stay in base tokens (1)"
     add("--kept-words", type=record.from_zero, default=1, metavar="N", help=kept)
+    table = "of a hypernetwork's table, its name or row; for the rows that have one"
+    add("--language", metavar="NAME|N", help=table)
     record.run(parser, measure, show)
 
 
@@ -86,8 +88,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     size = options.prefix_tokens + options.continuation_tokens
     if size + len(model.tokenizer.prompt_ids) > model.max_length:
         raise DyntokError(f"windows of {size} tokens: {model.name} reads {model.max_length}")
+    rows = {name: record.language_row(name, options.language) for name in options.rows}
+    if options.language is not None and not any(row is not None for row in rows.values()):
+        raise DyntokError("--language: none of --rows has a table of languages")
     windows = {str(path): cut_windows(model.tokenizer, path, options) for path in options.text}
-    models = {name: model.with_rows(name) for name in options.rows if name != STATIC}
+    models = {name: model.with_rows(name, row) for name, row in rows.items() if name != STATIC}
     parts = len(windows) * (1 + len(models) * len(options.reduction))
     with tqdm(total=parts, disable=not sys.stderr.isatty(), leave=False) as bar:
         files = {name: _file(models, model, part, options, bar) for name, part in windows.items()}

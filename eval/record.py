@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from dyntok_jax.embed import shipped
+from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 
@@ -154,6 +156,16 @@ def line_range(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"{text!r}: valid is A-B, lines A to B counted from 1")
     return int(first), int(last)
+
+
+def language_row(rows: str, language: str | None) -> int | None:
+    """Row of a language, by name or number; None for rows without a table of languages.
+
+    Raises:
+        DyntokError: a name that a table does not have.
+    """
+    has_table = Path(rows).is_dir() and table_size(Path(rows)) > 0
+    return shipped.language_row(rows, language) if has_table else None
 
 
 def _command(program: str) -> str:

@@ -5,7 +5,8 @@
 
 FOLDER holds line-aligned files xx.txt, one text a line, and en.txt. Queries are the lines of xx,
 merged and embedded by the given rows; candidates are the English lines in base tokens. A query
-is right where its own line has the highest cosine among all candidates.
+is right where its own line has the highest cosine among all candidates. A hypernetwork with a table
+of languages reads each by the row of its name.
 """
 
 from __future__ import annotations
@@ -70,11 +71,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = load(options.model, "fvt")
     if model.kind != "encoder":
         raise DyntokError(f"{model.name} is a decoder: retrieval needs an encoder")
-    models = {name: model.with_rows(name) for name in options.rows if name != STATIC}
+    names = [name for name in options.rows if name != STATIC]
+    table = {name: {xx: record.language_row(name, xx) for xx in languages} for name in names}
+    models = {name: model.with_rows(name, table[name][languages[0]]) for name in names}
     candidates = _static(model, _layout(model, options.prefix, texts["en"], None))
     results: dict[str, Any] = {}
     for language in tqdm(languages, "languages", disable=not sys.stderr.isatty(), leave=False):
         base = _layout(model, options.prefix, texts[language], options.max_pieces)
+        tabled = {name: row for name in names if (row := table[name][language]) is not None}
+        models |= {name: model.with_rows(name, row) for name, row in tabled.items()}
         results[language] = _language(model, models, options, base, candidates)
     return {
         "model": options.model,

@@ -70,9 +70,9 @@ class TextBatch(NamedTuple):
 
 
 Prepared = tuple[Any, int] | tuple[Any, int, int]
-Prepare = Callable[[TextBatch], Prepared | None]
+Prepare = Callable[[TextBatch], Prepared | str | None]
 """From texts to a batch's arrays, its tokens and, where they are counted, those without room in it;
-None where nothing can be made of them.
+where nothing can be made of them why not, or None.
 
 It is pickled for the worker processes: a function of a module, or an object that builds what is
 heavy when it is first called."""
@@ -116,11 +116,11 @@ class _PrepareDrawn:
     def __init__(self, prepare: Prepare):
         self.prepare = prepare
 
-    def __call__(self, drawn: _Drawn) -> Prepared | None:
+    def __call__(self, drawn: _Drawn) -> Prepared | str | None:
         return self.prepare(drawn.batch)
 
 
-def useful(results: Iterable[tuple[Any, Prepared | None]], skipped: int) -> Iterator[Loaded]:
+def useful(results: Iterable[tuple[Any, Prepared | str | None]], skipped: int) -> Iterator[Loaded]:
     """Prepared batches, without those of which nothing can be made.
 
     Args:
@@ -132,7 +132,7 @@ def useful(results: Iterable[tuple[Any, Prepared | None]], skipped: int) -> Iter
     """
     in_a_row = 0
     for item, result in results:
-        if result is not None:
+        if isinstance(result, tuple):
             in_a_row = 0
             batch, tokens, *dropped = result
             yield Loaded(batch, tokens, item.position | {"skipped": skipped}, *dropped)
@@ -144,6 +144,7 @@ def useful(results: Iterable[tuple[Any, Prepared | None]], skipped: int) -> Iter
             raise DyntokError(
                 f"{in_a_row} batches in a row held nothing to train on; the last was of "
                 f"{languages} and began {item.batch.texts[0][:60]!r}"
+                + (f": {result}" if result else "")
             )
 
 

@@ -337,6 +337,8 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
     if model.kind != "encoder":
         if hypernet.base_positions:
             raise DyntokError("hypernet.base_positions: a decoder counts its tokens")
+        if config.prefix:
+            raise DyntokError("distill.prefix: a decoder reads stretches of text without one")
         return
     if config.divergence or config.output:
         raise DyntokError(

@@ -16,7 +16,7 @@ class DistillConfig:
     Attributes:
         sequences: B, sequences in a batch.
         max_length: T, base tokens of a sequence at most.
-        prefix: put before every text, as an encoder expects it.
+        prefix: put before every text, as an encoder expects it (encoders).
         layers: run the student through its first layers only, and compare hidden states there;
             None for all. The loss ``output`` then takes the teacher's last states for its own.
         merge_rates: smallest and largest percentage of merges, drawn per batch.

@@ -106,6 +106,7 @@ class Matched:
     Attributes:
         tokens: for each id a token in byte characters, or the base's id whose row it keeps.
         kept: the latter: special tokens, and byte tokens beside others of the same bytes.
+        added: special token's id -> its id in the fine-tuned model, where only that has it.
         unmatched: special token without a counterpart -> id; it is read by its spelling.
         gaps: ids without a token, or with one of bytes that the base has no token for; any row of
             the base stands there.
@@ -113,36 +114,57 @@ class Matched:
 
     tokens: list[Token]
     kept: dict[int, int]
+    added: dict[int, int]
     unmatched: dict[str, int]
     gaps: list[int]
 
 
-def match(new: TokenizerFolder, base: TokenizerFolder) -> Matched:
-    """Match special tokens by role, then by content; all else is read by its bytes."""
-    kept: dict[int, int] = {}
-    for role, counterparts in ROLES.items():
-        found = [base.roles[name] for name in counterparts if name in base.roles]
-        if role in new.roles and found:
-            kept.setdefault(new.roles[role], found[0])
-    unmatched: dict[str, int] = {}
-    for name, i in new.tokenizer.special_ids.items():
-        if i not in kept and name in base.tokenizer.special_ids:
-            kept[i] = base.tokenizer.special_ids[name]
-        elif i not in kept:
-            unmatched[name] = i
+def match(
+    new: TokenizerFolder, base: TokenizerFolder, tuned: TokenizerFolder | None = None
+) -> Matched:
+    """Match special tokens by role, then by content; all else is read by its bytes.
+
+    Args:
+        new: the new tokenizer.
+        base: the tokenizer of the model whose rows are read.
+        tuned: that of a model fine-tuned from it, whose roles come first: a chat may end otherwise
+            than a text.
+    """
+    kept, added = _special(new, base), {}
+    if tuned is not None:
+        names = {i: name for name, i in tuned.tokenizer.special_ids.items()}
+        theirs = {i: own for i, own in _special(new, tuned).items() if own in names}
+        ids = base.tokenizer.special_ids
+        added = {i: own for i, own in theirs.items() if names[own] not in ids}
+        kept |= {i: ids[names[own]] for i, own in theirs.items() if i not in added}
+        kept = {i: own for i, own in kept.items() if i not in added}
+    spelled = {name: i for name, i in new.tokenizer.special_ids.items() if i not in kept}
+    unmatched = {name: i for name, i in spelled.items() if i not in added}
     if unmatched:
         logger.warning(
             "the base has no special tokens like %s: their rows are those of their spelling",
             ", ".join(unmatched),
         )
-    spelled = new.tokenizer.spelled()
-    kept = _second_spellings(spelled, base.tokenizer) | kept
-    tokens: dict[int, Token] = {**spelled}
-    tokens |= {i: to_byte_chars(name) for name, i in unmatched.items()} | kept
+    texts = new.tokenizer.spelled()
+    kept = _second_spellings(texts, base.tokenizer) | kept
+    tokens: dict[int, Token] = {**texts}
+    tokens |= {i: to_byte_chars(name) for name, i in spelled.items()} | kept
     size = max(tokens) + 1
     tokens = {i: token for i, token in tokens.items() if _readable(token, base.tokenizer)}
     gaps = [i for i in range(size) if i not in tokens]
-    return Matched([tokens.get(i, 0) for i in range(size)], kept, unmatched, gaps)
+    return Matched([tokens.get(i, 0) for i in range(size)], kept, added, unmatched, gaps)
+
+
+def _special(new: TokenizerFolder, old: TokenizerFolder) -> dict[int, int]:
+    """New ids of special tokens -> the old ids, by role and then by content."""
+    found: dict[int, int] = {}
+    for role, counterparts in ROLES.items():
+        ids = [old.roles[name] for name in counterparts if name in old.roles]
+        if role in new.roles and ids:
+            found.setdefault(new.roles[role], ids[0])
+    theirs = old.tokenizer.special_ids
+    by_name = {i: theirs[name] for name, i in new.tokenizer.special_ids.items() if name in theirs}
+    return by_name | found
 
 
 def _readable(token: Token, base: BaseTokenizer) -> bool:

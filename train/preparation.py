@@ -1,7 +1,8 @@
 """Texts to batches of base and dynamic tokens side by side, in numpy, for worker processes.
 
 Encoders read texts between their special tokens, short ones of a language joined; decoders read
-stretches of one length out of all the texts of a batch.
+stretches of one length out of all the texts of a batch, each behind what the tokenizer puts before
+a text.
 """
 
 from __future__ import annotations
@@ -128,12 +129,18 @@ class Preparation:
         vocabulary = LargeVocabulary.load(self.vocabulary, self._tokenizer)
         return vocabulary.tokens[vocabulary.base_size :]
 
-    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | None:
+    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | str | None:
         """A batch, its number of base tokens, and of those that found no room in it.
 
-        None where nothing merges.
+        None where nothing merges, and why where there is nothing to merge.
         """
         base, dropped = self._base(texts)
+        if not base:
+            return (
+                f"its texts, {len(texts.texts)}, have {dropped} tokens, too few for a sequence of "
+                f"distill.max_length={self.max_length}: more texts a batch (data.texts, "
+                "held_out.texts) or a smaller max_length is needed"
+            )
         rng = np.random.default_rng(texts.seed)
         budget = Budget(reduction=float(rng.uniform(*self.merge_rates)))
         drawn = self._draw(rng)
@@ -166,9 +173,10 @@ class Preparation:
             dropped += sum(sequence.truncated for sequence in base[: self.sequences])
         else:
             whole = prompt_layout(self._tokenizer, ["\n".join(texts.texts)], Boundary.PRETOKEN)[0]
-            base = list(_windows(whole, self.max_length))
-            read = sum(len(sequence.tokens) for sequence in base[: self.sequences])
-            dropped = len(whole.tokens) - read
+            opening = len(self._tokenizer.prompt_ids)
+            base = list(_windows(whole, opening, self.max_length))
+            read = sum(len(sequence.tokens) - opening for sequence in base[: self.sequences])
+            dropped = len(whole.tokens) - opening - read
         base = [
             replace(sequence, units=capped_units(sequence.units, self.surface_length))
             for sequence in base[: self.sequences]
@@ -335,8 +343,13 @@ def _end(sequence: BaseTokens, place: int) -> int:
     return int(np.searchsorted(sequence.units, sequence.units[place]))
 
 
-def _windows(whole: BaseTokens, length: int):
-    """Consecutive stretches of one length; what is left over at the end is dropped."""
-    for start in range(0, len(whole.tokens) - length + 1, length):
-        part = slice(start, start + length)
-        yield BaseTokens(whole.ids[part], whole.tokens[part], whole.units[part])
+def _windows(whole: BaseTokens, opening: int, length: int):
+    """Consecutive stretches of a text, each behind its first ``opening`` tokens.
+
+    All are of one length; what is left over at the end is dropped.
+    """
+    room = length - opening
+    for start in range(opening, len(whole.tokens) - room + 1, room):
+        places = [*range(opening), *range(start, start + room)]
+        tokens = [whole.tokens[i] for i in places]
+        yield BaseTokens(whole.ids[places], tokens, whole.units[places])

@@ -242,10 +242,11 @@ def _parquet_values(path: Path, column: str) -> Iterator[str]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(file.schema_arrow.names, column, str(path))
+            parts = [file.schema.column(i).path for i in range(len(file.schema))]
+            _check_column({*file.schema_arrow.names, *parts}, column, str(path))
             for batch in file.iter_batches(columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield text_of({column: value}, column, str(path))
+                for record in batch.to_pylist():
+                    yield text_of(record, column, str(path))
     except ArrowException as error:
         raise DyntokError(f"{path}: not readable as parquet ({one_line(error)})") from error
 
@@ -267,12 +268,13 @@ def text_of(record: Any, column: str, where: str) -> str:
     value = record
     for part in [column] if column in record else column.split("."):
         _check_column(value if isinstance(value, Mapping) else (), part, where)
-        value = value[part]
+        if (value := value[part]) is None:
+            return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
-    if not isinstance(value, str | None):
+    if not isinstance(value, str):
         raise DyntokError(f"{where}: column {column!r} holds {type(value).__name__}, not strings")
-    return value or ""
+    return value
 
 
 def one_line(error: Exception) -> str:

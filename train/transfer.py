@@ -6,11 +6,11 @@ Minixhofer et al., Zero-Shot Tokenizer Transfer (2024, arXiv:2405.07883): the hy
 the rows of all tokens of a new vocabulary from the model's own rows (section 3), special tokens
 keep theirs, and all other weights stay as they are. A fine-tuned model is transferred with the
 hypernetwork of its base (section 5): it gets the rows predicted from the *base's* rows, special
-tokens included, in place of its own, and keeps the weights and heads of fine-tuning. So what
-fine-tuning did to the rows is not carried over. (The authors add a part of the weights' change
-too where the base was trained on with its new tokenizer; nothing is trained here, so there is
-none.) A decoder whose output rows are its input rows gets output rows of its own where the
-hypernetwork has learned to predict them.
+tokens included, in place of its own, and keeps the weights and heads of fine-tuning; which token
+ends a text is its own. So what fine-tuning did to the rows is not carried over. (The authors add a
+part of the weights' change too where the base was trained on with its new tokenizer; nothing
+is trained here, so there is none.) A decoder whose output rows are its input rows gets output rows
+of its own where the hypernetwork has learned to predict them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import jax
 import numpy as np
 
 from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.shipped import language_row
 from dyntok_jax.embed.source import BaseRowsRule, FvtRows, SourceEmbeddings
 from dyntok_jax.files import new_folder
 from dyntok_jax.model_store import resolve
@@ -85,7 +86,9 @@ def transfer(
     with new_folder(out) as folder:
         architecture = read_architecture(model)
         new, old = TokenizerFolder.read(tokenizer), TokenizerFolder.read(base or model)
-        config = _config(model, architecture, new, matched := match(new, old))
+        has_own = base and (model / "tokenizer.json").is_file()
+        matched = match(new, old, TokenizerFolder.read(model) if has_own else None)
+        config = _config(model, architecture, new, matched)
         own = SourceEmbeddings(*load_source(model))
         source = SourceEmbeddings(*load_source(base)) if base else own
         if source.input.shape[1] != own.input.shape[1]:
@@ -98,8 +101,10 @@ def transfer(
         if untie and found.output is not None:
             config["tie_word_embeddings"] = False
             own = replace(own, output=own.input)
-        if base:
-            _keep_own(found, own, matched, model)
+        if matched.added:
+            # Tokens that only fine-tuning has are nothing to the base.
+            ids, values = list(matched.added), own.take([*matched.added.values()])
+            jax.tree.map(lambda to, row: to.__setitem__(ids, row), found, values)
         write_tensors(folder / "model.safetensors", _tensors(model, architecture, found, config))
         _write_json(folder / "config.json", config)
         _write_generation_config(folder, model, new, matched)
@@ -161,17 +166,6 @@ def predict(
     return rows
 
 
-def _keep_own(rows: Rows, own: SourceEmbeddings, matched: Matched, model: Path) -> None:
-    """Give special tokens that only fine-tuning has added the fine-tuned model's rows."""
-    if not (model / "tokenizer.json").is_file():
-        return
-    ids = BaseTokenizer.from_folder(model).special_ids
-    pairs = [(i, ids[name]) for name, i in matched.unmatched.items() if name in ids]
-    if pairs:
-        new, old = map(list, zip(*pairs, strict=True))
-        jax.tree.map(lambda to, values: to.__setitem__(new, values), rows, own.take(old))
-
-
 def _config(
     model: Path, architecture: Architecture, new: TokenizerFolder, matched: Matched
 ) -> dict[str, Any]:
@@ -194,7 +188,8 @@ def _special_ids(
     ids: dict[str, Any] = {f"{role}_token_id": new.roles.get(role) for role in sorted(roles)}
     ends = config.get("eos_token_id")
     if isinstance(ends, list):  # some chat models have several
-        ids["eos_token_id"] = [i for i, old in matched.kept.items() if old in ends] or None
+        matched_ids = (matched.kept | matched.added).items()
+        ids["eos_token_id"] = [i for i, old in matched_ids if old in ends] or None
     return ids
 
 
@@ -297,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tokenizer", required=True, type=Path, metavar="DIR", help="the new tokenizer")
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write; new or empty")
     add("--base", metavar="NAME", help="what --model was fine-tuned from (itself)")
-    add("--language", type=int, metavar="N", help="row of the hypernetwork's language table")
+    add("--language", metavar="NAME|N", help="language of the hypernetwork's table, name or row")
     add("--base-rows", choices=("own", "predicted"), help="rows of tokens that the base has too")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -309,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.tokenizer,
             options.out,
             resolve(options.base) if options.base else None,
-            options.language,
+            language_row(options.rows, options.language),
             options.base_rows,
         )
     except DyntokError as error:

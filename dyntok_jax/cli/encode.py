@@ -38,7 +38,7 @@ def command(
     out: str,
     model: str,
     rows: str,
-    language: int | None,
+    language: str | None,
     base_rows: Any,
     reduction: float,
     boundary: str,
@@ -65,11 +65,12 @@ def command(
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
+    from dyntok_jax.embed.shipped import language_row
     from dyntok_jax.encoding import encode
 
     compute = load_config(Path(config) if config else None)
     with atomic_path(out) as partial:
-        loaded = load(model, rows, compute, language, base_rows)
+        loaded = load(model, rows, compute, language_row(rows, language), base_rows)
         start = time.perf_counter()
         encoded = encode(
             loaded,

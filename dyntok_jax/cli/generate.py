@@ -120,7 +120,7 @@ def command(
     input: str,
     model: str,
     rows: str,
-    language: int | None,
+    language: str | None,
     base_rows: Any,
     vocabulary: str | None,
     index: str,
@@ -154,6 +154,7 @@ def command(
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
+    from dyntok_jax.embed.shipped import language_row
     from dyntok_jax.generate import GenerationConfig, generate
     from dyntok_jax.generation.opening import open_vocabulary
 
@@ -165,7 +166,8 @@ def command(
         rows = "base"  # nothing is merged, so that no hypernetwork need be loaded
     if stream:
         how = dataclasses.replace(how, batch_size=1, steps_together=stream_every or 1)
-    loaded = load(model, rows, load_config(Path(config) if config else None), language, base_rows)
+    compute = load_config(Path(config) if config else None)
+    loaded = load(model, rows, compute, language_row(rows, language), base_rows)
     output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
     prompts = [_layout(loaded, record, how.boundary, input) for record in records]
     start = time.perf_counter()

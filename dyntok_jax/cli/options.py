@@ -115,7 +115,9 @@ rows = click.option(
     "(fvt, weighted, ridge), or none (base).",
 )
 language = click.option(
-    "--language", type=click.IntRange(min=0), help="Row of the hypernetwork's language table."
+    "--language",
+    metavar="NAME|N",
+    help="Language of the hypernetwork's table, by its name or its row.",
 )
 base_rows = click.option(
     "--base-rows",

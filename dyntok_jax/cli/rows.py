@@ -38,7 +38,7 @@ def command(
     model: str | None,
     source: str | None,
     tokenizer: str | None,
-    language: int | None,
+    language: str | None,
     base_rows: Any,
 ) -> None:
     """Rows of the tokens in INPUT, {"token": ...} a line, spelled in byte characters.
@@ -52,6 +52,7 @@ def command(
         dyntok rows --model multilingual-e5-small --hypernet fvt --out rows.safetensors -
     """
     from dyntok_jax.embed.providers import concatenated_source, row_provider
+    from dyntok_jax.embed.shipped import language_row
     from dyntok_jax.embed.source import SourceEmbeddings, predict_rows
     from dyntok_jax.model_store import resolve
     from dyntok_jax.models.weights import load_source
@@ -72,7 +73,7 @@ def command(
         table = concatenated_source(Path(source))
     else:
         table = lambda _: SourceEmbeddings(*load_source(resolve(str(model))))  # noqa: E731
-    provider = row_provider(hypernet, table, base, language, base_rows)
+    provider = row_provider(hypernet, table, base, language_row(hypernet, language), base_rows)
     names = [record.fields["token"] for record in records]
     tokens: list[Token] = [*names]
     for place, name in enumerate(names):

@@ -35,7 +35,7 @@ def command(
     input: str,
     model: str,
     rows: str,
-    language: int | None,
+    language: str | None,
     base_rows: Any,
     reduction: float,
     boundary: str,
@@ -64,10 +64,11 @@ def command(
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
+    from dyntok_jax.embed.shipped import language_row
     from dyntok_jax.scoring import score
 
     compute = load_config(Path(config) if config else None)
-    loaded = load(model, rows, compute, language, base_rows)
+    loaded = load(model, rows, compute, language_row(rows, language), base_rows)
     start = time.perf_counter()
     with jsonl.naming_lines(input, records):
         scored = score(

@@ -99,6 +99,25 @@ def table_languages(folder: Path) -> list[str]:
         raise DyntokError(f"{folder / MARK}: damaged ({error})") from error
 
 
+def language_row(rows: str, language: str | None) -> int | None:
+    """Row of a language in a hypernetwork's table.
+
+    Args:
+        rows: the hypernetwork's folder, or the name of other rows.
+        language: its name, as the folder has it, or the row's number; None for none.
+
+    Raises:
+        DyntokError: a name that is not there.
+    """
+    if language is None or language.isdecimal():
+        return None if language is None else int(language)
+    names = table_languages(Path(rows))
+    if language not in names:
+        known = f"its languages are {', '.join(names)}" if names else "it names no languages"
+        raise DyntokError(f"language {language!r}: rows {rows}: {known}")
+    return names.index(language)
+
+
 def shipped_hypernet(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> Path | None:
     """The folder of the hypernetwork that ships for a model, None where there is none."""
     folders = sorted(path.parent for path in FOLDER.glob(f"*/{MARK}"))

@@ -6,6 +6,7 @@ evaluation take any of them. Special tokens (ints) keep the model's own row in a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.tensor_files import DTYPES, file_tensors
 from dyntok_jax.text.surface_forms import Decomposer, pieces
 from dyntok_jax.types import DyntokError, Rows, Token
+
+logger = logging.getLogger(__name__)
 
 BaseRowsRule = Literal["own", "predicted"]
 """Whether unmerged vocabulary tokens keep the model's own row."""
@@ -131,7 +134,7 @@ class FvtRows:
     """Fast vocabulary transfer: a token's row is the mean of its pieces' rows.
 
     A token without pieces, or with a piece the model has no row for, gets the row of the unknown
-    token, and is counted.
+    token, and is counted; the first is logged.
 
     Attributes:
         source: the model's own rows.
@@ -173,6 +176,12 @@ class FvtRows:
         if self.tokenizer.unk_id is None:
             raise DyntokError(
                 f"token {token!r} has no pieces with rows, and the model has no unknown token"
+            )
+        if not self.unknown:
+            logger.warning(
+                "token %r has no pieces with rows and gets the unknown token's row "
+                "(further ones are counted, not logged)",
+                token,
             )
         self.unknown += 1
         return [self.tokenizer.unk_id]

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_folders import of_languages
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 
@@ -67,6 +68,21 @@ def test_score_names_the_line_without_room(dyntok, decoder):
     run = dyntok("score", "--model", decoder, *arguments, stdin=stdin)
     assert run.code == 1 and run.out == "" and run.err.count("\n") == 1
     assert "standard input, line 4: a choice of 5 tokens leaves no room" in run.err
+
+
+def test_a_language_by_name_and_by_row(dyntok, encoder, tmp_path):
+    rows = of_languages(tmp_path / "hypernet", encoder, ["de", "en"])
+    found, tokens = {}, [{"token": "Ġlighthouse"}]
+    arguments = "rows", "--model", encoder, "--hypernet", rows, "-"
+    for language in ("en", "1", "de"):
+        out = tmp_path / f"{language}.safetensors"
+        run = dyntok(*arguments, "--language", language, "--out", out, stdin=tokens)
+        assert run.code == 0, run.err
+        found[language] = load_file(out)["input"]
+    np.testing.assert_array_equal(found["en"], found["1"])
+    assert np.abs(found["en"] - found["de"]).max() > 1e-2
+    run = dyntok(*arguments, "--language", "fr", "--out", tmp_path / "no", stdin=tokens)
+    assert run.code == 1 and "language 'fr': " in run.err and "its languages are de, en" in run.err
 
 
 def test_rows_are_means_and_special_tokens_keep_theirs(dyntok, encoder, tmp_path):

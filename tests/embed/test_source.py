@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dyntok_jax.embed.baselines import WeightedRows
 from dyntok_jax.embed.source import BaseRows, FvtRows, SourceEmbeddings, map_tensor, predict_rows
 from dyntok_jax.types import DyntokError
 
@@ -75,11 +76,15 @@ def test_fvt_base_tokens_keep_their_row_or_are_predicted():
     assert provider.unknown == 1
 
 
-def test_fvt_unknown_tokens_get_the_unknown_row_and_are_counted():
-    provider = FvtRows(SOURCE, Syllables())
-    rows = provider.rows(["", "az", "a"])
+@pytest.mark.parametrize("kind", [FvtRows, WeightedRows])
+def test_fvt_unknown_tokens_get_the_unknown_row_and_are_counted(kind, caplog):
+    provider = kind(SOURCE, Syllables())
+    assert len(provider.rows(["ab", "a"]).input) == 2 and not caplog.records
+    rows = provider.rows(["az", "", "a"])
     np.testing.assert_array_equal(rows.input, [[0, 1], [0, 1], [6, 7]])
     assert provider.unknown == 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("token 'az' has no pieces with rows")
 
 
 def test_fvt_without_an_unknown_token_is_an_error():

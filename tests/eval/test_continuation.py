@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_folders import of_languages
 
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.model_store import cache_folder
@@ -90,6 +91,27 @@ def test_the_command(command, decoder, text, tmp_path):
     assert (
         full["rows"]["fvt"]["above_static_percent"] != half["rows"]["fvt"]["above_static_percent"]
     )
+
+
+def test_a_language_of_a_table_by_name_and_by_row(command, decoder, text, tmp_path):
+    rows = of_languages(tmp_path / "rows", decoder, ["de", "en"])
+    rest = "--model", decoder, "--rows", f"fvt,{rows}", "--text", text, *SHORT
+    found = {}
+    for language in ("en", "1", "de"):
+        out = tmp_path / f"{language}.json"
+        run = command(continuation.main, *rest, "--language", language, "--out", out)
+        assert run.code == 0, run.err
+        (file,) = json.loads(out.read_text("utf-8"))["files"].values()
+        figures = file["reductions"][0]["rows"]
+        found[language] = figures["fvt"]["bits_per_byte"], figures[str(rows)]["bits_per_byte"]
+    assert found["en"] == found["1"]
+    assert found["en"][0] == found["de"][0] and abs(found["en"][1] - found["de"][1]) > 1e-3
+    out = tmp_path / "none.json"
+    for language, message in (("fr", "its languages are de, en"), ("2", "(0 de, 1 en)")):
+        run = command(continuation.main, *rest, "--language", language, "--out", out)
+        assert run.code == 2 and message in run.err
+    run = command(continuation.main, *rest[:3], "fvt", *rest[4:], "--language", "en", "--out", out)
+    assert run.code == 2 and "none of --rows has a table of languages" in run.err
 
 
 def test_a_prefix_of_kept_words_is_the_static_one(command, decoder, text, tmp_path):

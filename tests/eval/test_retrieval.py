@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_folders import of_languages
 
+from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import cache_folder
@@ -78,6 +80,26 @@ def test_the_command(command, encoder, texts, tmp_path):
     assert report["mean"]["accuracy"].keys() == {"static", "fvt", "weighted", "ridge"}
     assert report["command"].startswith("python -m eval.retrieval --model ")
     assert report["commit"] and report["seconds"] > 0
+
+
+def test_each_language_is_read_by_its_row_of_a_table(
+    command, encoder, texts, tmp_path, monkeypatch
+):
+    rows, plain, asked = of_languages(tmp_path / "rows", encoder, ["sw", "en", "de"]), [], []
+    with_rows = DynamicModel.with_rows
+
+    def spy(model, name, language=None):
+        (asked if name == str(rows) else plain).append(language)
+        return with_rows(model, name, language)
+
+    monkeypatch.setattr(DynamicModel, "with_rows", spy)
+    arguments = ("--model", encoder, "--rows", f"static,fvt,{rows}", "--text", texts)
+    run = command(retrieval.main, *arguments, "--out", tmp_path / "figures.json")
+    assert run.code == 0, run.err
+    assert asked[-2:] == [2, 0] and plain == [None]  # de, sw
+    (texts / "fr.txt").write_text((texts / "en.txt").read_text("utf-8"), "utf-8")
+    run = command(retrieval.main, *arguments, "--out", tmp_path / "figures.json")
+    assert run.code == 2 and "'fr'" in run.err and "its languages are sw, en, de" in run.err
 
 
 def test_at_no_reduction_all_rows_are_static(command, encoder, texts, tmp_path):

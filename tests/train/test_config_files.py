@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice
@@ -16,6 +18,7 @@ from dyntok_jax.types import DyntokError
 from train.config import HypernetRun
 from train.data import TextBatch, batches
 from train.optim import make_schedule
+from train.text_files import parse_lines
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "hypernet").glob("*.yaml"))
@@ -47,6 +50,28 @@ def test_runs_of_days_are_evaluated_on_the_way(name, monkeypatch):
     for source in run.held_out.sources:
         held_out = Path(source.files or "")
         assert held_out.name and not any(held_out.is_relative_to(folder) for folder in folders)
+
+
+def _lines(file: str | Path | None, lines: str | None) -> tuple[str, set[int]]:
+    spans = parse_lines(lines) if lines else [(1, 100_000)]
+    name = "/".join(Path(file or "").parts[-2:])
+    return name, {i for first, last in spans for i in range(first, last + 1)}
+
+
+def test_a_decoder_is_chosen_by_lines_that_are_neither_trained_on_nor_measured(monkeypatch):
+    monkeypatch.setenv("TEXT", "texts")
+    monkeypatch.setenv("VOCABULARY", "vocabulary")
+    run = read_config(HypernetRun, ROOT / "configs" / "hypernet" / "smollm2.yaml")
+    assert run.held_out is not None
+    used = [_lines(source.files, source.lines) for source in run.data.sources]
+    results = sorted((ROOT / "eval" / "results").glob("continuation_*.json"))
+    assert len(results) > 5
+    for path in results:
+        words = shlex.split(json.loads(path.read_text("utf-8"))["command"])
+        used.append(_lines(*(words[words.index(option) + 1] for option in ("--text", "--lines"))))
+    for source in run.held_out.sources:
+        file, lines = _lines(source.files, source.lines)
+        assert not [name for name, others in used if name == file and lines & others]
 
 
 def test_overrides_win(monkeypatch):

@@ -271,6 +271,8 @@ def test_a_run_that_would_learn_nothing_is_refused(make, encoder, decoder):
 def test_losses_and_heads_that_are_not_there(make, encoder):
     with pytest.raises(DyntokError, match="an encoder reads no prompts"):
         make(separate_output=False, model=encoder, prompt_share=(0.5, 1.0))
+    with pytest.raises(DyntokError, match=r"distill\.prefix: a decoder reads"):
+        make(prefix="query: ")
     with pytest.raises(DyntokError, match="leave distill"):
         make(divergence=1.0, layers=1)
     with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):

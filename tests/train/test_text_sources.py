@@ -129,6 +129,21 @@ def test_mistakes_in_files_are_named_in_one_line(files, case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_column_in_a_column_of_a_file(tmp_path, kind):
+    parts = [{"en": "two", "de": "zwei"}, None, {"en": "one", "de": None}]
+    rows = [{"premise": part, "a.b": str(i)} for i, part in enumerate(parts)]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    columns = {"premise.en": ["two", "one"], "premise.de": ["zwei"], "a.b": ["0", "1", "2"]}
+    for column, texts in columns.items():
+        assert local(tmp_path / f"a.{kind}", column=column) == texts
+    with pytest.raises(DyntokError, match=r"no column '(premise\.)?fr'; it has .*\bde\b"):
+        local(tmp_path / f"a.{kind}", column="premise.fr")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -190,6 +190,28 @@ def test_a_fine_tuned_model_gets_rows_of_its_base(tiny_tokenizers, new_tokenizer
         transfer(base, "fvt", new_tokenizer, tmp_path / "none", tuned)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_fine_tuned_model_ends_by_its_own_token(known, tiny_tokenizers, new_tokenizer, tmp_path):
+    """A chat's end, be it a token of the base too or one that only fine-tuning has added."""
+    chat = tiny_tokenizers["byte_bpe"]  # ends with <|im_end|>
+    ends = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    base = make_model("llama_tied", tmp_path / "base", chat._replace(config=ends))
+    if not known:
+        more = json.loads(json.dumps(chat.json))
+        more["added_tokens"].append(more["added_tokens"][0] | {"id": 480, "content": "<over>"})
+        chat = chat._replace(json=more, config=chat.config | {"eos_token": "<over>"})
+    end = 2 if known else 480
+    tuned = make_model("llama_tied", tmp_path / "tuned", chat, seed=1, eos_token_id=[end, 0])
+    matched = transfer(tuned, "fvt", new_tokenizer, tmp_path / "out", base)
+    assert (matched.kept | matched.added).items() >= {(0, end), (1, end), (2, 1)}
+    rows = load_model(tmp_path / "out").source.input
+    of_base, of_tuned = (load_model(folder).source.input for folder in (base, tuned))
+    np.testing.assert_array_equal(rows[0], of_base[2] if known else of_tuned[480])
+    np.testing.assert_array_equal(rows[2], of_base[1])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert sorted(config["eos_token_id"]) == [0, 1]  # the padding stands for the end too
+
+
 def test_dtypes_and_unread_weights_stay(tiny_tokenizers, new_tokenizer, tmp_path):
     base = make_model("bert_token", tmp_path / "base", tiny_tokenizers["wordpiece"])
     half = {

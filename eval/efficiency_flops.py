@@ -52,7 +52,9 @@ def hypernet_flops(config: HypernetConfig, tokens: Number) -> Number:
     projector = 2 * c.hidden * c.feed_forward
     read = c.surface_length * (c.source_width * c.hidden + projector)
     maps = 4 * c.hidden**2 + 2 * c.hidden * c.feed_forward
-    layers = c.layers * (slots * maps + 2 * slots**2 * c.hidden)
+    layers = (c.layers - 1) * (slots * maps + 2 * slots**2 * c.hidden)
+    # In the last one, keys and values aside, only the first slot is computed.
+    layers += 2 * slots * c.hidden**2 + maps - 2 * c.hidden**2 + 2 * slots * c.hidden
     both = c.separate_output and not c.single_head
     heads = (1 + both) * projector + c.hidden * (c.source_width + c.predict_bias)
     return 2 * tokens * (read + layers + heads)
@@ -81,11 +83,13 @@ def hypernet_flops_xla(config: HypernetConfig, tokens: int) -> float:
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     whole = _counted(Hypernet(c).apply, _variables(abstract_hypernet(c)), *inputs)
+    if c.layers <= 2:
+        return whole
     slots = c.surface_length + bool(c.languages)
     stack = EncoderStack(c.encoder)
     inputs = _floats(tokens, slots, c.hidden), jax.ShapeDtypeStruct((tokens, slots), jnp.bool_)
     params = abstract_params(stack, *inputs)
-    return whole + (c.layers - 1) * _counted(stack.apply, _variables(params), *inputs)
+    return whole + (c.layers - 2) * _counted(stack.apply, _variables(params), *inputs)
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

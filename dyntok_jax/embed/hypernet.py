@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from dyntok_jax.models.encoder import EncoderConfig, EncoderStack
+from dyntok_jax.models.encoder import EncoderConfig, EncoderLayer, EncoderStack
 from dyntok_jax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -77,10 +77,10 @@ class HypernetConfig:
 
     @property
     def encoder(self) -> EncoderConfig:
-        """Shape of the body: RoBERTa's layers."""
+        """Shape of the body: RoBERTa's layers, but for the last, of which one state is read."""
         return EncoderConfig(
             width=self.hidden,
-            layers=self.layers,
+            layers=self.layers - 1,
             heads=self.heads,
             feed_forward=self.feed_forward,
             layer_norm_eps=1e-5,
@@ -160,7 +160,10 @@ class Hypernet(nn.Module):
             mask = jnp.concatenate([mask, jnp.ones((len(x), 1), bool)], axis=1)
         x = LayerNorm(c.encoder.layer_norm_eps, self.dtype, name="embedding_norm")(x)
         x = constrain(x, "B", "T", None)
-        x = EncoderStack(c.encoder, self.dtype, self.remat, name="stack")(x, mask)
+        if c.layers > 1:
+            x = EncoderStack(c.encoder, self.dtype, self.remat, name="stack")(x, mask)
+        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
+        x = layer(c.encoder, self.dtype, first=True, name="last")(x, mask[:, None, :])
         return self._predict(x[:, 0], mean)
 
     def _read(self, source: Float[Array, "V E"], forms: Int[Array, "U S"]) -> Float[Array, "U S H"]:

@@ -106,7 +106,7 @@ LAYER_MODULES = {
 LEAVES = {"norm": "ln", "factor": "w", "shift": "b"}
 """This project's names, and those of the original's flax parameters."""
 
-STACK = "stack/layers/"
+STACK, LAST = "stack/layers/", "last/"
 TORCH_LANGUAGES = "lang_embeddings.weight"
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
@@ -273,7 +273,15 @@ def config_to_json(config: HypernetConfig, dtype: DTypeLike = np.float32) -> dic
 
 
 class Stored(NamedTuple):
-    """Where a parameter, or one layer of it, is in a file."""
+    """Where a parameter, or one layer of it, is in a file.
+
+    Attributes:
+        path: of the parameter.
+        layer: which of its stacked layers; None where it has none.
+        name: of the tensor in the file.
+        shape: of the tensor.
+        transposed: the tensor is the transposed parameter.
+    """
 
     path: str
     layer: int | None
@@ -291,15 +299,16 @@ def _stored(config: HypernetConfig, format: Format) -> list[Stored]:
         stacked = path.startswith(STACK)
         shape = leaf.shape[1:] if stacked else leaf.shape
         shape = shape[::-1] if transposed else shape
-        for layer in range(config.layers) if stacked else [None]:
-            stored.append(Stored(path, layer, _name(path, layer, format), shape, transposed))
+        for layer in range(config.layers - 1) if stacked else [None]:
+            number = config.layers - 1 if path.startswith(LAST) else layer
+            stored.append(Stored(path, layer, _name(path, number, format), shape, transposed))
     return stored
 
 
 def _name(path: str, layer: int | None, format: Format) -> str:
     """A parameter's name in a file."""
     if layer is not None:
-        module, leaf = path.removeprefix(STACK).rsplit("/", 1)
+        module, leaf = path.removeprefix(STACK).removeprefix(LAST).rsplit("/", 1)
         name = f"model/encoder/layer/{layer}/{LAYER_MODULES[module]}/{leaf}"
     else:
         module, *rest = path.split("/")

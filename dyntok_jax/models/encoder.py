@@ -54,10 +54,17 @@ class EncoderConfig:
 
 
 class EncoderLayer(nn.Module):
-    """One post-LN transformer layer."""
+    """One post-LN transformer layer.
+
+    Attributes:
+        config: shape of the encoder.
+        dtype: dtype of the computation.
+        first: only the first position's state is wanted.
+    """
 
     config: EncoderConfig
     dtype: DTypeLike = jnp.float32
+    first: bool = False
 
     @nn.compact
     def __call__(
@@ -65,11 +72,11 @@ class EncoderLayer(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Attention, then feed-forward, each added to its input and normalized."""
         c = self.config
-        attention = Attention(
-            c.heads, c.heads, c.width // c.heads, True, self.dtype, name="attention"
-        )
+        shape = c.heads, c.heads, c.width // c.heads
+        attention = Attention(*shape, True, self.dtype, first=self.first, name="attention")
         norm = LayerNorm(c.layer_norm_eps, self.dtype, name="attention_norm")
-        x = constrain(norm(x + attention(x, mask)), "B", "T", None)
+        mixed = attention(x, mask)
+        x = constrain(norm((x[:, :1] if self.first else x) + mixed), "B", "T", None)
         inner = Dense(c.feed_forward, ("D", "F"), dtype=self.dtype, name="up")(x)
         inner = ACTIVATIONS[c.activation](inner)
         outer = Dense(c.width, ("F", "D"), dtype=self.dtype, name="down")(inner)

@@ -304,6 +304,7 @@ class Attention(nn.Module):
         dtype: dtype of the computation.
         keep: whether keys and values are wanted.
         causal: as in :func:`attend`.
+        first: only the first position attends.
     """
 
     heads: int
@@ -313,6 +314,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
     keep: bool = False
     causal: bool = False
+    first: bool = False
 
     @nn.compact
     def __call__(
@@ -329,22 +331,22 @@ class Attention(nn.Module):
             rotary: cosines and sines of x's positions.
 
         Returns:
-            (B, T, D); with ``keep``, that and the tokens' keys and values.
+            (B, T, D), T = 1 with ``first``; with ``keep``, that and the tokens' keys and values.
         """
 
-        def project(count: int, axis: str, name: str) -> jax.Array:
+        def project(x: jax.Array, count: int, axis: str, name: str) -> jax.Array:
             width = count * self.head_width
             y = Dense(width, ("D", axis), self.use_bias, self.dtype, name=name)(x)
             return y.reshape(*x.shape[:2], count, self.head_width)
 
-        query = project(self.heads, "NH", "query")
-        key = project(self.kv_heads, "KH", "key")
-        value = project(self.kv_heads, "KH", "value")
+        query = project(x[:, :1] if self.first else x, self.heads, "NH", "query")
+        key = project(x, self.kv_heads, "KH", "key")
+        value = project(x, self.kv_heads, "KH", "value")
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         kept = KeyValues(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
         mixed = attend(query, *kept, mask, causal=self.causal)
-        mixed = mixed.reshape(*x.shape[:2], -1)
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
         y = Dense(x.shape[-1], ("NH", "D"), self.use_bias, self.dtype, name="output")(mixed)
         return (y, kept) if self.keep else y
 

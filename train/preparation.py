@@ -32,8 +32,8 @@ from train.data import TextBatch
 MARGIN = 6
 """Base tokens left for the prefix and the special tokens when texts are joined."""
 
-ROW_BUCKETS = tuple(64 * 2**k for k in range(20))
-"""Rows of a batch: 64, 128, 256, and so on."""
+ROW_BUCKETS = (16, *(64 * 2**k for k in range(20)))
+"""Rows of a batch: 16, for long forms, of which there are few, 64, 128, 256, and so on."""
 
 
 class DistillBatch(NamedTuple):

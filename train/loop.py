@@ -98,7 +98,8 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
     """Trains a task, from its newest checkpoint in ``config.out`` or from the start.
 
     SIGTERM and SIGINT end the process with exit code 0 after a checkpoint at the step they fell
-    in; a second one ends it at once.
+    in; a second one ends it at once. Of several processes, SIGTERM to any ends all, after a step
+    that they agree on; SIGINT is not taken note of.
 
     Returns:
         The trainables of the best checkpoint where ``config.best`` names a figure, else those

@@ -155,8 +155,9 @@ class ZettTask:
         """Loss of an ``IdentityBatch`` or a ``LanguageBatch``, and its parts."""
         del key  # nothing is drawn here
         if isinstance(batch, IdentityBatch):
-            predicted = self.predict(trainables, frozen, batch.ids[:, None], batch.language)
-            loss = identity_loss(predicted, self._own(frozen, batch.ids))
+            ids, real = jnp.maximum(batch.ids, 0), batch.ids != NO_LABEL
+            predicted = self.predict(trainables, frozen, ids[:, None], batch.language)
+            loss = identity_loss(predicted, self._own(frozen, ids), real)
             return loss, {"identity_loss": loss}
         rows, own = self.rows(trainables, frozen, batch)
         scores = self.scores(trainables, frozen, rows, batch.ids, batch.mask)
@@ -227,7 +228,8 @@ class ZettTask:
         start = position["identity"] if position else 0
         steps: Any = range(start, self.config.identity_steps)
         for step in itertools.count(start) if self.config.identity_only else steps:
-            batch = identity_batch(self.hypernet_config.vocab_size, self._count(), self._seed, step)
+            sizes = self.hypernet_config.vocab_size, self.config.identity_rows, self._parts
+            batch = identity_batch(*sizes, self._seed, step)
             yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
         for loaded in texts:
             place = {"identity": self.config.identity_steps, "language": loaded.position}
@@ -241,7 +243,7 @@ class ZettTask:
 
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Median cosine of predicted rows to own ones, and losses on held-out text."""
-        ids = examples(self.hypernet_config, self.mesh)
+        ids = examples(self.hypernet_config)
         language = np.zeros((), np.int32)
         predicted = self._jitted_predict(trainables, self.frozen, ids[:, None], language)
         own = jax.tree.map(np.asarray, self._own(self.frozen, ids))
@@ -336,10 +338,6 @@ class ZettTask:
         output = taken[:, width:] if self.hypernet_config.separate_output else None
         bias = frozen["bias"][ids] if "bias" in frozen else None
         return Rows(taken[:, :width], output, bias)
-
-    def _count(self) -> int:
-        rows, parts = min(self.config.identity_rows, self.hypernet_config.vocab_size), self._parts
-        return rows // parts * parts
 
     @property
     def _parts(self) -> int:

@@ -38,7 +38,7 @@ class IdentityBatch(NamedTuple):
     """Tokens of the model's own vocabulary.
 
     Attributes:
-        ids: (N,) their ids, each its own only piece.
+        ids: (N,) their ids, each its own only piece; ``NO_LABEL`` at padding.
         language: row of the language table.
     """
 
@@ -70,9 +70,19 @@ class LanguageBatch(NamedTuple):
     language: Int[np.ndarray, ""]
 
 
-def identity_batch(vocab_size: int, count: int, seed: int, step: int) -> IdentityBatch:
-    """Different random ids of the vocabulary, the same for the same seed and step."""
+def identity_batch(vocab_size: int, count: int, parts: int, seed: int, step: int) -> IdentityBatch:
+    """Different random ids of the vocabulary, the same for the same seed and step.
+
+    Args:
+        vocab_size: V.
+        count: how many, as far as the vocabulary has them.
+        parts: into which the batch with its padding can be cut.
+        seed: of the run.
+        step: of the run.
+    """
+    count = min(count, vocab_size)
     ids = np.random.default_rng((seed, step)).choice(vocab_size, count, replace=False)
+    ids = np.pad(ids, (0, -count % parts), constant_values=NO_LABEL)
     return IdentityBatch(ids.astype(np.int32), np.zeros((), np.int32))
 
 

@@ -87,8 +87,6 @@ def check(
         problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
     if shape.hidden % shape.heads:
         problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
-    if min(config.identity_rows, shape.vocab_size) < parts:
-        problems.append(f"identity_rows {config.identity_rows} for {parts} devices")
     if not config.identity_only:
         problems += _language_problems(config, model, tokenizer, parts)
         if shape.languages and not data.one_language:

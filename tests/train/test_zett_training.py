@@ -19,11 +19,13 @@ import optax
 import pytest
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.embed.hypernet import Hypernet
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
+from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig
@@ -37,12 +39,13 @@ from train.zett_batches import (
     LanguageBatch,
     LanguagePreparation,
     QueuedTexts,
+    identity_batch,
     language_batches,
     mask_tokens,
     next_tokens,
 )
 from train.zett_config import ZettConfig
-from train.zett_hypernet import hypernet_tokenizer, zett_shape
+from train.zett_hypernet import first_parameters, hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
 from train.zett_targets import target_batches
 
@@ -286,6 +289,29 @@ def test_the_first_positions_are_those_that_are_published(task):
     assert table.std() == pytest.approx(0.02, rel=0.05)
 
 
+def test_rescalers_are_the_same_on_every_mesh(tokenizers):
+    """Also where the devices do not divide the tokens they are fitted to."""
+    own = tokenizers["llama"]
+    shape = zett_shape(tiny_llama(own), own, hidden=32, layers=1, heads=2)
+    source = np.random.default_rng(0).normal(1, 0.05, (own.vocab_size, shape.source_width))
+    assert shape.vocab_size % 7
+    one, seven = (
+        first_parameters(Hypernet(shape), jnp.asarray(source, jnp.float32), mesh, seed=3)
+        for mesh in (make_mesh(MeshConfig(), jax.devices()[:count]) for count in (1, 7))
+    )
+    assert set(one.rescalers) == {"rescale_source", "rescale", "rescale_output"}
+    for name, rescale in one.rescalers.items():
+        for part, leaf in rescale.items():
+            np.testing.assert_allclose(seven.rescalers[name][part], leaf, rtol=2e-5, atol=2e-6)
+
+
+def test_identity_batches_are_the_same_on_every_mesh():
+    one, parts = (identity_batch(100, 60, parts, 3, 5) for parts in (1, 8))
+    assert len(set(one.ids)) == 60 and len(parts.ids) == 64
+    assert parts.ids.tolist() == [*one.ids, *[NO_LABEL] * 4]
+    assert sorted(identity_batch(10, 60, 1, 3, 5).ids) == list(range(10))
+
+
 @pytest.mark.slow
 def test_a_mesh_changes_nothing(make_task):
     compute = ComputeConfig(mesh=MeshConfig(1, 2, 2))
@@ -435,8 +461,10 @@ def test_next_tokens_are_the_labels_of_those_before():
 def test_losses_by_hand():
     a = Rows(np.array([[1.0, 2.0], [0.0, 0.0]]), np.zeros((2, 2)))
     b = Rows(np.array([[0.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 2.0], [0.0, 0.0]]))
-    assert identity_loss(a, b) == ((1 + 25) / 2 + (4 + 0) / 2) / 2
-    assert identity_loss(a._replace(output=None), b._replace(output=None)) == 13
+    both = jnp.array([True, True])
+    assert identity_loss(a, b, both) == ((1 + 25) / 2 + (4 + 0) / 2) / 2
+    assert identity_loss(a._replace(output=None), b._replace(output=None), both) == 13
+    assert identity_loss(a, b, jnp.array([False, True])) == (25 + 0) / 2
     shared = jnp.array([False, True])
     one = (a._replace(output=None), b._replace(output=None))
     assert overlap_loss(*one, shared) == 25 / 5

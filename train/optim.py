@@ -17,6 +17,9 @@ from dyntok_jax.types import DyntokError
 NEWTON_SCHULZ_STEPS = 3
 """Iterations by which muon orthogonalizes."""
 
+VECTORS = ("bias", "scale", "factor", "shift")
+"""Names of parameters that are vectors; those of stacked layers have an axis more."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -185,7 +188,7 @@ def _kernels(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in VECTORS, params)
 
 
 def optimizer_shardings(

@@ -130,10 +130,10 @@ def make_optimizer(
         DyntokError: an unknown name, or a value outside its range.
     """
     schedule = make_schedule(config.phases, steps)
-    if config.accumulate > steps:
+    if rest := steps % config.accumulate:
         raise DyntokError(
-            f"optimizer.accumulate: {config.accumulate} batches make an update, and the run has "
-            f"{steps}"
+            f"optimizer.accumulate: {config.accumulate} batches make an update, and the last "
+            f"{rest} of the run's {steps} none; {steps + config.accumulate - rest} steps would do"
         )
 
     def rate(updates: Any) -> Any:

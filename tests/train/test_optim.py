@@ -76,6 +76,8 @@ def test_phases_that_do_not_fit(phases, said):
     [
         ({"name": "sgd"}, "'sgd'"),
         ({"accumulate": 0}, "accumulate: 0"),
+        ({"accumulate": 4}, "4 batches make an update, and the last 2 .* 10 none; 12 steps would"),
+        ({"accumulate": 11}, "the last 10 of the run's 10 none; 11 steps would do"),
         ({"name": "muon", "update_rms": 0.0}, "update_rms: 0.0"),
         ({"phases": (Phase(decay="step"),)}, "'step'"),  # pyright: ignore[reportArgumentType]
     ],

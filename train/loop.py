@@ -124,10 +124,10 @@ def make_folder(out: Path | None) -> None:
     """Make the folder of a run, before anything is loaded that would be lost without it.
 
     Raises:
-        DyntokError: it cannot be made.
+        DyntokError: it cannot be made, or is not one of its own.
     """
-    if not out:
-        raise DyntokError("training.out: is empty; give a folder for the run")
+    if out is None or out == Path():
+        raise DyntokError("training.out: is empty or the current folder; give the run its own")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

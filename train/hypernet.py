@@ -47,6 +47,7 @@ from train.held_out import HeldOut
 from train.loop import dry_run, make_folder, train
 from train.preparation import Preparation
 from train.zett import ZettTask
+from train.zett_config import check_steps
 from train.zett_hypernet import zett_shape
 
 
@@ -157,10 +158,13 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
 
 def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> ZettTask:
     own = run.hypernet
+    check_steps(run.zett, run.training.steps, run.training.optimizer)
     if own.start is not None:
         raise DyntokError("hypernet.start: the objective zett starts from random parameters")
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
+    if not own.rescale:
+        raise DyntokError("hypernet.rescale: the objective zett always rescales")
     shape = zett_shape(
         model,
         tokenizer,

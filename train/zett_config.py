@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +13,10 @@ from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.data import DataConfig
+from train.optim import OptimizerConfig
 from train.unigram import SamplerConfig
+
+logger = logging.getLogger(__name__)
 
 MASK_NAMES = ("<mask>", "[MASK]")
 
@@ -27,7 +32,8 @@ class ZettConfig:
         sequences: B of all later steps.
         length: T of these.
         overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
-        train_backbone: train the model as well (n-shot transfer).
+        train_backbone: train the model as well (n-shot transfer); without weight decay, or without
+            identity steps, in which only that would change it.
         sampler: the tokenizers of later steps.
         language_table: give the hypernetwork a row for each of several languages.
         evaluation_batches: batches of held-out text.
@@ -99,6 +105,41 @@ def check(
         problems.append("train_backbone trains on texts, and with identity_only there are none")
     if problems:
         raise DyntokError(f"objective zett: {'; '.join(problems)}")
+
+
+def check_steps(config: ZettConfig, steps: int, optimizer: OptimizerConfig) -> None:
+    """Compare the first steps with the run's length and its optimizer.
+
+    Args:
+        config: the objective.
+        steps: of the run.
+        optimizer: of the run.
+
+    Raises:
+        DyntokError: texts are never reached, or the optimizer would change what it should not.
+    """
+    first = config.identity_steps
+    if config.identity_only or not first:
+        return
+    if steps <= first:
+        raise DyntokError(
+            f"zett.identity_steps: all of the run's {steps} steps are among these {first}, none "
+            "is of texts; set zett.identity_only: true if that is meant"
+        )
+    if first % optimizer.accumulate:
+        raise DyntokError(
+            f"zett.identity_steps: {first} are no multiple of optimizer.accumulate, "
+            f"{optimizer.accumulate}: an update would be of both kinds of batches"
+        )
+    if config.train_backbone and optimizer.weight_decay:
+        raise DyntokError(
+            "zett.train_backbone: optimizer.weight_decay would shrink the model in steps that do "
+            "not train it; set zett.identity_steps: 0 or no decay"
+        )
+    if first not in itertools.accumulate(phase.steps for phase in optimizer.phases):
+        logger.warning(
+            "zett.identity_steps: no phase of the optimizer ends after these %d steps", first
+        )
 
 
 def _language_problems(

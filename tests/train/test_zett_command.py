@@ -15,7 +15,9 @@ from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.types import DyntokError
 from train.hypernet import main
+from train.optim import OptimizerConfig, Phase
 from train.transfer import transfer
+from train.zett_config import ZettConfig, check_steps
 
 
 @pytest.mark.slow
@@ -51,6 +53,34 @@ def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monke
         load(str(decoder), rows=str(folder))
     (folder / "base.json").unlink()
     assert load(str(decoder), rows=str(folder), language=1).rows is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("training.steps=2", "steps: all of the run's 2 steps are among these 2, .*identity_only"),
+        (
+            "training.steps=6 training.optimizer.accumulate=3",
+            "2 are no multiple of .*accumulate, 3",
+        ),
+        ("training.optimizer.weight_decay=0.1", "train_backbone: optimizer.weight_decay would shr"),
+        ("hypernet.rescale=false", "hypernet.rescale: the objective zett always rescales"),
+    ],
+)
+def test_settings_that_mean_something_else_are_refused(decoder, tmp_path, overrides, message):
+    path = write_run(tmp_path, decoder)
+    with pytest.raises(SystemExit, match=message):
+        main(["--config", str(path), *overrides.split()])
+
+
+def test_a_rate_that_knows_nothing_of_the_identity_steps_is_warned_of(caplog):
+    config = ZettConfig(identity_steps=10)
+    check_steps(config, 30, OptimizerConfig(phases=(Phase(steps=4), Phase(steps=6), Phase())))
+    check_steps(ZettConfig(0), 30, OptimizerConfig())
+    check_steps(ZettConfig(identity_only=True), 30, OptimizerConfig())
+    assert not caplog.records
+    check_steps(config, 30, OptimizerConfig(phases=(Phase(steps=4), Phase())))
+    assert "no phase of the optimizer ends after these 10 steps" in caplog.text
 
 
 @pytest.mark.parametrize(

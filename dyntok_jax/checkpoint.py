@@ -403,7 +403,9 @@ def _compare(saved: Any, running: Any, folder: Path) -> None:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Leaves of nested mappings as JSON, by dotted name."""
+    """Leaves of nested mappings and lists as JSON, by dotted name."""
+    if isinstance(value, list) and value:
+        value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         return {name: json.dumps(value, ensure_ascii=False)}
     return {

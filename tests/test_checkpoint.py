@@ -346,14 +346,16 @@ def test_nothing_but_damage_is_an_error_and_nothing_is_moved(tmp_path):
 
 def test_other_settings_are_named_with_both_values(tmp_path):
     saved(tmp_path, 3)
-    other = {"model": {"name": "b", "sizes": (1, 2), "bias": True}}
+    other = {"model": {"name": "b", "sizes": (1, 3, []), "bias": True}}
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(DyntokError) as raised:
         restore(checkpoints, settings=other)
     message = str(raised.value)
-    assert 'data: ["x"] there, absent here' in message
+    assert 'data.0: "x" there, absent here' in message
     assert 'model.name: "a" there, "b" here' in message
     assert "model.bias: absent there, true here" in message
-    assert "sizes" not in message
+    assert "model.sizes.1: 2 there, 3 here" in message
+    assert "model.sizes.2: absent there, [] here" in message
+    assert message.count("sizes") == 2
 
 
 FULL = """

@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ from train.zett_batches import (
 from train.zett_config import ZettConfig, check, mask_id
 from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import target_batches
+from train.zett_targets import short_names, target_batches
 
 
 class ZettTask:
@@ -263,7 +262,7 @@ class ZettTask:
                 for batch in batches
             ]
             losses = [part["language_loss"] for part in parts]
-            figures[f"language_loss_{Path(target).name}"] = float(np.mean(losses))
+            figures[f"language_loss_{target}"] = float(np.mean(losses))
         return figures
 
     @cached_property
@@ -287,9 +286,9 @@ class ZettTask:
         c, prepare = self.config, self._preparation
         if held_out is None or not c.targets:
             return {}
-        count, seed = c.evaluation_batches, self._seed
+        names, count, seed = short_names(c.targets), c.evaluation_batches, self._seed
         found = target_batches(c.targets, self._tokenizer, prepare, held_out, count, seed)
-        return {name: [self._part(batch) for batch in made] for name, made in found.items()}
+        return {names[key]: [self._part(batch) for batch in made] for key, made in found.items()}
 
     @cached_property
     def _preparation(self) -> LanguagePreparation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from dyntok_jax.model_store import resolve
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -13,6 +14,20 @@ from train.data import DataConfig, TextBatch, batches
 from train.new_vocabulary import ROLES, TokenizerFolder, match, roles_of
 from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
 from train.zett_batches import LanguageBatch, LanguagePreparation, Target, as_they_are, padded
+
+
+def short_names(targets: Sequence[str]) -> dict[str, str]:
+    """Of each target as many of its last path parts as tell all of them apart.
+
+    Raises:
+        DyntokError: two are the same.
+    """
+    parts = [Path(target).parts for target in targets]
+    for count in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(targets, names, strict=True))
+    raise DyntokError(f"zett.targets: one is named twice ({', '.join(targets)})")
 
 
 def target_batches(

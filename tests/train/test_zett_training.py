@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +48,7 @@ from train.zett_batches import (
 from train.zett_config import ZettConfig
 from train.zett_hypernet import first_parameters, hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import target_batches
+from train.zett_targets import short_names, target_batches
 
 WIDTH = 16
 SIZE = 512
@@ -392,11 +393,20 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), "utf-8")
 
 
+def test_targets_are_named_by_what_tells_them_apart():
+    assert short_names(["500", "a/roberta"]) == {"500": "500", "a/roberta": "roberta"}
+    alike = ["500", "/out/en/tokenizer", "/out/de/tokenizer"]
+    assert list(short_names(alike).values()) == ["500", "en/tokenizer", "de/tokenizer"]
+    with pytest.raises(DyntokError, match="named twice"):
+        short_names(["out/en", "out/en/"])
+
+
 def test_evaluations_read_by_fixed_tokenizers(make_task, data, other):
-    config = replace(CONFIG, targets=("500", str(other)))
+    copied = shutil.copytree(other, other.parent / "copied" / "other")
+    config = replace(CONFIG, targets=("500", str(other), str(copied)))
     task = make_task("llama", config, held_out=data)
     figures = task.evaluate(task.init(jax.random.key(0)))
-    for target in ("500", "other"):
+    for target in ("500", f"{other.parent.name}/other", "copied/other"):
         assert abs(figures[f"language_loss_{target}"] - np.log(490)) < 1
     with pytest.raises(DyntokError, match="targets are for held-out texts"):
         make_task("llama", config)

@@ -176,8 +176,17 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
         surface_length=own.surface_length,
         residual=own.residual,
     )
-    seed = run.training.seed
-    return ZettTask(model, tokenizer, shape, run.zett, run.data, run.compute, seed, run.held_out)
+    return ZettTask(
+        model,
+        tokenizer,
+        shape,
+        run.zett,
+        run.data,
+        run.compute,
+        run.training.seed,
+        run.held_out,
+        run.training.best is not None,
+    )
 
 
 def _start(folder: Path | None, shape: HypernetConfig) -> Any:

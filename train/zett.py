@@ -68,6 +68,7 @@ class ZettTask:
         compute: ComputeConfig | None = None,
         seed: int = 0,
         held_out: DataConfig | None = None,
+        keeps_best: bool = False,
     ):
         """Put the model on the devices.
 
@@ -80,6 +81,8 @@ class ZettTask:
             compute: mesh, dtype of matrix products and remat.
             seed: of the hypernetwork's first parameters and of all batches.
             held_out: texts of evaluations.
+            keeps_best: the run keeps its best checkpoint, so that the texts of its evaluations must
+                stay the same.
 
         Raises:
             DyntokError: a model that this objective cannot use, sizes that do not fit it or the
@@ -90,6 +93,7 @@ class ZettTask:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
+        self._compared = (held_out, config.evaluation_batches) if keeps_best else None
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
         names = sorted({source.language for source in data.sources})
         self.languages = names if hypernet.languages else []
@@ -111,18 +115,22 @@ class ZettTask:
     @property
     def settings(self) -> Mapping[str, Any]:
         """JSON values that must be equal when a run is resumed."""
-        data = dataclasses.asdict(self._data)
-        del data["workers"]  # any number gives the same batches
+        loss = dataclasses.asdict(self.config)
+        for name in ("targets", "evaluation_batches"):
+            del loss[name]  # they change no parameter
         settings = {
             "objective": "zett",
-            "zett": dataclasses.asdict(self.config),
+            "zett": loss,
             "hypernet": dataclasses.asdict(self.hypernet_config),
-            "data": data,
+            "data": _texts(self._data),
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,
             "base": base_hash(self._base),
         }
+        if self._compared is not None:
+            held_out, batches = self._compared
+            settings |= {"held_out": held_out and _texts(held_out), "evaluation_batches": batches}
         return json.loads(json.dumps(settings))
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -349,6 +357,13 @@ class ZettTask:
         if part.count == 1:
             return batch
         return jax.tree.map(lambda x: part.of(x) if x.ndim else x, batch)
+
+
+def _texts(data: DataConfig) -> dict[str, Any]:
+    """What says which texts are drawn: any number of workers gives the same batches."""
+    fields = dataclasses.asdict(data)
+    del fields["workers"]
+    return fields
 
 
 def _median_cosine(a: Any, b: Any) -> float:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from zett_run import write_run
 
+from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.shipped import table_languages
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.types import DyntokError
-from train.hypernet import main
+from train.config import HypernetRun
+from train.hypernet import main, make_task
 from train.optim import OptimizerConfig, Phase
 from train.transfer import transfer
 from train.zett_config import ZettConfig, check_steps
@@ -71,6 +73,21 @@ def test_settings_that_mean_something_else_are_refused(decoder, tmp_path, overri
     path = write_run(tmp_path, decoder)
     with pytest.raises(SystemExit, match=message):
         main(["--config", str(path), *overrides.split()])
+
+
+def test_evaluations_may_change_where_no_best_is_kept(decoder, tmp_path):
+    path = write_run(tmp_path, decoder)
+
+    def settings(*overrides):
+        return make_task(read_config(HypernetRun, path, overrides)).settings
+
+    first, best = settings(), "training.best=language_loss"
+    other = ("zett.evaluation_batches=2", "zett.targets=['500']", "held_out.texts=16")
+    assert settings(*other) == first
+    assert settings("zett.length=20") != first
+    kept = settings(best)
+    assert settings(best, "zett.targets=['500']", "held_out.workers=3") == kept
+    assert settings(best, other[0]) != kept and settings(best, other[2]) != kept
 
 
 def test_a_rate_that_knows_nothing_of_the_identity_steps_is_warned_of(caplog):

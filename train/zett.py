@@ -240,8 +240,9 @@ class ZettTask:
             yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
         for loaded in texts:
             place = {"identity": self.config.identity_steps, "language": loaded.position}
-            tokens = loaded.tokens // batch_part(self.mesh).count
-            yield Loaded(self._part(loaded.batch), tokens, place)
+            count = batch_part(self.mesh).count
+            tokens, dropped = loaded.tokens // count, loaded.dropped // count
+            yield Loaded(self._part(loaded.batch), tokens, place, dropped)
 
     @property
     def agree(self) -> None:

@@ -151,8 +151,8 @@ class LanguagePreparation:
     languages: Sequence[str]
     sampler: SamplerConfig
 
-    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int] | None:
-        """The batch and its tokens; None where the texts hold nothing to be guessed."""
+    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int] | None:
+        """As :meth:`batch`, by a tokenizer sampled from the texts and those before them."""
         batch = queued.batch
         scores = [self._counts(each) for each in (batch, *queued.earlier)]
         sampled = sample_tokenizer(scores, self.specials, self.sampler, batch.seed)
@@ -162,20 +162,24 @@ class LanguagePreparation:
 
     def batch(
         self, batch: TextBatch, target: Target, room: int
-    ) -> tuple[LanguageBatch, int] | None:
-        """Texts by a tokenizer; None where they hold nothing to be guessed.
+    ) -> tuple[LanguageBatch, int, int] | None:
+        """Texts by a tokenizer.
 
         Args:
             batch: texts, of one language where there is a table of languages.
             target: the tokenizer.
             room: U.
+
+        Returns:
+            The batch, its tokens, and those of the texts without room in it; None where the texts
+            hold nothing to be guessed.
         """
         tokens = target.tokens
         rank: dict[int, int] = {}
         for row, token in enumerate(tokens):
             if isinstance(token, int):
                 rank.setdefault(token, row)
-        ids, mask = self._pack(target.encode(batch.texts), rank)
+        ids, mask, dropped = self._pack(target.encode(batch.texts), rank)
         random = np.random.default_rng(batch.seed)
         if self.mask_id is None:
             labels = next_tokens(ids, mask)
@@ -188,7 +192,7 @@ class LanguagePreparation:
         language = np.array(self.languages.index(known) if known else 0, np.int32)
         forms, own, shared, real = self._vocabulary(tokens, room)
         prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
-        return prepared, int(mask.sum())
+        return prepared, int(mask.sum()), dropped
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
@@ -208,8 +212,12 @@ class LanguagePreparation:
 
     def _pack(
         self, texts: Sequence[Sequence[int]], rank: Mapping[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """All texts behind each other, cut into B sequences; what is left over is dropped."""
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """B sequences of all texts behind each other, and how many tokens are in none.
+
+        Where the texts are longer than there is room, the sequences begin at equal distances, so
+        that each long text has a part in them.
+        """
         between = [row for i, row in rank.items() if i == self.separator]
         stream = np.array([i for text in texts for i in [*text, *between]], np.int32)
         prefix = np.array([rank[i] for i in self.prefix if i in rank], np.int32)
@@ -217,11 +225,12 @@ class LanguagePreparation:
         room = self.length - len(prefix) - len(suffix)
         ids = np.zeros((self.sequences, self.length), np.int32)
         mask = np.zeros((self.sequences, self.length), bool)
-        for row, start in enumerate(range(0, min(len(stream), self.sequences * room), room)):
+        distance = max(room, len(stream) // self.sequences)
+        for row, start in enumerate(range(0, len(stream), distance)[: self.sequences]):
             sequence = np.concatenate([prefix, stream[start : start + room], suffix])
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
-        return ids, mask
+        return ids, mask, max(0, len(stream) - self.sequences * room)
 
     def _vocabulary(
         self, tokens: Sequence[Token], size: int

@@ -180,6 +180,7 @@ def test_identity_comes_first_then_language(loaded):
     kinds = [type(item.batch) for item in loaded]
     assert kinds == [IdentityBatch] * 3 + [LanguageBatch] * 5
     assert all(item.tokens == item.batch.mask.sum() > 100 for item in loaded[3:])
+    assert all(item.dropped > 0 for item in loaded[3:])
     assert len({item.batch.forms.tobytes() for item in loaded[3:]}) == 5
     assert {int(item.batch.language) for item in loaded[3:]} <= {0, 1}
 
@@ -191,6 +192,27 @@ def test_goes_on_from_any_position_with_the_same_batches(task, loaded, after):
     for found, expected in zip(again, loaded[after + 1 :], strict=True):
         jax.tree.map(np.testing.assert_array_equal, found.batch, expected.batch)
         assert type(found.batch) is type(expected.batch)
+
+
+@pytest.mark.parametrize("words", [5, 40, 41])
+def test_sequences_are_of_all_texts_as_far_as_there_is_room(task, words):
+    """Of texts of one word each, repeated: the word says whose token it is."""
+    prepare = replace(task._preparation, sequences=4, length=12)
+    around = len(prepare.prefix) + len(prepare.suffix)
+    rank = {i: row for row, i in enumerate(sorted(prepare.specials.values()))}
+    count = len(rank)
+    texts = [[count + text] * words for text in range(4)]
+    ids, mask, dropped = prepare._pack(texts, rank)
+    between = prepare.separator in rank
+    total, room = 4 * (words + between), 4 * (12 - around)
+    assert mask.sum() - around * mask.any(1).sum() == min(total, room)
+    assert dropped == max(0, total - room)
+    inner = [row[m][len(prepare.prefix) :] for row, m in zip(ids, mask, strict=True)]
+    if total > room:
+        assert [row[0] for row in inner] == [count + text for text in range(4)]
+    else:
+        kept = [i for row in inner for i in row if i >= count]
+        assert kept == [i for text in texts for i in text]
 
 
 class EveryOther:

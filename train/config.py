@@ -30,7 +30,7 @@ class HypernetShape:
             for every model.
         separate_output: predict output rows of their own also where the model's output rows are
             its input rows (``distill``).
-        start: folder of a hypernetwork whose parameters are the first ones (``distill``).
+        start: folder of a hypernetwork whose parameters are the first ones.
     """
 
     hidden: int = 384

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig
-from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig
-from dyntok_jax.lora import base_hash
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.lora import base_hash, params_digest
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
@@ -39,7 +39,13 @@ from train.zett_batches import (
     language_batches,
 )
 from train.zett_config import ZettConfig, check, mask_id
-from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
+from train.zett_hypernet import (
+    examples,
+    first_parameters,
+    hypernet_tokenizer,
+    predict,
+    split_rescalers,
+)
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
 from train.zett_targets import short_names, target_batches
 
@@ -69,6 +75,8 @@ class ZettTask:
         seed: int = 0,
         held_out: DataConfig | None = None,
         keeps_best: bool = False,
+        start: Any = None,
+        languages: Sequence[str] = (),
     ):
         """Put the model on the devices.
 
@@ -83,21 +91,23 @@ class ZettTask:
             held_out: texts of evaluations.
             keeps_best: the run keeps its best checkpoint, so that the texts of its evaluations must
                 stay the same.
+            start: parameters of a hypernetwork to start from; by default random ones.
+            languages: names of the rows of its language table, of which ``data`` need not have all.
 
         Raises:
             DyntokError: a model that this objective cannot use, sizes that do not fit it or the
                 mesh, batches of mixed languages, held-out texts or targets that cannot be had.
         """
         compute = compute or ComputeConfig()
-        if not config.language_table:
+        if not config.language_table and start is None:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
         self._compared = (held_out, config.evaluation_batches) if keeps_best else None
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
-        names = sorted({source.language for source in data.sources})
+        names = list(languages) or sorted({source.language for source in data.sources})
         self.languages = names if hypernet.languages else []
-        check(config, hypernet, model, tokenizer, data, held_out, self._parts)
+        check(config, hypernet, model, tokenizer, data, held_out, self.languages, self._parts)
         # Made before anything is trained, which an error at the first evaluation would cost.
         self._held_out = self._held_out_batches(held_out)
         self._targets = self._target_batches(held_out)
@@ -106,7 +116,12 @@ class ZettTask:
         self._module = model_module(model.architecture, dtype, compute.remat)
         self._head = None if config.identity_only else head_module(model.architecture, dtype)
         source = self._source()
-        first = first_parameters(self._hypernet, source["source"], self.mesh, seed)
+        if start is None:
+            first = first_parameters(self._hypernet, source["source"], self.mesh, seed)
+        else:
+            first = split_rescalers(shard_params(start, abstract_hypernet(hypernet), self.mesh))
+        # Rescalers, which never change, come from the start as well, and are in no checkpoint.
+        self._start = None if start is None else params_digest(start).hexdigest()
         backbone = self._backbone()
         self.frozen = {"rescalers": first.rescalers, **source}
         self._first = {"hypernet": first.trained}
@@ -128,6 +143,8 @@ class ZettTask:
             "model": self._base.hf_config,
             "base": base_hash(self._base),
         }
+        if self._start is not None:
+            settings["start"] = self._start
         if self._compared is not None:
             held_out, batches = self._compared
             settings |= {"held_out": held_out and _texts(held_out), "evaluation_batches": batches}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dyntok_jax.config import at_least
@@ -35,7 +35,8 @@ class ZettConfig:
         train_backbone: train the model as well (n-shot transfer); without weight decay, or without
             identity steps, in which only that would change it.
         sampler: the tokenizers of later steps.
-        language_table: give the hypernetwork a row for each of several languages.
+        language_table: give the hypernetwork a row for each of several languages; one that is
+            started from keeps its own table.
         evaluation_batches: batches of held-out text.
         targets: tokenizers by which held-out text is read as well, the same in every evaluation:
             names or folders, and sizes of Unigram vocabularies, which are sampled once from it.
@@ -71,6 +72,7 @@ def check(
     tokenizer: BaseTokenizer,
     data: DataConfig,
     held_out: DataConfig | None,
+    languages: Sequence[str],
     parts: int,
 ) -> None:
     """Compare the settings of a run with each other.
@@ -82,6 +84,7 @@ def check(
         tokenizer: its own.
         data: texts of training.
         held_out: texts of evaluations.
+        languages: names of the rows of the table of languages.
         parts: devices over which a batch is cut.
 
     Raises:
@@ -95,10 +98,8 @@ def check(
         problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
     if not config.identity_only:
         problems += _language_problems(config, model, tokenizer, parts)
-        if shape.languages and not data.one_language:
-            problems.append("a table of languages needs data.one_language: true")
-        if shape.languages and held_out is not None:
-            problems += _held_out_problems(data, held_out)
+        if shape.languages:
+            problems += _table_problems(shape.languages, languages, data, held_out)
     if config.targets and (held_out is None or config.identity_only):
         problems.append("targets are for held-out texts, and with identity_only there are none")
     if config.train_backbone and config.identity_only:
@@ -156,12 +157,17 @@ def _language_problems(
         yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"
 
 
-def _held_out_problems(data: DataConfig, held_out: DataConfig) -> Iterator[str]:
-    """What keeps batches of held-out text from having a row of the table of languages."""
-    known = {source.language for source in data.sources}
-    found = {source.language for source in held_out.sources}
-    if len(found) > 1 and not held_out.one_language:
-        yield "a table of languages needs held_out.one_language: true"
-    if found - known:
-        names = ", ".join(sorted(found - known))
-        yield f"held_out is of {names}, which the table of languages, of those of data, lacks"
+def _table_problems(
+    rows: int, languages: Sequence[str], data: DataConfig, held_out: DataConfig | None
+) -> Iterator[str]:
+    """What keeps batches from having a row of the table of languages."""
+    if len(languages) != rows:
+        yield f"hypernet.start has {rows} languages and does not say which"
+        return
+    for name, texts in (("data", data), ("held_out", held_out)):
+        found = {source.language for source in texts.sources} if texts else set()
+        if texts and len(found) > 1 and not texts.one_language:
+            yield f"a table of languages needs {name}.one_language: true"
+        if found - set(languages):
+            missing = ", ".join(sorted(found - set(languages)))
+            yield f"{name} is of {missing}, which the table of languages lacks"

@@ -1,4 +1,4 @@
-"""ZeTT's training of a hypernetwork: own rows first, then texts under sampled tokenizers.
+"""ZeTT's training of a hypernetwork: own rows first, then texts under other tokenizers.
 
 Minixhofer et al., 2024 (arXiv 2405.07883), section 3 and appendix A. The hypernetwork predicts the
 rows of a vocabulary it never saw, and the frozen model, run on them, says how good they are.
@@ -47,7 +47,7 @@ from train.zett_hypernet import (
     split_rescalers,
 )
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import short_names, target_batches
+from train.zett_targets import named, short_names, target_batches
 
 
 class ZettTask:
@@ -319,6 +319,7 @@ class ZettTask:
     @cached_property
     def _preparation(self) -> LanguagePreparation:
         tokenizer, is_encoder = self._tokenizer, self._base.kind == "encoder"
+        fixed, masking = self.config.tokenizer, mask_id(tokenizer) if is_encoder else None
         ends = [i for i in (tokenizer.opening_id, tokenizer.closing_id) if i is not None]
         return LanguagePreparation(
             hypernet_tokenizer(tokenizer)[0],
@@ -326,7 +327,7 @@ class ZettTask:
             ends[:1] if is_encoder else tokenizer.prompt_ids,
             ends[1:] if is_encoder else [],
             tokenizer.closing_id,
-            mask_id(tokenizer) if is_encoder else None,
+            masking,
             self.hypernet_config.vocab_size,
             self.hypernet_config.pad_id,
             self.hypernet_config.surface_length,
@@ -334,6 +335,7 @@ class ZettTask:
             self.config.length,
             self.languages,
             self.config.sampler,
+            None if fixed is None else named(fixed, tokenizer, masking),
         )
 
     def _source(self) -> dict[str, Any]:

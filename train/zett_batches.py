@@ -135,6 +135,7 @@ class LanguagePreparation:
         length: T.
         languages: names, in the order of the language table; empty without one.
         sampler: how tokenizers are sampled.
+        target: the tokenizer of all batches, where none is sampled; it can be pickled.
     """
 
     hypernet_tokenizer: dict[str, Any]
@@ -150,10 +151,13 @@ class LanguagePreparation:
     length: int
     languages: Sequence[str]
     sampler: SamplerConfig
+    target: Target | None = None
 
     def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int] | None:
         """As :meth:`batch`, by a tokenizer sampled from the texts and those before them."""
         batch = queued.batch
+        if self.target is not None:
+            return self.batch(batch, self.target, padded(len(self.target.tokens)))
         scores = [self._counts(each) for each in (batch, *queued.earlier)]
         sampled = sample_tokenizer(scores, self.specials, self.sampler, batch.seed)
         return self.batch(
@@ -190,13 +194,19 @@ class LanguagePreparation:
             return None
         known = self.languages and batch.languages[0]
         language = np.array(self.languages.index(known) if known else 0, np.int32)
-        forms, own, shared, real = self._vocabulary(tokens, room)
+        is_fixed = target is self.target
+        forms, own, shared, real = self._fixed if is_fixed else self._vocabulary(tokens, room)
         prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
         return prepared, int(mask.sum()), dropped
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
         return BaseTokenizer(self.hypernet_tokenizer)
+
+    @cached_property
+    def _fixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        assert self.target is not None
+        return self._vocabulary(self.target.tokens, padded(len(self.target.tokens)))
 
     @cached_property
     def _cache(self) -> OrderedDict[tuple[int, str], Counter[str]]:
@@ -307,7 +317,8 @@ def language_batches(
         DyntokError: as ``train.data.batches``, what is wrong with a source at once.
     """
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
-    items = queued_texts(config, prepare.sampler.texts, position, part)
+    earlier = prepare.sampler.texts if prepare.target is None else 0
+    items = queued_texts(config, earlier, position, part)
     # Positions of runs from before skipped batches were counted do not say how many.
     skipped = position.get("skipped", 0) if position else 0
     return useful(in_order(prepare, items, config.workers), skipped)

@@ -34,7 +34,9 @@ class ZettConfig:
         overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
         train_backbone: train the model as well (n-shot transfer); without weight decay, or without
             identity steps, in which only that would change it.
-        sampler: the tokenizers of later steps.
+        tokenizer: name or folder of the tokenizer of all later steps (n-shot transfer); by default
+            one is sampled for each.
+        sampler: the sampled tokenizers; of no effect on training with a ``tokenizer``.
         language_table: give the hypernetwork a row for each of several languages; one that is
             started from keeps its own table.
         evaluation_batches: batches of held-out text.
@@ -49,6 +51,7 @@ class ZettConfig:
     length: int = 128
     overlap_weight: float = 0.5
     train_backbone: bool = False
+    tokenizer: str | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     language_table: bool = True
     evaluation_batches: int = 4
@@ -104,6 +107,8 @@ def check(
         problems.append("targets are for held-out texts, and with identity_only there are none")
     if config.train_backbone and config.identity_only:
         problems.append("train_backbone trains on texts, and with identity_only there are none")
+    if config.tokenizer and config.identity_only:
+        problems.append("tokenizer reads texts, and with identity_only there are none")
     if problems:
         raise DyntokError(f"objective zett: {'; '.join(problems)}")
 

@@ -45,6 +45,31 @@ def test_a_trained_backbone_becomes_a_model_that_can_be_transferred(
     )
 
 
+@pytest.mark.slow
+def test_a_trained_hypernetwork_and_its_model_train_on_one_tokenizer(
+    decoder, new_tokenizer, tmp_path
+):
+    first, second = (write_run(tmp_path / name, decoder) for name in ("first", "second"))
+    main(["--config", str(first), "zett.train_backbone=false"])
+    before = tmp_path / "first" / "run" / "hypernet"
+    own = [f"hypernet.start={before}", f"zett.tokenizer={new_tokenizer}", "zett.identity_steps=0"]
+    main(["--config", str(second), *own, "training.optimizer.weight_decay=0.01"])
+    run = tmp_path / "second" / "run"
+    (_, old), (_, new) = load_hypernet(before), load_hypernet(run / "hypernet")
+    for part in ("rescale", "rescale_source"):
+        jax.tree.map(np.testing.assert_array_equal, old[part], new[part])
+    assert not np.array_equal(old["head"]["kernel"], new["head"]["kernel"])
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [r["step"] for r in map(json.loads, lines) if "overlap_loss" in r] == [1, 2, 3, 4, 4]
+    transfer(run / "model", str(run / "hypernet"), new_tokenizer, tmp_path / "moved")
+    assert not np.array_equal(
+        *(
+            load_model(folder).params["final_norm"]["scale"]
+            for folder in (decoder, tmp_path / "moved")
+        )
+    )
+
+
 def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monkeypatch):
     monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
     path = write_run(tmp_path, decoder)

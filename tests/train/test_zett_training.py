@@ -28,6 +28,7 @@ from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.byte_level import to_bytes
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig
 from train.loop import TrainingConfig, train
@@ -48,7 +49,7 @@ from train.zett_batches import (
 from train.zett_config import ZettConfig
 from train.zett_hypernet import first_parameters, hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import short_names, target_batches
+from train.zett_targets import named, short_names, target_batches
 
 WIDTH = 16
 SIZE = 512
@@ -218,7 +219,7 @@ def test_sequences_are_of_all_texts_as_far_as_there_is_room(task, words):
 class EveryOther:
     """A preparation to which every second batch of texts is of no use."""
 
-    sampler = SAMPLER
+    sampler, target = SAMPLER, None
 
     def __call__(self, queued: QueuedTexts) -> tuple[int, int] | None:
         number = queued.position["batch"]
@@ -432,6 +433,28 @@ def test_evaluations_read_by_fixed_tokenizers(make_task, data, other):
         assert abs(figures[f"language_loss_{target}"] - np.log(490)) < 1
     with pytest.raises(DyntokError, match="targets are for held-out texts"):
         make_task("llama", config)
+
+
+def test_one_tokenizer_may_read_all_texts(make_task, data, other):
+    config = replace(CONFIG, tokenizer=str(other), identity_steps=0)
+    own = replace(data, sources=data.sources[:1])
+    task = make_task("llama", config, data=own)
+    # No earlier texts are waited for.
+    assert next(task.batches(None)).position["language"]["batch"] == 1
+    first, second = (item.batch for item in itertools.islice(task.batches(None), 2))
+    read = BaseTokenizer.from_folder(other)
+    for name in ("forms", "own", "shared", "real"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.real.sum() == read.vocab_size
+    tokens = named(str(other), task._tokenizer, None).tokens
+    spelled = "".join(str(tokens[i]) for i in first.ids[0] if not isinstance(tokens[i], int))
+    text = Path(data.sources[0].files or "").read_text("utf-8")
+    assert len(spelled) > 24 and to_bytes(spelled).decode("utf-8", "ignore").strip() in text
+    worker = pickle.loads(pickle.dumps(task._preparation))
+    (again,) = itertools.islice(language_batches(own, worker, seed=0), 1)
+    jax.tree.map(np.testing.assert_array_equal, again.batch, first)
+    with pytest.raises(DyntokError, match="tokenizer reads texts"):
+        make_task("llama", replace(config, identity_only=True))
 
 
 def test_preparation_goes_to_a_worker_and_back(task, loaded):

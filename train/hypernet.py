@@ -162,11 +162,11 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
 
 def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> ZettTask:
     own = run.hypernet
-    check_steps(run.zett, run.training.steps, run.training.optimizer)
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
     if not own.rescale:
         raise DyntokError("hypernet.rescale: the objective zett always rescales")
+    check_steps(run.zett, run.training.steps, run.training.optimizer)
     shape = zett_shape(
         model,
         tokenizer,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from dyntok_jax.sharding import of_all_processes
 from dyntok_jax.types import DyntokError
 
 logger = logging.getLogger(__name__)
@@ -184,8 +189,8 @@ class Checkpoints:
     def restore(self, trainables: Any, rest: Any, settings: Mapping[str, Any]) -> Restored | None:
         """The newest checkpoint that is whole, put where the given trees say.
 
-        Damaged newer ones are deleted once an older one is read, with one warning; another names
-        those that cannot be the best, as their figures are damaged.
+        Damaged newer ones are moved aside once an older one is read, with one warning; another
+        names those that cannot be the best, as their figures are damaged.
 
         Args:
             trainables: ``jax.ShapeDtypeStruct`` leaves with shardings of the running task's mesh,
@@ -197,22 +202,19 @@ class Checkpoints:
             The checkpoint, or None where the folder has none.
 
         Raises:
-            DyntokError: the settings differ from the run's, or every checkpoint is damaged.
+            DyntokError: the settings differ from the run's, every checkpoint is damaged, or one
+                that may be sound cannot be read now.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                run = self._read_run(step)
-            except Exception as error:  # damage shows in many ways
-                damaged[step] = _line(error)
+                run = self._sound(step, self._read_run)
+                _compare(run["settings"], _plain(settings), self.folder)
+                arrays = self._sound(step, self._read_arrays, trainables, rest, run["sums"])
+            except _DamageError as error:
+                damaged[step] = str(error)
                 continue
-            _compare(run["settings"], _plain(settings), self.folder)
-            try:
-                arrays = self._read_arrays(step, trainables, rest, run["sums"])
-            except Exception as error:
-                damaged[step] = _line(error)
-                continue
-            self._drop(damaged, step)
+            self._set_aside(damaged, step)
             self._tell_unranked()
             return Restored(step, arrays[0], arrays[1], run["position"])
         if damaged:
@@ -228,21 +230,39 @@ class Checkpoints:
 
         Returns:
             None where there is none; likewise, with a warning, where it is damaged.
+
+        Raises:
+            DyntokError: it cannot be read now and may be sound.
         """
         step = self.best_step()
         if step is None:
             return None
-        count = len(jax.tree.leaves(trainables))
-        items = ocp.args.Composite(trainables=ocp.args.StandardRestore(trainables))
         try:
-            sums = self._read_run(step)["sums"][:count]
-            found = self._manager.restore(step, args=items)["trainables"]
-            _compare_sums(found, sums)
-        except Exception as error:  # damage shows in many ways
-            said = _line(error)
-            logger.warning("%s: the best checkpoint, %d, is damaged (%s)", self.folder, step, said)
+            return step, self._sound(step, self._read_trainables, trainables)
+        except _DamageError as error:
+            logger.warning("%s: the best checkpoint, %d, is damaged (%s)", self.folder, step, error)
             return None
-        return step, found
+
+    def _sound(self, step: int, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``read`` finds at a step; of several processes all find it or none does.
+
+        Raises:
+            _DamageError: the checkpoint is damaged.
+            DyntokError: what failed says nothing about the checkpoint.
+        """
+        found = failed = None
+        try:
+            found = read(step, *arguments)
+        except Exception as error:  # damage shows in many ways
+            failed = _line(error), _is_damage(error)
+        for reason, is_damage in sorted(filter(None, of_all_processes(failed)), key=itemgetter(1)):
+            if is_damage:
+                raise _DamageError(reason)
+            raise DyntokError(
+                f"{self.folder}: checkpoint {step} cannot be read now ({reason}); it may be sound: "
+                f"run again, or move {self.folder / str(step)} away to go on from an older one"
+            )
+        return found
 
     def _read_run(self, step: int) -> Any:
         restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
@@ -257,22 +277,40 @@ class Checkpoints:
         _compare_sums(arrays, sums)
         return arrays
 
-    def _drop(self, damaged: Mapping[int, str], used: int) -> None:
+    def _read_trainables(self, step: int, trainables: Any) -> Any:
+        sums = self._read_run(step)["sums"][: len(jax.tree.leaves(trainables))]
+        items = ocp.args.Composite(trainables=ocp.args.StandardRestore(trainables))
+        found = self._manager.restore(step, args=items)["trainables"]
+        _compare_sums(found, sums)
+        return found
+
+    def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+        """Moves damaged checkpoints out of the way of the steps to come."""
         if not damaged:
             return
+        aside = self.folder.with_name(f"{self.folder.name}_damaged")
         said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
         logger.warning(
-            "%s: going on from step %d, as newer ones are damaged (%s)", self.folder, used, said
+            "%s: going on from step %d; newer ones are damaged and now in %s (%s)",
+            *(self.folder, used, aside, said),
         )
-        for step in damaged:
-            self._manager.delete(step)
-            self._manager.unranked.pop(step, None)
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step in damaged:
+                (self.folder / str(step)).rename(_free(aside / str(step)))
+        multihost_utils.sync_global_devices("damaged checkpoints moved")
+        self._manager.unranked.clear()
+        self._manager.reload()
 
     def _tell_unranked(self) -> None:
         unranked = sorted(self._manager.unranked.items())
         if unranked:
             said = "; ".join(f"{step}: {reason}" for step, reason in unranked)
             logger.warning("%s: checkpoints that cannot be the best (%s)", self.folder, said)
+
+
+class _DamageError(Exception):
+    """A checkpoint is not as it was saved."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -293,6 +331,8 @@ class _Manager(ocp.CheckpointManager):
         try:
             figures = super().metrics(step)
         except Exception as error:  # damage shows in many ways
+            if not _is_damage(error):
+                raise OSError(f"figures of step {step}: {_line(error)}") from error
             self.unranked[step] = _line(error)
             return None
         if figures is None or _ranks(figures, self.best):
@@ -328,6 +368,26 @@ def _compare_sums(tree: Any, sums: list[int]) -> None:
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 
 
+_FLEETING = re.compile(
+    "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|"
+    "CANCELLED"
+)
+"""Status by which the storage layer says that reading failed, not what was read."""
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether reading failed for what the files hold or that they are missing."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return not isinstance(error, MemoryError) and not _FLEETING.match(str(error))
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number behind it where it is taken."""
+    numbered = (path.with_name(f"{path.name}_{i}") for i in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())
+
+
 def _compare(saved: Any, running: Any, folder: Path) -> None:
     old, new = _flat(saved), _flat(running)
     differing = [
@@ -343,7 +403,9 @@ def _compare(saved: Any, running: Any, folder: Path) -> None:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Leaves of nested mappings as JSON, by dotted name."""
+    """Leaves of nested mappings and lists as JSON, by dotted name."""
+    if isinstance(value, list) and value:
+        value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         return {name: json.dumps(value, ensure_ascii=False)}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +199,7 @@ DAMAGES = [truncate, empty, change_values, garble_json, lose_metadata, lose_figu
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage, best):
     saved(tmp_path, 3, 7)
     damage(tmp_path / "7")
+    left = {path.relative_to(tmp_path): path.read_bytes() for path in files(tmp_path / "7")}
     caplog.clear()
     with (
         Checkpoints(tmp_path, best=best) as checkpoints,
@@ -208,6 +211,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, dama
         warnings = warned(caplog)
         assert len(warnings) == 1
         assert "step 3" in warnings[0] and "7: " in warnings[0] and "\n" not in warnings[0]
+        aside = tmp_path.with_name(f"{tmp_path.name}_damaged")
+        assert f"now in {aside} (" in warnings[0]
+        assert {path.relative_to(aside): path.read_bytes() for path in files(aside)} == left
         save(checkpoints, 7, figures={"score": 1.0})
         checkpoints.wait()
         again = restore(checkpoints)
@@ -215,6 +221,61 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, dama
         equal(again, 7)
         assert checkpoints.best_step() == 7
         assert warned(caplog) == warnings
+
+
+def test_damage_to_a_step_made_anew_is_set_aside_beside_the_first(tmp_path):
+    folder = saved(tmp_path / "run", 3)
+    for _ in range(2):
+        saved(folder, 7)
+        garble_json(folder / "7")
+        with Checkpoints(folder) as checkpoints:
+            restored = restore(checkpoints)
+        assert restored is not None and restored.step == 3
+    assert {path.name for path in (tmp_path / "run_damaged").iterdir()} == {"7", "7_2"}
+
+
+NOT_OF_THE_FILES = [
+    OSError(errno.EMFILE, "Too many open files"),
+    TimeoutError("no answer"),
+    MemoryError(),
+    ValueError('UNAVAILABLE: Error opening "zarr" driver'),
+]
+
+
+@pytest.mark.parametrize("error", NOT_OF_THE_FILES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("read", ["_read_run", "_read_arrays", "_read_trainables"])
+def test_what_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, error, read):
+    saved(tmp_path, 3, 7)
+    with Checkpoints(tmp_path, best="score", direction="min") as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, read, Mock(side_effect=error))
+            with pytest.raises(DyntokError, match=r"checkpoint 7 cannot be read now \(.*may be so"):
+                restore(checkpoints)
+                checkpoints.restore_best(abstract(trees(0)[0]))
+        assert checkpoints.steps() == [3, 7] and (tmp_path / "7").is_dir()
+        restored = restore(checkpoints)
+        assert restored is not None
+        equal(restored, 7)
+
+
+def test_figures_that_cannot_be_read_now_are_no_damage(tmp_path, monkeypatch):
+    saved(tmp_path, 3)
+    error = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.metrics", Mock(side_effect=error))
+    with pytest.raises(DyntokError, match=r"figures of step 3: .*Input/output error"):
+        Checkpoints(tmp_path, best="score")
+
+
+def test_damage_that_another_process_sees_is_damage_to_all(tmp_path, monkeypatch):
+    saved(tmp_path, 3, 7)
+    answers = iter([[None, None], [None, ["cut", True]], [None, None], [None, None]])
+    monkeypatch.setattr("dyntok_jax.checkpoint.of_all_processes", lambda _: next(answers))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = restore(checkpoints)
+        assert restored is not None and restored.step == 3
+        answers = iter([[["cut", True], ["no answer", False]]])
+        with pytest.raises(DyntokError, match=r"3 cannot be read now \(no answer\)"):
+            restore(checkpoints)
 
 
 @pytest.mark.parametrize("direction", ["max", "min"])
@@ -271,7 +332,7 @@ def test_reads_that_end_too_late_say_nothing(tmp_path, monkeypatch):
     assert sys.unraisablehook == before
 
 
-def test_nothing_but_damage_is_an_error_and_nothing_is_deleted(tmp_path):
+def test_nothing_but_damage_is_an_error_and_nothing_is_moved(tmp_path):
     saved(tmp_path, 3, 7)
     truncate(tmp_path / "3")
     truncate(tmp_path / "7")
@@ -285,14 +346,16 @@ def test_nothing_but_damage_is_an_error_and_nothing_is_deleted(tmp_path):
 
 def test_other_settings_are_named_with_both_values(tmp_path):
     saved(tmp_path, 3)
-    other = {"model": {"name": "b", "sizes": (1, 2), "bias": True}}
+    other = {"model": {"name": "b", "sizes": (1, 3, []), "bias": True}}
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(DyntokError) as raised:
         restore(checkpoints, settings=other)
     message = str(raised.value)
-    assert 'data: ["x"] there, absent here' in message
+    assert 'data.0: "x" there, absent here' in message
     assert 'model.name: "a" there, "b" here' in message
     assert "model.bias: absent there, true here" in message
-    assert "sizes" not in message
+    assert "model.sizes.1: 2 there, 3 here" in message
+    assert "model.sizes.2: absent there, [] here" in message
+    assert message.count("sizes") == 2
 
 
 FULL = """

@@ -32,7 +32,7 @@ class HypernetShape:
             its input rows (``distill``).
         base_positions: give dynamic tokens the positions of their base tokens, so that an encoder
             finds all else where it was (``distill`` of an encoder).
-        start: folder of a hypernetwork whose parameters are the first ones (``distill``).
+        start: folder of a hypernetwork whose parameters are the first ones.
     """
 
     hidden: int = 384

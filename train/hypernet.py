@@ -18,15 +18,16 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
-from dyntok_jax.embed.shipped import write_mark
+from dyntok_jax.embed.shipped import table_languages, write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.files import new_folder
@@ -47,7 +48,11 @@ from train.held_out import HeldOut
 from train.loop import dry_run, make_folder, train
 from train.preparation import Preparation
 from train.zett import ZettTask
+from train.zett_config import check_steps
 from train.zett_hypernet import zett_shape
+
+THEIR_OWN = ("single_head", "languages", "predict_bias", "pad_id", "max_positions")
+"""Fields of the shape of a hypernetwork for other tokenizers that no setting gives."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,16 +156,17 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         run.compute,
         run.training.seed,
         run.held_out and HeldOut(run.held_out, preparation, run.held_out_batches),
-        _start(run.hypernet.start, shape),
+        _start(run.hypernet.start, shape).params,
     )
 
 
 def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> ZettTask:
     own = run.hypernet
-    if own.start is not None:
-        raise DyntokError("hypernet.start: the objective zett starts from random parameters")
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
+    if not own.rescale:
+        raise DyntokError("hypernet.rescale: the objective zett always rescales")
+    check_steps(run.zett, run.training.steps, run.training.optimizer)
     shape = zett_shape(
         model,
         tokenizer,
@@ -172,15 +178,48 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
         surface_length=own.surface_length,
         residual=own.residual,
     )
-    seed = run.training.seed
-    return ZettTask(model, tokenizer, shape, run.zett, run.data, run.compute, seed, run.held_out)
+    start = _start(own.start, shape, THEIR_OWN)
+    return ZettTask(
+        model,
+        tokenizer,
+        start.shape,
+        run.zett,
+        run.data,
+        run.compute,
+        run.training.seed,
+        run.held_out,
+        run.training.best is not None,
+        start.params,
+        start.languages,
+    )
 
 
-def _start(folder: Path | None, shape: HypernetConfig) -> Any:
-    """Parameters to start from, checked against the shape of the run."""
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        shape: of the run.
+        params: None where they are random.
+        languages: names of the rows of their language table, as far as they are known.
+    """
+
+    shape: HypernetConfig
+    params: Any = None
+    languages: Sequence[str] = ()
+
+
+def _start(folder: Path | None, shape: HypernetConfig, their_own: Sequence[str] = ()) -> Start:
+    """A hypernetwork to start from, checked against the shape of the run.
+
+    Args:
+        folder: the hypernetwork's; None for random parameters.
+        shape: of the run.
+        their_own: fields of the shape in which the hypernetwork's are the run's.
+    """
     if folder is None:
-        return None
+        return Start(shape)
     found, params = load_hypernet(folder)
+    shape = replace(shape, **{name: getattr(found, name) for name in their_own})
     differing = [
         f"{name} is {there} there and {here} here"
         for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
@@ -188,7 +227,7 @@ def _start(folder: Path | None, shape: HypernetConfig) -> Any:
     ]
     if differing:
         raise DyntokError(f"hypernet.start {folder}: {'; '.join(differing)}")
-    return params
+    return Start(shape, params, table_languages(folder))
 
 
 def hypernet_config(

@@ -98,7 +98,8 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
     """Trains a task, from its newest checkpoint in ``config.out`` or from the start.
 
     SIGTERM and SIGINT end the process with exit code 0 after a checkpoint at the step they fell
-    in; a second one ends it at once.
+    in; a second one ends it at once. Of several processes, SIGTERM to any ends all, after a step
+    that they agree on; SIGINT is not taken note of.
 
     Returns:
         The trainables of the best checkpoint where ``config.best`` names a figure, else those
@@ -123,10 +124,10 @@ def make_folder(out: Path | None) -> None:
     """Make the folder of a run, before anything is loaded that would be lost without it.
 
     Raises:
-        DyntokError: it cannot be made.
+        DyntokError: it cannot be made, or is not one of its own.
     """
-    if not out:
-        raise DyntokError("training.out: is empty; give a folder for the run")
+    if out is None or out == Path():
+        raise DyntokError("training.out: is empty or the current folder; give the run its own")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,6 +17,9 @@ from dyntok_jax.types import DyntokError
 NEWTON_SCHULZ_STEPS = 3
 """Iterations by which muon orthogonalizes."""
 
+VECTORS = ("bias", "scale", "factor", "shift")
+"""Names of parameters that are vectors; those of stacked layers have an axis more."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -127,10 +130,10 @@ def make_optimizer(
         DyntokError: an unknown name, or a value outside its range.
     """
     schedule = make_schedule(config.phases, steps)
-    if config.accumulate > steps:
+    if rest := steps % config.accumulate:
         raise DyntokError(
-            f"optimizer.accumulate: {config.accumulate} batches make an update, and the run has "
-            f"{steps}"
+            f"optimizer.accumulate: {config.accumulate} batches make an update, and the last "
+            f"{rest} of the run's {steps} none; {steps + config.accumulate - rest} steps would do"
         )
 
     def rate(updates: Any) -> Any:
@@ -185,7 +188,7 @@ def _kernels(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in VECTORS, params)
 
 
 def optimizer_shardings(

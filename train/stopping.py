@@ -28,9 +28,13 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Takes note of SIGTERM and SIGINT once each instead of ending the process."""
+    """Takes note of SIGTERM and SIGINT once each instead of ending the process.
+
+    In a run of several processes JAX does so, of SIGTERM: only its note reaches the others, and
+    another handler here would take its place.
+    """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[int, Any] = {

@@ -1,4 +1,4 @@
-"""ZeTT's training of a hypernetwork: own rows first, then texts under sampled tokenizers.
+"""ZeTT's training of a hypernetwork: own rows first, then texts under other tokenizers.
 
 Minixhofer et al., 2024 (arXiv 2405.07883), section 3 and appendix A. The hypernetwork predicts the
 rows of a vocabulary it never saw, and the frozen model, run on them, says how good they are.
@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig
-from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig
-from dyntok_jax.lora import base_hash
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.lora import base_hash, params_digest
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
@@ -40,9 +39,15 @@ from train.zett_batches import (
     language_batches,
 )
 from train.zett_config import ZettConfig, check, mask_id
-from train.zett_hypernet import examples, first_parameters, hypernet_tokenizer, predict
+from train.zett_hypernet import (
+    examples,
+    first_parameters,
+    hypernet_tokenizer,
+    predict,
+    split_rescalers,
+)
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import target_batches
+from train.zett_targets import named, short_names, target_batches
 
 
 class ZettTask:
@@ -69,6 +74,9 @@ class ZettTask:
         compute: ComputeConfig | None = None,
         seed: int = 0,
         held_out: DataConfig | None = None,
+        keeps_best: bool = False,
+        start: Any = None,
+        languages: Sequence[str] = (),
     ):
         """Put the model on the devices.
 
@@ -81,20 +89,25 @@ class ZettTask:
             compute: mesh, dtype of matrix products and remat.
             seed: of the hypernetwork's first parameters and of all batches.
             held_out: texts of evaluations.
+            keeps_best: the run keeps its best checkpoint, so that the texts of its evaluations must
+                stay the same.
+            start: parameters of a hypernetwork to start from; by default random ones.
+            languages: names of the rows of its language table, of which ``data`` need not have all.
 
         Raises:
             DyntokError: a model that this objective cannot use, sizes that do not fit it or the
                 mesh, batches of mixed languages, held-out texts or targets that cannot be had.
         """
         compute = compute or ComputeConfig()
-        if not config.language_table:
+        if not config.language_table and start is None:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
+        self._compared = (held_out, config.evaluation_batches) if keeps_best else None
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
-        names = sorted({source.language for source in data.sources})
+        names = list(languages) or sorted({source.language for source in data.sources})
         self.languages = names if hypernet.languages else []
-        check(config, hypernet, model, tokenizer, data, held_out, self._parts)
+        check(config, hypernet, model, tokenizer, data, held_out, self.languages, self._parts)
         # Made before anything is trained, which an error at the first evaluation would cost.
         self._held_out = self._held_out_batches(held_out)
         self._targets = self._target_batches(held_out)
@@ -103,7 +116,12 @@ class ZettTask:
         self._module = model_module(model.architecture, dtype, compute.remat)
         self._head = None if config.identity_only else head_module(model.architecture, dtype)
         source = self._source()
-        first = first_parameters(self._hypernet, source["source"], self.mesh, seed)
+        if start is None:
+            first = first_parameters(self._hypernet, source["source"], self.mesh, seed)
+        else:
+            first = split_rescalers(shard_params(start, abstract_hypernet(hypernet), self.mesh))
+        # Rescalers, which never change, come from the start as well, and are in no checkpoint.
+        self._start = None if start is None else params_digest(start).hexdigest()
         backbone = self._backbone()
         self.frozen = {"rescalers": first.rescalers, **source}
         self._first = {"hypernet": first.trained}
@@ -112,18 +130,24 @@ class ZettTask:
     @property
     def settings(self) -> Mapping[str, Any]:
         """JSON values that must be equal when a run is resumed."""
-        data = dataclasses.asdict(self._data)
-        del data["workers"]  # any number gives the same batches
+        loss = dataclasses.asdict(self.config)
+        for name in ("targets", "evaluation_batches"):
+            del loss[name]  # they change no parameter
         settings = {
             "objective": "zett",
-            "zett": dataclasses.asdict(self.config),
+            "zett": loss,
             "hypernet": dataclasses.asdict(self.hypernet_config),
-            "data": data,
+            "data": _texts(self._data),
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,
             "base": base_hash(self._base),
         }
+        if self._start is not None:
+            settings["start"] = self._start
+        if self._compared is not None:
+            held_out, batches = self._compared
+            settings |= {"held_out": held_out and _texts(held_out), "evaluation_batches": batches}
         return json.loads(json.dumps(settings))
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -155,8 +179,9 @@ class ZettTask:
         """Loss of an ``IdentityBatch`` or a ``LanguageBatch``, and its parts."""
         del key  # nothing is drawn here
         if isinstance(batch, IdentityBatch):
-            predicted = self.predict(trainables, frozen, batch.ids[:, None], batch.language)
-            loss = identity_loss(predicted, self._own(frozen, batch.ids))
+            ids, real = jnp.maximum(batch.ids, 0), batch.ids != NO_LABEL
+            predicted = self.predict(trainables, frozen, ids[:, None], batch.language)
+            loss = identity_loss(predicted, self._own(frozen, ids), real)
             return loss, {"identity_loss": loss}
         rows, own = self.rows(trainables, frozen, batch)
         scores = self.scores(trainables, frozen, rows, batch.ids, batch.mask)
@@ -227,12 +252,14 @@ class ZettTask:
         start = position["identity"] if position else 0
         steps: Any = range(start, self.config.identity_steps)
         for step in itertools.count(start) if self.config.identity_only else steps:
-            batch = identity_batch(self.hypernet_config.vocab_size, self._count(), self._seed, step)
+            sizes = self.hypernet_config.vocab_size, self.config.identity_rows, self._parts
+            batch = identity_batch(*sizes, self._seed, step)
             yield Loaded(self._part(batch), 0, {"identity": step + 1, "language": None})
         for loaded in texts:
             place = {"identity": self.config.identity_steps, "language": loaded.position}
-            tokens = loaded.tokens // batch_part(self.mesh).count
-            yield Loaded(self._part(loaded.batch), tokens, place)
+            count = batch_part(self.mesh).count
+            tokens, dropped = loaded.tokens // count, loaded.dropped // count
+            yield Loaded(self._part(loaded.batch), tokens, place, dropped)
 
     @property
     def agree(self) -> None:
@@ -241,7 +268,7 @@ class ZettTask:
 
     def evaluate(self, trainables: Any) -> dict[str, float]:
         """Median cosine of predicted rows to own ones, and losses on held-out text."""
-        ids = examples(self.hypernet_config, self.mesh)
+        ids = examples(self.hypernet_config)
         language = np.zeros((), np.int32)
         predicted = self._jitted_predict(trainables, self.frozen, ids[:, None], language)
         own = jax.tree.map(np.asarray, self._own(self.frozen, ids))
@@ -261,7 +288,7 @@ class ZettTask:
                 for batch in batches
             ]
             losses = [part["language_loss"] for part in parts]
-            figures[f"language_loss_{Path(target).name}"] = float(np.mean(losses))
+            figures[f"language_loss_{target}"] = float(np.mean(losses))
         return figures
 
     @cached_property
@@ -285,13 +312,14 @@ class ZettTask:
         c, prepare = self.config, self._preparation
         if held_out is None or not c.targets:
             return {}
-        count, seed = c.evaluation_batches, self._seed
+        names, count, seed = short_names(c.targets), c.evaluation_batches, self._seed
         found = target_batches(c.targets, self._tokenizer, prepare, held_out, count, seed)
-        return {name: [self._part(batch) for batch in made] for name, made in found.items()}
+        return {names[key]: [self._part(batch) for batch in made] for key, made in found.items()}
 
     @cached_property
     def _preparation(self) -> LanguagePreparation:
         tokenizer, is_encoder = self._tokenizer, self._base.kind == "encoder"
+        fixed, masking = self.config.tokenizer, mask_id(tokenizer) if is_encoder else None
         ends = [i for i in (tokenizer.opening_id, tokenizer.closing_id) if i is not None]
         return LanguagePreparation(
             hypernet_tokenizer(tokenizer)[0],
@@ -299,7 +327,7 @@ class ZettTask:
             ends[:1] if is_encoder else tokenizer.prompt_ids,
             ends[1:] if is_encoder else [],
             tokenizer.closing_id,
-            mask_id(tokenizer) if is_encoder else None,
+            masking,
             self.hypernet_config.vocab_size,
             self.hypernet_config.pad_id,
             self.hypernet_config.surface_length,
@@ -307,6 +335,7 @@ class ZettTask:
             self.config.length,
             self.languages,
             self.config.sampler,
+            None if fixed is None else named(fixed, tokenizer, masking),
         )
 
     def _source(self) -> dict[str, Any]:
@@ -337,10 +366,6 @@ class ZettTask:
         bias = frozen["bias"][ids] if "bias" in frozen else None
         return Rows(taken[:, :width], output, bias)
 
-    def _count(self) -> int:
-        rows, parts = min(self.config.identity_rows, self.hypernet_config.vocab_size), self._parts
-        return rows // parts * parts
-
     @property
     def _parts(self) -> int:
         """Devices over which a batch is cut."""
@@ -352,6 +377,13 @@ class ZettTask:
         if part.count == 1:
             return batch
         return jax.tree.map(lambda x: part.of(x) if x.ndim else x, batch)
+
+
+def _texts(data: DataConfig) -> dict[str, Any]:
+    """What says which texts are drawn: any number of workers gives the same batches."""
+    fields = dataclasses.asdict(data)
+    del fields["workers"]
+    return fields
 
 
 def _median_cosine(a: Any, b: Any) -> float:

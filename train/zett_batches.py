@@ -38,7 +38,7 @@ class IdentityBatch(NamedTuple):
     """Tokens of the model's own vocabulary.
 
     Attributes:
-        ids: (N,) their ids, each its own only piece.
+        ids: (N,) their ids, each its own only piece; ``NO_LABEL`` at padding.
         language: row of the language table.
     """
 
@@ -70,9 +70,19 @@ class LanguageBatch(NamedTuple):
     language: Int[np.ndarray, ""]
 
 
-def identity_batch(vocab_size: int, count: int, seed: int, step: int) -> IdentityBatch:
-    """Different random ids of the vocabulary, the same for the same seed and step."""
+def identity_batch(vocab_size: int, count: int, parts: int, seed: int, step: int) -> IdentityBatch:
+    """Different random ids of the vocabulary, the same for the same seed and step.
+
+    Args:
+        vocab_size: V.
+        count: how many, as far as the vocabulary has them.
+        parts: into which the batch with its padding can be cut.
+        seed: of the run.
+        step: of the run.
+    """
+    count = min(count, vocab_size)
     ids = np.random.default_rng((seed, step)).choice(vocab_size, count, replace=False)
+    ids = np.pad(ids, (0, -count % parts), constant_values=NO_LABEL)
     return IdentityBatch(ids.astype(np.int32), np.zeros((), np.int32))
 
 
@@ -125,6 +135,7 @@ class LanguagePreparation:
         length: T.
         languages: names, in the order of the language table; empty without one.
         sampler: how tokenizers are sampled.
+        target: the tokenizer of all batches, where none is sampled; it can be pickled.
     """
 
     hypernet_tokenizer: dict[str, Any]
@@ -140,10 +151,13 @@ class LanguagePreparation:
     length: int
     languages: Sequence[str]
     sampler: SamplerConfig
+    target: Target | None = None
 
-    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int] | None:
-        """The batch and its tokens; None where the texts hold nothing to be guessed."""
+    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int] | None:
+        """As :meth:`batch`, by a tokenizer sampled from the texts and those before them."""
         batch = queued.batch
+        if self.target is not None:
+            return self.batch(batch, self.target, padded(len(self.target.tokens)))
         scores = [self._counts(each) for each in (batch, *queued.earlier)]
         sampled = sample_tokenizer(scores, self.specials, self.sampler, batch.seed)
         return self.batch(
@@ -152,20 +166,24 @@ class LanguagePreparation:
 
     def batch(
         self, batch: TextBatch, target: Target, room: int
-    ) -> tuple[LanguageBatch, int] | None:
-        """Texts by a tokenizer; None where they hold nothing to be guessed.
+    ) -> tuple[LanguageBatch, int, int] | None:
+        """Texts by a tokenizer.
 
         Args:
             batch: texts, of one language where there is a table of languages.
             target: the tokenizer.
             room: U.
+
+        Returns:
+            The batch, its tokens, and those of the texts without room in it; None where the texts
+            hold nothing to be guessed.
         """
         tokens = target.tokens
         rank: dict[int, int] = {}
         for row, token in enumerate(tokens):
             if isinstance(token, int):
                 rank.setdefault(token, row)
-        ids, mask = self._pack(target.encode(batch.texts), rank)
+        ids, mask, dropped = self._pack(target.encode(batch.texts), rank)
         random = np.random.default_rng(batch.seed)
         if self.mask_id is None:
             labels = next_tokens(ids, mask)
@@ -176,13 +194,19 @@ class LanguagePreparation:
             return None
         known = self.languages and batch.languages[0]
         language = np.array(self.languages.index(known) if known else 0, np.int32)
-        forms, own, shared, real = self._vocabulary(tokens, room)
+        is_fixed = target is self.target
+        forms, own, shared, real = self._fixed if is_fixed else self._vocabulary(tokens, room)
         prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
-        return prepared, int(mask.sum())
+        return prepared, int(mask.sum()), dropped
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
         return BaseTokenizer(self.hypernet_tokenizer)
+
+    @cached_property
+    def _fixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        assert self.target is not None
+        return self._vocabulary(self.target.tokens, padded(len(self.target.tokens)))
 
     @cached_property
     def _cache(self) -> OrderedDict[tuple[int, str], Counter[str]]:
@@ -198,8 +222,12 @@ class LanguagePreparation:
 
     def _pack(
         self, texts: Sequence[Sequence[int]], rank: Mapping[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """All texts behind each other, cut into B sequences; what is left over is dropped."""
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """B sequences of all texts behind each other, and how many tokens are in none.
+
+        Where the texts are longer than there is room, the sequences begin at equal distances, so
+        that each long text has a part in them.
+        """
         between = [row for i, row in rank.items() if i == self.separator]
         stream = np.array([i for text in texts for i in [*text, *between]], np.int32)
         prefix = np.array([rank[i] for i in self.prefix if i in rank], np.int32)
@@ -207,11 +235,12 @@ class LanguagePreparation:
         room = self.length - len(prefix) - len(suffix)
         ids = np.zeros((self.sequences, self.length), np.int32)
         mask = np.zeros((self.sequences, self.length), bool)
-        for row, start in enumerate(range(0, min(len(stream), self.sequences * room), room)):
+        distance = max(room, len(stream) // self.sequences)
+        for row, start in enumerate(range(0, len(stream), distance)[: self.sequences]):
             sequence = np.concatenate([prefix, stream[start : start + room], suffix])
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
-        return ids, mask
+        return ids, mask, max(0, len(stream) - self.sequences * room)
 
     def _vocabulary(
         self, tokens: Sequence[Token], size: int
@@ -288,7 +317,8 @@ def language_batches(
         DyntokError: as ``train.data.batches``, what is wrong with a source at once.
     """
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
-    items = queued_texts(config, prepare.sampler.texts, position, part)
+    earlier = prepare.sampler.texts if prepare.target is None else 0
+    items = queued_texts(config, earlier, position, part)
     # Positions of runs from before skipped batches were counted do not say how many.
     skipped = position.get("skipped", 0) if position else 0
     return useful(in_order(prepare, items, config.workers), skipped)

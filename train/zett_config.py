@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dyntok_jax.config import at_least
@@ -11,7 +13,10 @@ from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.data import DataConfig
+from train.optim import OptimizerConfig
 from train.unigram import SamplerConfig
+
+logger = logging.getLogger(__name__)
 
 MASK_NAMES = ("<mask>", "[MASK]")
 
@@ -27,9 +32,13 @@ class ZettConfig:
         sequences: B of all later steps.
         length: T of these.
         overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
-        train_backbone: train the model as well (n-shot transfer).
-        sampler: the tokenizers of later steps.
-        language_table: give the hypernetwork a row for each of several languages.
+        train_backbone: train the model as well (n-shot transfer); without weight decay, or without
+            identity steps, in which only that would change it.
+        tokenizer: name or folder of the tokenizer of all later steps (n-shot transfer); by default
+            one is sampled for each.
+        sampler: the sampled tokenizers; of no effect on training with a ``tokenizer``.
+        language_table: give the hypernetwork a row for each of several languages; one that is
+            started from keeps its own table.
         evaluation_batches: batches of held-out text.
         targets: tokenizers by which held-out text is read as well, the same in every evaluation:
             names or folders, and sizes of Unigram vocabularies, which are sampled once from it.
@@ -42,6 +51,7 @@ class ZettConfig:
     length: int = 128
     overlap_weight: float = 0.5
     train_backbone: bool = False
+    tokenizer: str | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     language_table: bool = True
     evaluation_batches: int = 4
@@ -65,6 +75,7 @@ def check(
     tokenizer: BaseTokenizer,
     data: DataConfig,
     held_out: DataConfig | None,
+    languages: Sequence[str],
     parts: int,
 ) -> None:
     """Compare the settings of a run with each other.
@@ -76,6 +87,7 @@ def check(
         tokenizer: its own.
         data: texts of training.
         held_out: texts of evaluations.
+        languages: names of the rows of the table of languages.
         parts: devices over which a batch is cut.
 
     Raises:
@@ -87,20 +99,53 @@ def check(
         problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
     if shape.hidden % shape.heads:
         problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
-    if min(config.identity_rows, shape.vocab_size) < parts:
-        problems.append(f"identity_rows {config.identity_rows} for {parts} devices")
     if not config.identity_only:
         problems += _language_problems(config, model, tokenizer, parts)
-        if shape.languages and not data.one_language:
-            problems.append("a table of languages needs data.one_language: true")
-        if shape.languages and held_out is not None:
-            problems += _held_out_problems(data, held_out)
+        if shape.languages:
+            problems += _table_problems(shape.languages, languages, data, held_out)
     if config.targets and (held_out is None or config.identity_only):
         problems.append("targets are for held-out texts, and with identity_only there are none")
     if config.train_backbone and config.identity_only:
         problems.append("train_backbone trains on texts, and with identity_only there are none")
+    if config.tokenizer and config.identity_only:
+        problems.append("tokenizer reads texts, and with identity_only there are none")
     if problems:
         raise DyntokError(f"objective zett: {'; '.join(problems)}")
+
+
+def check_steps(config: ZettConfig, steps: int, optimizer: OptimizerConfig) -> None:
+    """Compare the first steps with the run's length and its optimizer.
+
+    Args:
+        config: the objective.
+        steps: of the run.
+        optimizer: of the run.
+
+    Raises:
+        DyntokError: texts are never reached, or the optimizer would change what it should not.
+    """
+    first = config.identity_steps
+    if config.identity_only or not first:
+        return
+    if steps <= first:
+        raise DyntokError(
+            f"zett.identity_steps: all of the run's {steps} steps are among these {first}, none "
+            "is of texts; set zett.identity_only: true if that is meant"
+        )
+    if first % optimizer.accumulate:
+        raise DyntokError(
+            f"zett.identity_steps: {first} are no multiple of optimizer.accumulate, "
+            f"{optimizer.accumulate}: an update would be of both kinds of batches"
+        )
+    if config.train_backbone and optimizer.weight_decay:
+        raise DyntokError(
+            "zett.train_backbone: optimizer.weight_decay would shrink the model in steps that do "
+            "not train it; set zett.identity_steps: 0 or no decay"
+        )
+    if first not in itertools.accumulate(phase.steps for phase in optimizer.phases):
+        logger.warning(
+            "zett.identity_steps: no phase of the optimizer ends after these %d steps", first
+        )
 
 
 def _language_problems(
@@ -117,12 +162,17 @@ def _language_problems(
         yield f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)})"
 
 
-def _held_out_problems(data: DataConfig, held_out: DataConfig) -> Iterator[str]:
-    """What keeps batches of held-out text from having a row of the table of languages."""
-    known = {source.language for source in data.sources}
-    found = {source.language for source in held_out.sources}
-    if len(found) > 1 and not held_out.one_language:
-        yield "a table of languages needs held_out.one_language: true"
-    if found - known:
-        names = ", ".join(sorted(found - known))
-        yield f"held_out is of {names}, which the table of languages, of those of data, lacks"
+def _table_problems(
+    rows: int, languages: Sequence[str], data: DataConfig, held_out: DataConfig | None
+) -> Iterator[str]:
+    """What keeps batches from having a row of the table of languages."""
+    if len(languages) != rows:
+        yield f"hypernet.start has {rows} languages and does not say which"
+        return
+    for name, texts in (("data", data), ("held_out", held_out)):
+        found = {source.language for source in texts.sources} if texts else set()
+        if texts and len(found) > 1 and not texts.one_language:
+            yield f"a table of languages needs {name}.one_language: true"
+        if found - set(languages):
+            missing = ", ".join(sorted(found - set(languages)))
+            yield f"{name} is of {missing}, which the table of languages lacks"

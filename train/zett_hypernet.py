@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -146,16 +145,19 @@ def predict(
     mesh: Mesh,
 ) -> Rows:
     """What a hypernetwork makes of U surface forms; for use inside a jitted function."""
+    count = len(forms)
+    # The mesh divides what the network reads.
+    forms = jnp.pad(forms, ((0, -count % mesh.devices.size), (0, 0)), mode="edge")
     # The padding token itself is a piece where it stands first.
-    mask = (jnp.asarray(forms) != network.config.pad_id).at[:, 0].set(True)
+    mask = (forms != network.config.pad_id).at[:, 0].set(True)
     method = Hypernet.__call__
-    return apply(network, params, source, forms, mask, language, mesh=mesh, method=method)
+    rows = apply(network, params, source, forms, mask, language, mesh=mesh, method=method)
+    return jax.tree.map(lambda table: table[:count], rows)
 
 
-def examples(config: HypernetConfig, mesh: Mesh) -> Int[np.ndarray, " N"]:
-    """Ids from all over the vocabulary, a number that the mesh divides."""
-    parts = math.prod(mesh.devices.shape)
-    count = min(EXAMPLES, config.vocab_size) // parts * parts
+def examples(config: HypernetConfig) -> Int[np.ndarray, " N"]:
+    """Ids from all over the vocabulary, the same on every mesh."""
+    count = min(EXAMPLES, config.vocab_size)
     return np.linspace(0, config.vocab_size - 1, count).astype(np.int32)
 
 
@@ -170,7 +172,7 @@ def _fitted(
     """Rescalers that give read rows a small deviation, and predicted ones the model's own."""
     config = network.config
     rescalers = rescalers | {"rescale_source": _scale_to(source, 0.0, read_deviation)}
-    ids, language = jnp.asarray(examples(config, mesh))[:, None], jnp.zeros((), jnp.int32)
+    ids, language = jnp.asarray(examples(config))[:, None], jnp.zeros((), jnp.int32)
     found = predict(network, params | rescalers, source, ids, language, mesh)
     wanted = {"rescale": source[:, : config.width], "rescale_output": source[:, config.width :]}
     for name, rows in zip(wanted, (found.input, found.output), strict=True):

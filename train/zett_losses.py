@@ -12,10 +12,11 @@ from dyntok_jax.types import Rows
 from train.zett_batches import NO_LABEL
 
 
-def identity_loss(predicted: Rows, own: Rows) -> Float[Array, ""]:
-    """Squared distance of N rows to the model's own, mean over rows and over input and output."""
+def identity_loss(predicted: Rows, own: Rows, real: Bool[Array, " N"]) -> Float[Array, ""]:
+    """Squared distance of N rows to the model's own, mean over real ones, input and output."""
     tables = [(predicted.input, own.input), (predicted.output, own.output)]
-    return _mean_of([_squared(a, b).mean() for a, b in tables if a is not None])
+    distances = [_squared(a, b) for a, b in tables if a is not None]
+    return _mean_of([jnp.where(real, d, 0).sum() / real.sum() for d in distances])
 
 
 def overlap_loss(predicted: Rows, own: Rows, shared: Bool[Array, " U"]) -> Float[Array, ""]:

@@ -1,10 +1,11 @@
-"""Tokenizers on which a run of ZeTT's training is evaluated, the same each time."""
+"""Tokenizers that are not sampled anew for each batch of a run of ZeTT's training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from dyntok_jax.model_store import resolve
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -13,6 +14,20 @@ from train.data import DataConfig, TextBatch, batches
 from train.new_vocabulary import ROLES, TokenizerFolder, match, roles_of
 from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
 from train.zett_batches import LanguageBatch, LanguagePreparation, Target, as_they_are, padded
+
+
+def short_names(targets: Sequence[str]) -> dict[str, str]:
+    """Of each target as many of its last path parts as tell all of them apart.
+
+    Raises:
+        DyntokError: two are the same.
+    """
+    parts = [Path(target).parts for target in targets]
+    for count in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(targets, names, strict=True))
+    raise DyntokError(f"zett.targets: one is named twice ({', '.join(targets)})")
 
 
 def target_batches(
@@ -46,9 +61,7 @@ def target_batches(
         if name.isdecimal():
             target = _sampled(int(name), drawn, prepare, seed)
         else:
-            target = _named(name, tokenizer)
-        if prepare.mask_id is not None and prepare.mask_id not in target.tokens:
-            raise DyntokError(f"zett.targets: {name} has no mask token")
+            target = named(name, tokenizer, prepare.mask_id)
         room = padded(len(target.tokens))
         made = (prepare.batch(batch, target, room) for batch in drawn[:count])
         found[name] = [item[0] for item in made if item is not None]
@@ -64,8 +77,29 @@ def _sampled(
     return Target.sampled(sampled, prepare.specials)
 
 
-def _named(name: str, tokenizer: BaseTokenizer) -> Target:
-    """A tokenizer with its special tokens first, those of a role before others of the same row."""
+@dataclass(frozen=True)
+class _Encode:
+    """Texts to rows, in worker processes too."""
+
+    tokenizer: BaseTokenizer
+    rows: dict[int, int]
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        pieces = self.tokenizer.encode(list(texts))
+        return [[self.rows[i] for i in piece.ids if i in self.rows] for piece in pieces]
+
+
+def named(name: str, tokenizer: BaseTokenizer, mask_id: int | None) -> Target:
+    """A tokenizer with its special tokens first, those of a role before others of the same row.
+
+    Args:
+        name: the tokenizer's name or folder.
+        tokenizer: the model's own.
+        mask_id: the mask token, as an id of the model; None where none is needed.
+
+    Raises:
+        DyntokError: it cannot be had, or has no mask token where one is needed.
+    """
     new = TokenizerFolder.read(resolve(name))
     matched = match(new, TokenizerFolder(tokenizer, {}, roles_of(tokenizer, {})))
     gaps = set(matched.gaps)
@@ -73,10 +107,7 @@ def _named(name: str, tokenizer: BaseTokenizer) -> Target:
     specials = [i for i in dict.fromkeys([*of_roles, *matched.kept]) if i in matched.kept]
     others = [i for i in range(len(matched.tokens)) if i not in matched.kept and i not in gaps]
     order = [i for i in specials if i not in gaps] + others
-    rows = {i: row for row, i in enumerate(order)}
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        pieces = new.tokenizer.encode(list(texts))
-        return [[rows[i] for i in piece.ids if i in rows] for piece in pieces]
-
-    return Target([matched.tokens[i] for i in order], encode)
+    tokens = [matched.tokens[i] for i in order]
+    if mask_id is not None and mask_id not in tokens:
+        raise DyntokError(f"objective zett: the tokenizer {name} has no mask token")
+    return Target(tokens, _Encode(new.tokenizer, {i: row for row, i in enumerate(order)}))

@@ -190,6 +190,14 @@ def test_a_failing_evaluation_keeps_the_steps_before_it(tmp_path, monkeypatch, f
     assert checkpoints(tmp_path) == [3]
 
 
+@pytest.mark.parametrize("out", ["", "."])
+def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DyntokError, match=r"training\.out: is empty or the current folder"):
+        train(Regression(), config(out))
+    assert not list(tmp_path.iterdir())
+
+
 def stop_after(task, step):
     """Sends this process SIGTERM in the evaluation after a step."""
     evaluate, calls = task.evaluate, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dyntok_jax.config import MeshConfig
+from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.hf_config import Architecture
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import model_module
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.types import DyntokError
+from train import optim
 from train.optim import OptimizerConfig, Phase, make_optimizer, optimizer_shardings
 
 
@@ -69,6 +76,8 @@ def test_phases_that_do_not_fit(phases, said):
     [
         ({"name": "sgd"}, "'sgd'"),
         ({"accumulate": 0}, "accumulate: 0"),
+        ({"accumulate": 4}, "4 batches make an update, and the last 2 .* 10 none; 12 steps would"),
+        ({"accumulate": 11}, "the last 10 of the run's 10 none; 11 steps would do"),
         ({"name": "muon", "update_rms": 0.0}, "update_rms: 0.0"),
         ({"phases": (Phase(decay="step"),)}, "'step'"),  # pyright: ignore[reportArgumentType]
     ],
@@ -81,13 +90,33 @@ def test_values_that_do_not_exist(fields, said):
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_decay_leaves_vectors_alone(name):
     phases = (Phase(peak=0.1, decay="constant"),)
-    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+    vectors = {
+        "bias": jnp.ones(2),
+        "stacked": {"bias": jnp.ones((3, 2)), "scale": jnp.ones((3, 2))},
+    }
+    matrices = {"kernel": jnp.ones((2, 2)), "positions": jnp.ones((1, 2))}
+    params = {"bias": matrices, "norm": vectors}
     optimizer, _ = make_optimizer(OptimizerConfig(name, phases, weight_decay=0.5), 10)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates: Any = optimizer.update(zero, optimizer.init(params), params)[0]
-    np.testing.assert_array_equal(updates["vector"], [0, 0])
+    for update in jax.tree.leaves(updates["norm"]):
+        np.testing.assert_array_equal(update, np.zeros_like(update))
     expected = -0.05 if name == "adamw" else -0.5
-    np.testing.assert_allclose(updates["matrix"], np.full((2, 2), expected), rtol=1e-6)
+    for update in jax.tree.leaves(updates["bias"]):
+        np.testing.assert_allclose(update, np.full_like(update, expected), rtol=1e-6)
+
+
+def test_decay_leaves_the_vectors_of_every_network_alone():
+    encoder = EncoderConfig(16, 2, 2, 32, 66, vocab_size=8)
+    networks = [
+        abstract_params(model_module(Architecture(encoder, "xlm-roberta", None, True, 64))),
+        abstract_hypernet(HypernetConfig(16, 16, 32, 2, 2, 7, 8, 1, 0, 2, separate_output=True)),
+    ]
+    for network in networks:
+        mask = optim._matrices(nn.unbox(network))
+        tables = ("kernel", "positions", "token_types", "languages", "extra")
+        for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+            assert decays == (path[-1].key in tables), path
 
 
 def test_the_gradient_is_clipped_as_a_whole():

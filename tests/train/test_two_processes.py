@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +36,9 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def run_both(program: Sequence[str | Path], *arguments: str | Path) -> None:
-    """Runs a Python program twice at once, each with its index, a port and these arguments."""
+@contextlib.contextmanager
+def both(program: Sequence[str | Path], *arguments: str | Path) -> Iterator[list[subprocess.Popen]]:
+    """A Python program running twice at once, each with its index, a port and these arguments."""
     root, port = PROGRAM.parents[2], str(free_port())
     path = os.pathsep.join(map(str, (root, PROGRAM.parent)))
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path}
@@ -48,11 +52,24 @@ def run_both(program: Sequence[str | Path], *arguments: str | Path) -> None:
         for index in range(2)
     ]
     try:
-        said = [process.communicate(timeout=600)[1].decode() for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
+
+
+def ended_well(processes: list[subprocess.Popen], timeout: int = 600) -> list[str]:
+    """What each process said until it ended, which all did without an error."""
+    said = [process.communicate(timeout=timeout)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
+    return said
+
+
+def run_both(program: Sequence[str | Path], *arguments: str | Path) -> None:
+    """Runs ``both`` to their end."""
+    with both(program, *arguments) as processes:
+        ended_well(processes)
 
 
 @pytest.mark.slow
@@ -69,3 +86,30 @@ def test_two_processes_train_as_one(tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     kinds = [(record["step"], record["kind"]) for record in map(json.loads, lines)]
     assert kinds.count((6, "evaluation")) == 1 and len(kinds) == 6 + 2
+
+
+LONG = """
+import sys
+from pathlib import Path
+import jax
+from regression_task import config
+from train.loop import train
+from two_processes import Part
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+train(Part(devices=2, delay=0.05), config(Path(sys.argv[3]), 4000, log_every=1, checkpoint_every=0))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    with both(["-c", LONG], tmp_path) as processes:
+        for _ in range(2400):
+            if metrics.exists() and len(metrics.read_text("utf-8").splitlines()) > 3:
+                break
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        said = ended_well(processes, timeout=60)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert 3 < int(saved.name) < 4000
+    assert all(f"stopped by signal after step {saved.name};" in words for words in said)

@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 from zett_run import write_run
 
+from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.shipped import table_languages
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.types import DyntokError
-from train.hypernet import main
+from train.config import HypernetRun
+from train.hypernet import main, make_task
+from train.optim import OptimizerConfig, Phase
 from train.transfer import transfer
+from train.zett import ZettTask
+from train.zett_config import ZettConfig, check_steps
+from train.zett_hypernet import FirstParameters
 
 
 @pytest.mark.slow
@@ -39,6 +45,31 @@ def test_a_trained_backbone_becomes_a_model_that_can_be_transferred(
     )
 
 
+@pytest.mark.slow
+def test_a_trained_hypernetwork_and_its_model_train_on_one_tokenizer(
+    decoder, new_tokenizer, tmp_path
+):
+    first, second = (write_run(tmp_path / name, decoder) for name in ("first", "second"))
+    main(["--config", str(first), "zett.train_backbone=false"])
+    before = tmp_path / "first" / "run" / "hypernet"
+    own = [f"hypernet.start={before}", f"zett.tokenizer={new_tokenizer}", "zett.identity_steps=0"]
+    main(["--config", str(second), *own, "training.optimizer.weight_decay=0.01"])
+    run = tmp_path / "second" / "run"
+    (_, old), (_, new) = load_hypernet(before), load_hypernet(run / "hypernet")
+    for part in ("rescale", "rescale_source"):
+        jax.tree.map(np.testing.assert_array_equal, old[part], new[part])
+    assert not np.array_equal(old["head"]["kernel"], new["head"]["kernel"])
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [r["step"] for r in map(json.loads, lines) if "overlap_loss" in r] == [1, 2, 3, 4, 4]
+    transfer(run / "model", str(run / "hypernet"), new_tokenizer, tmp_path / "moved")
+    assert not np.array_equal(
+        *(
+            load_model(folder).params["final_norm"]["scale"]
+            for folder in (decoder, tmp_path / "moved")
+        )
+    )
+
+
 def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monkeypatch):
     monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
     path = write_run(tmp_path, decoder)
@@ -51,6 +82,83 @@ def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monke
         load(str(decoder), rows=str(folder))
     (folder / "base.json").unlink()
     assert load(str(decoder), rows=str(folder), language=1).rows is not None
+
+
+def test_training_starts_from_another_hypernetwork(decoder, tmp_path, monkeypatch):
+    path = write_run(tmp_path, decoder)
+
+    def made(*overrides):
+        task = make_task(read_config(HypernetRun, path, overrides))
+        assert isinstance(task, ZettTask)
+        return task
+
+    def source(name):
+        return {"language": name, "files": str(tmp_path / "en.txt")}
+
+    monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
+    two = f"data.sources={[source('fr'), source('en')]}"
+    only = ["zett.identity_only=true", "zett.train_backbone=false"]
+    main(["--config", str(path), two, *only, "training.seed=5"])
+    folder = tmp_path / "run" / "hypernet"
+    start = f"hypernet.start={folder}"
+    shape, params = load_hypernet(folder)
+    for task in (made(start), made(start, f"data.sources={[source('fr')]}")):
+        assert task.hypernet_config == shape
+        found = task.hypernet_params(task.init(jax.random.key(0)))
+        jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert task.languages == ["en", "fr"]
+    assert int(next(task.batches({"identity": 2, "language": None})).batch.language) == 1
+    assert set(task.settings) - set(made().settings) == {"start"}
+    with pytest.raises(DyntokError, match="data is of de, which the table of languages lacks"):
+        made(start, f"data.sources={[source('de')]}")
+    with pytest.raises(DyntokError, match="layers is 1 there and 2 here"):
+        made(start, "hypernet.layers=2")
+    (folder / "base.json").unlink()
+    with pytest.raises(DyntokError, match="start has 2 languages and does not say which"):
+        made(start)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("training.steps=2", "steps: all of the run's 2 steps are among these 2, .*identity_only"),
+        (
+            "training.steps=6 training.optimizer.accumulate=3",
+            "2 are no multiple of .*accumulate, 3",
+        ),
+        ("training.optimizer.weight_decay=0.1", "train_backbone: optimizer.weight_decay would shr"),
+        ("hypernet.rescale=false", "hypernet.rescale: the objective zett always rescales"),
+    ],
+)
+def test_settings_that_mean_something_else_are_refused(decoder, tmp_path, overrides, message):
+    path = write_run(tmp_path, decoder)
+    with pytest.raises(SystemExit, match=message):
+        main(["--config", str(path), *overrides.split()])
+
+
+def test_evaluations_may_change_where_no_best_is_kept(decoder, tmp_path, monkeypatch):
+    path = write_run(tmp_path, decoder)
+    monkeypatch.setattr("train.zett.first_parameters", lambda *_: FirstParameters({}, {}))
+
+    def settings(*overrides):
+        return make_task(read_config(HypernetRun, path, overrides)).settings
+
+    first, best = settings(), "training.best=language_loss"
+    other = ("zett.evaluation_batches=2", "zett.targets=['500']", "held_out.texts=16")
+    assert settings(*other) == first
+    kept = settings(best)
+    assert settings(best, "zett.targets=['500']", "held_out.workers=3") == kept
+    assert settings(best, other[0]) != kept and settings(best, other[2]) != kept
+
+
+def test_a_rate_that_knows_nothing_of_the_identity_steps_is_warned_of(caplog):
+    config = ZettConfig(identity_steps=10)
+    check_steps(config, 30, OptimizerConfig(phases=(Phase(steps=4), Phase(steps=6), Phase())))
+    check_steps(ZettConfig(0), 30, OptimizerConfig())
+    check_steps(ZettConfig(identity_only=True), 30, OptimizerConfig())
+    assert not caplog.records
+    check_steps(config, 30, OptimizerConfig(phases=(Phase(steps=4), Phase())))
+    assert "no phase of the optimizer ends after these 10 steps" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +20,15 @@ import optax
 import pytest
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.embed.hypernet import Hypernet
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
+from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.text.byte_level import to_bytes
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig
 from train.loop import TrainingConfig, train
@@ -37,14 +41,15 @@ from train.zett_batches import (
     LanguageBatch,
     LanguagePreparation,
     QueuedTexts,
+    identity_batch,
     language_batches,
     mask_tokens,
     next_tokens,
 )
 from train.zett_config import ZettConfig
-from train.zett_hypernet import hypernet_tokenizer, zett_shape
+from train.zett_hypernet import first_parameters, hypernet_tokenizer, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import target_batches
+from train.zett_targets import named, short_names, target_batches
 
 WIDTH = 16
 SIZE = 512
@@ -176,6 +181,7 @@ def test_identity_comes_first_then_language(loaded):
     kinds = [type(item.batch) for item in loaded]
     assert kinds == [IdentityBatch] * 3 + [LanguageBatch] * 5
     assert all(item.tokens == item.batch.mask.sum() > 100 for item in loaded[3:])
+    assert all(item.dropped > 0 for item in loaded[3:])
     assert len({item.batch.forms.tobytes() for item in loaded[3:]}) == 5
     assert {int(item.batch.language) for item in loaded[3:]} <= {0, 1}
 
@@ -189,10 +195,31 @@ def test_goes_on_from_any_position_with_the_same_batches(task, loaded, after):
         assert type(found.batch) is type(expected.batch)
 
 
+@pytest.mark.parametrize("words", [5, 40, 41])
+def test_sequences_are_of_all_texts_as_far_as_there_is_room(task, words):
+    """Of texts of one word each, repeated: the word says whose token it is."""
+    prepare = replace(task._preparation, sequences=4, length=12)
+    around = len(prepare.prefix) + len(prepare.suffix)
+    rank = {i: row for row, i in enumerate(sorted(prepare.specials.values()))}
+    count = len(rank)
+    texts = [[count + text] * words for text in range(4)]
+    ids, mask, dropped = prepare._pack(texts, rank)
+    between = prepare.separator in rank
+    total, room = 4 * (words + between), 4 * (12 - around)
+    assert mask.sum() - around * mask.any(1).sum() == min(total, room)
+    assert dropped == max(0, total - room)
+    inner = [row[m][len(prepare.prefix) :] for row, m in zip(ids, mask, strict=True)]
+    if total > room:
+        assert [row[0] for row in inner] == [count + text for text in range(4)]
+    else:
+        kept = [i for row in inner for i in row if i >= count]
+        assert kept == [i for text in texts for i in text]
+
+
 class EveryOther:
     """A preparation to which every second batch of texts is of no use."""
 
-    sampler = SAMPLER
+    sampler, target = SAMPLER, None
 
     def __call__(self, queued: QueuedTexts) -> tuple[int, int] | None:
         number = queued.position["batch"]
@@ -286,6 +313,29 @@ def test_the_first_positions_are_those_that_are_published(task):
     assert table.std() == pytest.approx(0.02, rel=0.05)
 
 
+def test_rescalers_are_the_same_on_every_mesh(tokenizers):
+    """Also where the devices do not divide the tokens they are fitted to."""
+    own = tokenizers["llama"]
+    shape = zett_shape(tiny_llama(own), own, hidden=32, layers=1, heads=2)
+    source = np.random.default_rng(0).normal(1, 0.05, (own.vocab_size, shape.source_width))
+    assert shape.vocab_size % 7
+    one, seven = (
+        first_parameters(Hypernet(shape), jnp.asarray(source, jnp.float32), mesh, seed=3)
+        for mesh in (make_mesh(MeshConfig(), jax.devices()[:count]) for count in (1, 7))
+    )
+    assert set(one.rescalers) == {"rescale_source", "rescale", "rescale_output"}
+    for name, rescale in one.rescalers.items():
+        for part, leaf in rescale.items():
+            np.testing.assert_allclose(seven.rescalers[name][part], leaf, rtol=2e-5, atol=2e-6)
+
+
+def test_identity_batches_are_the_same_on_every_mesh():
+    one, parts = (identity_batch(100, 60, parts, 3, 5) for parts in (1, 8))
+    assert len(set(one.ids)) == 60 and len(parts.ids) == 64
+    assert parts.ids.tolist() == [*one.ids, *[NO_LABEL] * 4]
+    assert sorted(identity_batch(10, 60, 1, 3, 5).ids) == list(range(10))
+
+
 @pytest.mark.slow
 def test_a_mesh_changes_nothing(make_task):
     compute = ComputeConfig(mesh=MeshConfig(1, 2, 2))
@@ -366,14 +416,45 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), "utf-8")
 
 
+def test_targets_are_named_by_what_tells_them_apart():
+    assert short_names(["500", "a/roberta"]) == {"500": "500", "a/roberta": "roberta"}
+    alike = ["500", "/out/en/tokenizer", "/out/de/tokenizer"]
+    assert list(short_names(alike).values()) == ["500", "en/tokenizer", "de/tokenizer"]
+    with pytest.raises(DyntokError, match="named twice"):
+        short_names(["out/en", "out/en/"])
+
+
 def test_evaluations_read_by_fixed_tokenizers(make_task, data, other):
-    config = replace(CONFIG, targets=("500", str(other)))
+    copied = shutil.copytree(other, other.parent / "copied" / "other")
+    config = replace(CONFIG, targets=("500", str(other), str(copied)))
     task = make_task("llama", config, held_out=data)
     figures = task.evaluate(task.init(jax.random.key(0)))
-    for target in ("500", "other"):
+    for target in ("500", f"{other.parent.name}/other", "copied/other"):
         assert abs(figures[f"language_loss_{target}"] - np.log(490)) < 1
     with pytest.raises(DyntokError, match="targets are for held-out texts"):
         make_task("llama", config)
+
+
+def test_one_tokenizer_may_read_all_texts(make_task, data, other):
+    config = replace(CONFIG, tokenizer=str(other), identity_steps=0)
+    own = replace(data, sources=data.sources[:1])
+    task = make_task("llama", config, data=own)
+    # No earlier texts are waited for.
+    assert next(task.batches(None)).position["language"]["batch"] == 1
+    first, second = (item.batch for item in itertools.islice(task.batches(None), 2))
+    read = BaseTokenizer.from_folder(other)
+    for name in ("forms", "own", "shared", "real"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.real.sum() == read.vocab_size
+    tokens = named(str(other), task._tokenizer, None).tokens
+    spelled = "".join(str(tokens[i]) for i in first.ids[0] if not isinstance(tokens[i], int))
+    text = Path(data.sources[0].files or "").read_text("utf-8")
+    assert len(spelled) > 24 and to_bytes(spelled).decode("utf-8", "ignore").strip() in text
+    worker = pickle.loads(pickle.dumps(task._preparation))
+    (again,) = itertools.islice(language_batches(own, worker, seed=0), 1)
+    jax.tree.map(np.testing.assert_array_equal, again.batch, first)
+    with pytest.raises(DyntokError, match="tokenizer reads texts"):
+        make_task("llama", replace(config, identity_only=True))
 
 
 def test_preparation_goes_to_a_worker_and_back(task, loaded):
@@ -435,8 +516,10 @@ def test_next_tokens_are_the_labels_of_those_before():
 def test_losses_by_hand():
     a = Rows(np.array([[1.0, 2.0], [0.0, 0.0]]), np.zeros((2, 2)))
     b = Rows(np.array([[0.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 2.0], [0.0, 0.0]]))
-    assert identity_loss(a, b) == ((1 + 25) / 2 + (4 + 0) / 2) / 2
-    assert identity_loss(a._replace(output=None), b._replace(output=None)) == 13
+    both = jnp.array([True, True])
+    assert identity_loss(a, b, both) == ((1 + 25) / 2 + (4 + 0) / 2) / 2
+    assert identity_loss(a._replace(output=None), b._replace(output=None), both) == 13
+    assert identity_loss(a, b, jnp.array([False, True])) == (25 + 0) / 2
     shared = jnp.array([False, True])
     one = (a._replace(output=None), b._replace(output=None))
     assert overlap_loss(*one, shared) == 25 / 5

@@ -91,8 +91,10 @@ def rehearse(model: DynamicModel, prompts: Sequence[BaseTokens]) -> None:
         return
     merged = model.merge(prompts[: CHUNK_SIZES[0]], Budget(), per_sample=True).sequences
     tokens = list(dict.fromkeys(token for part in merged for token in part.tokens))
+    begin = 0
     for size in CHUNK_SIZES:
-        model.cache.lookup(tokens[:size])
+        model.cache.lookup(tokens[begin : begin + size])
+        begin += size
 
 
 def answer_scores(

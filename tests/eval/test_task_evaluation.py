@@ -432,13 +432,13 @@ def test_rows_of_the_first_pieces_are_counted(encoder, xnli_run, tmp_path, comma
 def test_nothing_is_compiled_while_time_is_taken(encoder, xnli_run, tmp_path, command, monkeypatch):
     """Batches of one shape, of which the second has rows for a larger program to predict."""
     random = np.random.default_rng(0)
-    words = ["".join(random.choice([*"aeiounst"], 5)) for _ in range(96)]
-    lines = ["The quick quick The quick The quick\tThe The\tneutral"] * 16
-    lines += [f"{' '.join(words[i : i + 5])}\t{words[i + 5]}\tneutral" for i in range(0, 96, 6)]
+    words = ["".join(random.choice([*"aeiounst"], 5)) for _ in range(384)]
+    lines = ["The quick quick The quick The quick\tThe The\tneutral"] * 64
+    lines += [f"{' '.join(words[i : i + 5])}\t{words[i + 5]}\tneutral" for i in range(0, 384, 6)]
     (tmp_path / "xx.tsv").write_text("\n".join(lines) + "\n", "utf-8")
     config = json.loads(xnli_run.read_text("utf-8"))
     config["settings"][1]["rows"] = str(hypernetwork(encoder, tmp_path / "hypernet"))
-    changed(xnli_run, settings=config["settings"], batch_size=16)
+    changed(xnli_run, settings=config["settings"], batch_size=64)
     compiled, during = [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None

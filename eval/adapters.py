@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+from jaxtyping import Float
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
@@ -30,6 +31,7 @@ from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
 from eval.task_config import Setting, TaskRun, hypernet_language, repeated
 from eval.task_figures import Outcome, figures
+from eval.timing import clocks
 
 
 def run(task: Task, description: str | None) -> None:
@@ -99,11 +101,11 @@ class Merged(NamedTuple):
 
     Attributes:
         sequences: after merging.
-        seconds: that it took.
+        seconds: (2,) that it took, as ``timing.clocks`` counts.
     """
 
     sequences: list[DynamicTokens]
-    seconds: float
+    seconds: Float[np.ndarray, " 2"]
 
 
 class Evaluation:
@@ -262,9 +264,9 @@ class Evaluation:
             sequences = [[*sequence.ids.tolist()] for sequence in base]
         if other is not None:
             self._compile(other, sequences)
-        cut, start = network.cache.cut, time.perf_counter()
+        cut, start = network.cache.cut, clocks()
         predicted = classify(network, sequences, self.run.batch_size)
-        seconds = time.perf_counter() - start
+        seconds = clocks() - start
         return Outcome(
             self.task.counts(examples, merged.sequences, predicted),
             sum(len(sequence.tokens) for sequence in base),
@@ -280,13 +282,13 @@ class Evaluation:
     def _merged(
         self, network: DynamicModel, reduction: float, base: Sequence[BaseTokens]
     ) -> Merged:
-        start = time.perf_counter()
+        start = clocks()
         sequences: list[DynamicTokens] = []
         for first in range(0, len(base), self.run.batch_size):
             together = base[first : first + self.run.batch_size]
             budget = Budget(reduction=reduction)
             sequences += network.merge(together, budget, self.run.boundary).sequences
-        return Merged(sequences, time.perf_counter() - start)
+        return Merged(sequences, clocks() - start)
 
     def _compile(self, network: DynamicModel, sequences: Sequence[Sequence[Any]]) -> None:
         """Looks up the rows of all batches, and runs the network once in every new shape.

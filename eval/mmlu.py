@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from eval.mmlu_data import Asked, asked
 from eval.mmlu_scoring import Letters, answer_scores, letter_ids, rehearse, vocabulary
 from eval.task_config import hypernet_language
 from eval.task_figures import Outcome, figures
+from eval.timing import clocks
 
 METRICS = {
     "accuracy": lambda sums: 100 * sums[..., 0] / sums[..., 1],
@@ -185,9 +185,9 @@ class Evaluation:
     def _outcome(
         self, network: DynamicModel, letters: Letters, setting: MmluSetting, part: Asked
     ) -> Outcome:
-        start = time.perf_counter()
+        start = clocks()
         tokens = self._tokens(network, setting, part.prompts)
-        merging = time.perf_counter() - start
+        merging = clocks() - start
         sequences = [[*prompt, *ids] for prompt, ids in zip(tokens, part.targets, strict=True)]
         scores, nats, seconds = answer_scores(
             network, sequences, part.targets, letters, self.run.batch_size, self._shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,27 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
     lines = list(csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines()))
     assert len(lines) == 2 * 3 * 2 and lines[0]["accuracy"] == f"{values[0]:.3f}"
     assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
+
+
+def test_the_processors_time_is_of_this_work_alone(xnli_run, tmp_path, command, monkeypatch):
+    """Waiting, as beside other work, is in the wall time only."""
+    classify = adapters.classify
+
+    def waiting(*arguments: Any) -> Any:
+        time.sleep(1)
+        return classify(*arguments)
+
+    monkeypatch.setattr(adapters, "classify", waiting)
+    out = tmp_path / "found.json"
+    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
+    arguments = "--config", xnli_run, "--sweep", "--out", out, settings, "sweep=[100]"
+    assert command(xnli.main, *arguments).code == 0
+    found = json.loads(out.read_text("utf-8"))
+    point = found["sweep"][0]["points"][0]["average"]
+    average, _ = csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines())
+    assert average["processor_seconds"] == f"{point['processor_seconds']:.3f}"
+    for row in (found["settings"][0]["average"], point):
+        assert row["seconds"] > 1 and 0 < row["processor_seconds"] < 0.9
 
 
 def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
@@ -391,7 +413,7 @@ def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, c
 def test_differences_are_between_shared_seeds():
     def outcome(right: int) -> dict[str, Outcome]:
         counts = np.stack([np.arange(20) < right, np.ones(20, int)], axis=1)
-        return {"xx": Outcome(counts, 10, 8, 1.0, {})}
+        return {"xx": Outcome(counts, 10, 8, np.ones(2), {})}
 
     outcomes = {"a": [*map(outcome, (4, 8, 15))], "b": [*map(outcome, (17, 6))]}
     settings = [Setting("a", "task"), Setting("b", "joint")]

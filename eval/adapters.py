@@ -29,7 +29,7 @@ from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
-from eval.task_config import Setting, TaskRun, hypernet_language, repeated
+from eval.task_config import Setting, TaskRun, check_languages, hypernet_language, repeated
 from eval.task_figures import Outcome, figures
 from eval.timing import clocks
 
@@ -120,6 +120,7 @@ class Evaluation:
         self.task = task
         self.run = run
         self._examples = {source.language: task.read(source) for source in run.data}
+        check_languages(run.hypernet_languages, run.settings, self._examples)
         self._shapes: set[tuple[Any, ...]] = set()
         self._compiled: set[tuple[Any, ...]] = set()
 

@@ -34,7 +34,7 @@ from eval import record, task_sweep
 from eval.mmlu_config import MmluRun, MmluSetting
 from eval.mmlu_data import Asked, asked
 from eval.mmlu_scoring import Letters, answer_scores, letter_ids, rehearse, vocabulary
-from eval.task_config import hypernet_language
+from eval.task_config import check_languages, hypernet_language
 from eval.task_figures import Outcome, figures
 from eval.timing import clocks
 
@@ -104,6 +104,7 @@ class Evaluation:
         self._asked = {
             data.language: asked(tokenizer, data, run.boundary, longest) for data in run.data
         }
+        check_languages(run.hypernet_languages, run.settings, self._asked)
         self._letters = letter_ids(tokenizer)
         folders = {setting.longest_prefix for setting in run.settings} - {None}
         self._vocabularies = {

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from dyntok_jax.dynamic_model import load
+from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.shipped import write_mark
+from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import save_hypernet
 from dyntok_jax.lora import (
     Adapter,
@@ -32,6 +34,7 @@ from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from eval import adapters, task_sweep, uner, xnli
 from eval.adapters import Evaluation
@@ -68,12 +71,13 @@ def adapter(
     return folder
 
 
-def hypernetwork(encoder: Path, folder: Path) -> Path:
+def hypernetwork(encoder: Path, folder: Path, languages: int = 0) -> Path:
     """A random hypernetwork for the tiny encoder, that reads three pieces of a token."""
     vocabulary, width = load_model(encoder).source.input.shape
     config = HypernetConfig(
         width=width, hidden=24, feed_forward=16, layers=1, heads=2, surface_length=3,
         vocab_size=vocabulary, extra_tokens=2, pad_id=1, predict_bias=False, native=True,
+        languages=languages,
     )  # fmt: skip
     random = np.random.default_rng(0)
     shapes = meta.unbox(abstract_hypernet(config))
@@ -318,6 +322,36 @@ def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
     arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
     run = command(xnli.main, *arguments)
     assert run.code == 2 and "xx: xx is no language of the hypernetwork" in run.err
+
+
+def test_languages_are_those_of_the_hypernetworks_table(
+    encoder, xnli_run, tmp_path, command, monkeypatch
+):
+    folder = hypernetwork(encoder, tmp_path / "hypernet", languages=2)
+    settings = [{"name": "word", "adapter": "joint", "rows": str(folder)}]
+    data = [{"files": str(tmp_path / "xx.tsv"), "language": "en_xx", "first": 2}]
+    changed(xnli_run, settings=settings, data=data)
+    asked, with_rows = set(), DynamicModel.with_rows
+
+    def watched(model: DynamicModel, rows: str, language: Any, base_rows: Any) -> DynamicModel:
+        asked.add(language)
+        return with_rows(model, rows, language, base_rows)
+
+    monkeypatch.setattr(DynamicModel, "with_rows", watched)
+
+    def said(languages: list[str]) -> str:
+        changed(xnli_run, hypernet_languages=languages)
+        return command(xnli.main, "--config", xnli_run, "--out", tmp_path / "found.json").err
+
+    assert "1 names; the table of" in said(["en"]) and "has 2 rows" in said(["en"])
+    assert "error" not in said(["de", "en"]) and asked == {1}
+    asked.clear()
+    source = SourceEmbeddings(*load_model(encoder).source)
+    write_mark(folder, "tiny", source, BaseTokenizer.from_folder(encoder), ["en", "de"])
+    assert "de, en; " in (found := said(["de", "en"])) and "names en, de; leave it out" in found
+    assert not asked
+    for languages in ([], ["en", "de"]):
+        assert "error" not in said(languages) and asked == {0}
 
 
 @pytest.mark.parametrize("fault", ["no setting merges", "sweep is empty", ".csv", ".svg"])

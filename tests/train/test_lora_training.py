@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,17 @@ def make(encoder, files, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("mode", ["static", "fixed", "merges", "reduction", "bins"])
-@pytest.mark.parametrize("per_sample", [False, True])
+def tokenized(mode: Any, reduction: float = 50.0, per_sample: bool = False) -> TokenizationConfig:
+    """A mode, with the reduction where it has one."""
+    return TokenizationConfig(mode, reduction if mode == "fixed" else None, per_sample)
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_sample"),
+    [("static", False), *product(["fixed", "merges", "reduction", "bins"], [False, True])],
+)
 def test_an_epoch_holds_every_example_once(make, mode, per_sample):
-    tokenization = TokenizationConfig(mode, 60.0, per_sample)
+    tokenization = tokenized(mode, 60.0, per_sample)
     task = make_task(make(tokenization=tokenization, grouped=2))
     batcher, seen = task.batcher, []
     for number, chosen in enumerate(batcher.order(0)):
@@ -124,7 +133,7 @@ def test_an_epoch_holds_every_example_once(make, mode, per_sample):
 
 def test_modes_merge_as_far_as_they_say(make):
     def sizes(mode, reduction=50.0, per_sample=False, numbers=30):
-        tokenization = TokenizationConfig(mode, reduction, per_sample)
+        tokenization = tokenized(mode, reduction, per_sample)
         batcher = make_task(make(tokenization=tokenization)).batcher
         chosen = batcher.order(0)[0]
         base = [batcher.examples.base[i] for i in chosen]
@@ -313,7 +322,7 @@ def test_a_dry_run_takes_the_widest_batch(make, tmp_path, mode):
     path = tmp_path / "long.iob2"
     path.write_text("\n".join([*short, *long, "", *short]), "utf-8")
     source = TaskSource(files=str(path), language="xx")
-    tokenization = TokenizationConfig(mode)
+    tokenization = tokenized(mode)
     task = make_task(make(data=(source,), max_length=40, sequences=4, tokenization=tokenization))
     stream = task.batches(None)
     widths = [next(stream).batch.ids.shape[1] for _ in range(task.batcher.per_epoch)]
@@ -389,7 +398,7 @@ def test_eight_devices_take_the_same_step(make):
         ({"data": ()}, "data is empty"),
         ({"epochs": 1}, "either epochs or training.steps"),
         (
-            {"rows": "base", "tokenization": TokenizationConfig("fixed")},
+            {"rows": "base", "tokenization": tokenized("fixed")},
             "valid with them is static",
         ),
         ({"rows": "base", "base_rows": "predicted"}, "predicted is nothing to base rows"),
@@ -408,7 +417,7 @@ def test_runs_that_cannot_be(make, changes, said):
 
 def test_words_that_merge_away_are_not_learnt_from(make):
     # Of a pair the label is one, whatever merges.
-    merging = TokenizationConfig("fixed", boundary=Boundary.SENTENCE)
+    merging = TokenizationConfig("merges", boundary=Boundary.SENTENCE)
     make("xnli", tokenization=merging)
     make("uner", tokenization=replace(merging, mode="static"))
     said = r"tokenization\.boundary: sentence merges words of uner"
@@ -424,6 +433,13 @@ def test_bad_fields():
         LoraConfig(dropout=1.0)
     with pytest.raises(DyntokError, match=r"tokenization\.reduction: 120"):
         TokenizationConfig("fixed", 120)
+    with pytest.raises(DyntokError, match=r"tokenization\.reduction: None; valid is a percentage"):
+        TokenizationConfig("fixed")
+    for mode in ("static", "merges", "reduction", "bins"):
+        with pytest.raises(DyntokError, match=f"reduction: 75 is nothing to the mode {mode}; it"):
+            TokenizationConfig(mode, 75)
+    with pytest.raises(DyntokError, match="per_sample: nothing merges in the mode static"):
+        TokenizationConfig("static", per_sample=True)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +490,12 @@ def test_files_are_valid_and_say_their_command(path, monkeypatch):
     assert f"python -m train.lora --config configs/lora/{path.name}" in head
     assert all(line.startswith("#") for line in head.splitlines())
     overrides = ["rows=default", "tokenization.mode=merges", "training.out=out"]
+    if run.tokenization.mode == "fixed":
+        overrides += ["tokenization.reduction=null"]
     assert read_config(LoraRun, path, overrides).tokenization.mode == "merges"
+    # Commands at the head are those of other modes.
+    for command in re.findall(r"tokenization\.mode=fixed [^\n]*", head):
+        assert re.search(r"tokenization\.reduction=\d+ ", command)
 
 
 def _plain(run: LoraRun):

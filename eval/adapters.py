@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from dyntok_jax.batching import by_length
 from dyntok_jax.classification import adapted, best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.embed.providers import default_rows, identity
 from dyntok_jax.lora import Adapter, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
@@ -32,6 +34,8 @@ from eval import record, task_sweep
 from eval.task_config import Setting, TaskRun, check_languages, hypernet_language, repeated
 from eval.task_figures import Outcome, figures
 from eval.timing import clocks
+
+logger = logging.getLogger(__name__)
 
 
 def run(task: Task, description: str | None) -> None:
@@ -157,6 +161,7 @@ class Evaluation:
             raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
         # All adapters first: one that does not fit is known before hours of work.
         trained = {name: self._adapters(name) for name in run.adapters}
+        self._warn_of_other_rows(trained)
         networks = {
             name: [self._network(*pair) for pair in pairs] for name, pairs in trained.items()
         }
@@ -192,12 +197,34 @@ class Evaluation:
             "adapters": {
                 name: [described(*pair) for pair in pairs] for name, pairs in trained.items()
             },
+            "row_providers": self._row_providers,
             "boundary": str(run.boundary),
             "max_length": run.max_length,
             "settings": figures(outcomes, task.figure, average, run.settings, seeds),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,
         }
+
+    @cached_property
+    def _row_providers(self) -> dict[str, str]:
+        """What the settings' rows are, by their name: a hypernetwork's folder may change."""
+        model = self._model
+        named = {setting.rows: setting.rows for setting in self.run.settings}
+        if "default" in named:
+            named["default"] = default_rows(lambda _: model.source, model.tokenizer)
+        return {rows: identity(name) for rows, name in named.items()}
+
+    def _warn_of_other_rows(self, trained: Mapping[str, Sequence[tuple[str, Adapter]]]) -> None:
+        """Warns of adapters that learnt to read rows, and get those of another provider."""
+        for setting in self.run.settings:
+            here = self._row_providers[setting.rows]
+            for folder, adapter in trained[setting.adapter]:
+                there = adapter.task.get("row_provider", here)
+                if there not in (here, "base"):
+                    logger.warning(
+                        "setting %r: %s was trained with rows of %s; these are of %s",
+                        *(setting.name, folder, there, here),
+                    )
 
     def _curves(self) -> list[Setting]:
         """The settings that merge, the first of those that differ in reduction only."""
@@ -309,5 +336,5 @@ class Evaluation:
 
 def described(folder: str, adapter: Adapter) -> dict[str, Any]:
     """How an adapter was trained, as far as it says, as JSON values."""
-    names = ("seed", "rows", "tokenization", "epochs", "steps")
+    names = ("seed", "rows", "row_provider", "tokenization", "epochs", "steps", "start")
     return {"folder": folder, "base": adapter.base, **{n: adapter.task.get(n) for n in names}}

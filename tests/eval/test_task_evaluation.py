@@ -15,6 +15,7 @@ from flax.core import meta
 
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.providers import identity
 from dyntok_jax.embed.shipped import write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import save_hypernet
@@ -354,6 +355,30 @@ def test_languages_are_those_of_the_hypernetworks_table(
         assert "error" not in said(languages) and asked == {0}
 
 
+def test_rows_that_an_adapter_was_not_trained_with_are_warned_of(
+    encoder, xnli_run, tmp_path, command, caplog
+):
+    """Those of a folder, whose hypernetwork may be another one by now; base rows are no such."""
+    hypernet = hypernetwork(encoder, tmp_path / "hypernet")
+    lists = {}
+    for seed, provider in enumerate([identity(str(hypernet)), "hypernet 0123", "base", "fvt"]):
+        folder, said = tmp_path / f"s{seed}", {"seed": seed, "row_provider": provider}
+        adapter(encoder, folder, "sequence", xnli_task.LABELS, seed, "xnli", said)
+        lists[provider] = [str(folder)]
+    settings = [{"name": n, "adapter": n, "rows": str(hypernet)} for n in lists]
+    changed(xnli_run, adapters=lists, settings=settings)
+    out = tmp_path / "found.json"
+    assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
+    said = [r.getMessage() for r in caplog.records if "was trained with" in r.getMessage()]
+    here = identity(str(hypernet))
+    assert [line.partition(" was ")[2] for line in said] == [
+        f"trained with rows of {there}; these are of {here}" for there in ("hypernet 0123", "fvt")
+    ]
+    found = json.loads(out.read_text("utf-8"))
+    assert found["row_providers"] == {str(hypernet): here}
+    assert found["adapters"]["base"][0]["row_provider"] == "base"
+
+
 @pytest.mark.parametrize("fault", ["no setting merges", "sweep is empty", ".csv", ".svg"])
 def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     xnli_run, tmp_path, command, monkeypatch, fault
@@ -416,7 +441,14 @@ def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, co
 
 
 def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):
-    said = {"rows": "fvt", "tokenization": {"mode": "fixed"}, "epochs": 3, "steps": 40}
+    said = {
+        "rows": "fvt",
+        "row_provider": "fvt",
+        "start": None,
+        "tokenization": {"mode": "fixed"},
+        "epochs": 3,
+        "steps": 40,
+    }
     folders = [
         adapter(
             encoder, tmp_path / f"s{i}", "sequence", xnli_task.LABELS, i, "xnli", said | {"seed": i}

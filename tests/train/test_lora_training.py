@@ -341,8 +341,12 @@ def test_training_goes_on_from_an_adapter(make, encoder, tmp_path):
     first = jax.tree.map(lambda x: x + 0.1, task.init(jax.random.key(5)))
     architecture = read_architecture(encoder)
     write_adapter(tmp_path / "first", task.adapter(first), architecture, run.model)
-    started = make_task(replace(run, start=tmp_path / "first")).init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, started, first)
+    started = make_task(replace(run, start=tmp_path / "first"))
+    jax.tree.map(np.testing.assert_array_equal, started.init(jax.random.key(0)), first)
+    assert task.adapter(first).task["start"] is None
+    said = started.adapter(first).task["start"]
+    assert said == {"folder": str(tmp_path / "first"), **task.adapter(first).task}
+    assert said["seed"] == run.training.seed and said["row_provider"] == "base"
     other = replace(run, start=tmp_path / "first", lora=replace(run.lora, rank=2))
     with pytest.raises(DyntokError, match="not of the shape"):
         make_task(other)

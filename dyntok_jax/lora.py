@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from dyntok_jax.tensor_files import (
     write_tensors,
 )
 from dyntok_jax.types import DyntokError
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, TASK = "adapter_config.json", "adapter_model.safetensors", "task.json"
 """Files of an adapter's folder; the last one is our own."""
@@ -106,6 +109,18 @@ class Base(Protocol):
     def source(self) -> Any:
         """Its own rows."""
         ...
+
+
+def warn_of_merged_tokens(folder: Path, adapter: Adapter) -> None:
+    """Warns where base tokens by the model's own rows are not what an adapter learnt to read."""
+    rows = adapter.task.get("rows", "base")
+    mode = (adapter.task.get("tokenization") or {}).get("mode", "static")
+    if (rows, mode) != ("base", "static"):
+        logger.warning(
+            "%s: trained on rows of %s, tokenization %s; here it reads base tokens by the model's "
+            "own rows",
+            *(folder, rows, mode),
+        )
 
 
 def params_digest(params: Any) -> hashlib._Hash:

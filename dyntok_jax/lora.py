@@ -286,6 +286,9 @@ def _check(
         "dtype": [f"{name} {t.dtype}" for name, t in found.items() if t.dtype not in DTYPES],
     }
     said = [f"{fault}: {_some(names)}" for fault, names in faults.items() if names]
+    # By default peft leaves BERT's pooler, below the classifier, to the base.
+    if any("pooler." in name for name in faults["missing"]):
+        said.append("peft saves the pooler with modules_to_save=['pooler', 'classifier']")
     if said:
         raise DyntokError(
             f"{path}: does not fit the model and adapter_config.json; {'; '.join(said)}"

@@ -182,6 +182,16 @@ def test_tensors_that_do_not_fit_are_all_named(case):
     assert f"mis-shaped: {second}" in said and "\n" not in said
 
 
+def test_a_classifier_without_its_pooler_is_told_how_to_save_both(tmp_path):
+    folder = FOLDER / "bert_sequence"
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {name: x for name, x in load_file(path).items() if "pooler" not in name}
+    save_file(tensors, path)
+    with pytest.raises(DyntokError, match=r"missing: .*pooler.*modules_to_save=\['pooler', 'cl"):
+        read_adapter(tmp_path / "adapter", load_model(folder).architecture)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -20,7 +20,7 @@ import jax
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.lora import read_adapter, write_adapter
-from dyntok_jax.model_store import resolve
+from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
 from train.loop import dry_run, make_folder, trained
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(*dry_run(task, training), sep="\n")
             return
         adapter = task.adapter(*trained(task, training))
-        write_adapter(folder, adapter, read_architecture(resolve(run.model)), run.model)
+        name = public_name(run.model)
+        write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
         logging.info("%s: the trained adapter", folder)
     except DyntokError as error:
         sys.exit(f"error: {error}")

@@ -236,6 +236,7 @@ def test_loss_falls_and_the_adapter_is_what_was_trained(make, task, encoder):
 
 
 def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
+    monkeypatch.setattr("train.lora.public_name", lambda name: f"org/{Path(name).name}")
     run = make(held_out=make().data, sequences=24)
     figures = iter([{"f1_0": 9.0}, {"f1_0": 5.0}])
     monkeypatch.setattr(LoraTask, "evaluate", lambda *_: next(figures))
@@ -245,6 +246,8 @@ def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
     main(["--config", str(config)])
     adapter = read_adapter(training.out / "adapter", read_architecture(encoder))
     assert adapter.task["steps"] == 2
+    peft = json.loads((training.out / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert peft["base_model_name_or_path"] == f"org/{encoder.name}"
 
 
 def test_evaluation_is_of_the_network_that_is_trained(make):

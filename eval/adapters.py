@@ -140,11 +140,15 @@ class Evaluation:
     def _loaded(self) -> LoadedModel:
         return load_model(resolve(self.run.model))
 
+    @property
+    def _longest(self) -> int:
+        return min(self.run.max_length, self._model.max_length)
+
     @cached_property
     def _base(self) -> dict[str, list[BaseTokens]]:
-        longest = min(self.run.max_length, self._model.max_length)
+        tokenizer, boundary = self._model.tokenizer, self.run.boundary
         return {
-            language: self.task.layout(self._model.tokenizer, examples, self.run.boundary, longest)
+            language: self.task.layout(tokenizer, examples, boundary, self._longest)
             for language, examples in self._examples.items()
         }
 
@@ -199,7 +203,7 @@ class Evaluation:
             },
             "row_providers": self._row_providers,
             "boundary": str(run.boundary),
-            "max_length": run.max_length,
+            "max_length": self._longest,
             "settings": figures(outcomes, task.figure, average, run.settings, seeds),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,

@@ -142,7 +142,7 @@ class Evaluation:
             "average_of": languages,
             "examples": {name: len(part.prompts) for name, part in self._asked.items()},
             "boundary": str(run.boundary),
-            "max_length": run.max_length,
+            "max_length": min(run.max_length, self.model.max_length),
             "settings": tables[0],
             "likelihood": tables[1],
             "sweep": lines[0],

@@ -100,7 +100,7 @@ def test_figures_are_those_of_scored_choices(found, decoder, tmp_path):
 
 def test_settings_differ_as_they_should(found):
     original, dynamic, prefix = found["settings"]
-    assert found["examples"] == {"xx": 8}
+    assert found["examples"] == {"xx": 8} and found["max_length"] == 1024
     assert original["average"]["shorter_percent"] == 0
     assert dynamic["average"]["shorter_percent"] > 30
     assert abs(prefix["average"]["shorter_percent"]) < 30

@@ -113,7 +113,8 @@ def xnli_run(encoder, tmp_path) -> Path:
         "data": [{"files": str(tmp_path / "xx.tsv"), "language": "xx"}],
         "sweep": [0, 50, 100],
         "batch_size": 4,
-        "max_length": 40,
+        # More than the model reads.
+        "max_length": 128,
     }
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(config), "utf-8")  # JSON is YAML
@@ -126,6 +127,7 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
     assert run.code == 0, run.err
     found = json.loads(out.read_text("utf-8"))
     rows = {row["name"]: row for row in found["settings"]}
+    assert found["max_length"] == 40
     assert rows["original"]["languages"]["xx"]["shorter_percent"] == 0
     assert rows["word"]["average"]["shorter_percent"] > 10
     assert len(rows["word"]["average"]["by_seed"]) == 2

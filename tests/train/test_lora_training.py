@@ -453,6 +453,8 @@ def test_bad_fields():
     ("override", "said"),
     [
         ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
+        ("lora.targets=query", "lora.targets: 'query'; valid is a list, in square brackets"),
+        ("data={files: a.tsv}", "data: {'files': 'a.tsv'}; valid is a list, in square brackets"),
         ("training.log_every=0", "training: log_every: 0 is not at least 1"),
         (
             "tokenization.boundary=words",

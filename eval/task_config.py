@@ -121,7 +121,8 @@ class TaskRun:
 
     Attributes:
         model: name or folder of the base model.
-        adapters: name -> folders of trained adapters, each another one, one a seed.
+        adapters: name -> folders of trained adapters, each another one, one a seed; every name is
+            in a setting.
         settings: lines of the table; differences are to the first.
         data: examples, each source with a language of its own.
         average: languages that the average is over; all by default.
@@ -159,6 +160,9 @@ class TaskRun:
                     f"{did_you_mean(setting.adapter, self.adapters)}; valid are those of adapters, "
                     "each with a list of folders"
                 )
+        named = {setting.adapter for setting in self.settings}
+        if unnamed := [name for name in self.adapters if name not in named]:
+            raise DyntokError(f"adapters: {unnamed[0]!r} is in no setting; leave it out")
         for name, folders in self.adapters.items():
             # By where they lead, since one folder may be written in several ways.
             if twice := repeated([os.path.realpath(folder) for folder in folders]):

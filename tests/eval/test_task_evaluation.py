@@ -93,6 +93,12 @@ def changed(path: Path, **fields: Any) -> dict[str, Any]:
     return config
 
 
+def one_setting(folder: Path, rows: str = "fvt", **fields: Any) -> dict[str, Any]:
+    """Fields of a config with the last of its settings only."""
+    setting = {"name": "word", "adapter": "joint", "rows": rows} | fields
+    return {"adapters": {"joint": [str(folder / "a2")]}, "settings": [setting]}
+
+
 @pytest.fixture
 def xnli_run(encoder, tmp_path) -> Path:
     """A config of XNLI with two seeds of one adapter and one of another."""
@@ -162,8 +168,8 @@ def test_the_processors_time_is_of_this_work_alone(xnli_run, tmp_path, command, 
 
     monkeypatch.setattr(adapters, "classify", waiting)
     out = tmp_path / "found.json"
-    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
-    arguments = "--config", xnli_run, "--sweep", "--out", out, settings, "sweep=[100]"
+    changed(xnli_run, **one_setting(tmp_path))
+    arguments = "--config", xnli_run, "--sweep", "--out", out, "sweep=[100]"
     assert command(xnli.main, *arguments).code == 0
     found = json.loads(out.read_text("utf-8"))
     point = found["sweep"][0]["points"][0]["average"]
@@ -286,6 +292,11 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
             "base_rows: own is nothing to base rows",
         ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
+        (
+            "adapters",
+            {n: ["x"] for n in ("task", "joint", "old")},
+            "adapters: 'old' is in no setting",
+        ),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
         ("batch_size", 0, "from 1"),
         ("colour", 1, "colour"),
@@ -331,9 +342,8 @@ def test_languages_are_those_of_the_hypernetworks_table(
     encoder, xnli_run, tmp_path, command, monkeypatch
 ):
     folder = hypernetwork(encoder, tmp_path / "hypernet", languages=2)
-    settings = [{"name": "word", "adapter": "joint", "rows": str(folder)}]
     data = [{"files": str(tmp_path / "xx.tsv"), "language": "en_xx", "first": 2}]
-    changed(xnli_run, settings=settings, data=data)
+    changed(xnli_run, **one_setting(tmp_path, str(folder)), data=data)
     asked, with_rows = set(), DynamicModel.with_rows
 
     def watched(model: DynamicModel, rows: str, language: Any, base_rows: Any) -> DynamicModel:
@@ -392,8 +402,7 @@ def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     elif fault == "sweep is empty":
         changed(xnli_run, sweep=[])
     else:
-        config = json.loads(xnli_run.read_text("utf-8"))
-        changed(xnli_run, settings=config["settings"][:1])
+        changed(xnli_run, **one_setting(tmp_path, "base", reduction=0))
     monkeypatch.setattr(Evaluation, "_outcomes", lambda *_: pytest.fail("it was measured"))
     run = command(xnli.main, "--config", xnli_run, "--sweep", "--out", out)
     assert run.code == 2 and fault in run.err and run.err.count("\n") == 1
@@ -429,8 +438,8 @@ def test_curves_of_another_name_leave_its_json(tmp_path):
 def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
     out = tmp_path / "found.json"
     files = [out.with_suffix(".csv"), out.with_suffix(".svg")]
-    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
-    arguments = "--config", xnli_run, "--out", out, settings
+    changed(xnli_run, **one_setting(tmp_path))
+    arguments = "--config", xnli_run, "--out", out
     for path in files:
         path.write_text("of something else", "utf-8")
     assert command(xnli.main, *arguments).code == 0

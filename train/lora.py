@@ -59,6 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
         adapter = task.adapter(*trained(task, training))
         name = public_name(run.model)
         write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
+        cache = task.model.cache
+        if cache.cut or cache.unknown:
+            said = "rows of the first pieces only: %d; of the unknown token: %d"
+            logging.info(said, cache.cut, cache.unknown)
         logging.info("%s: the trained adapter", folder)
     except DyntokError as error:
         sys.exit(f"error: {error}")

@@ -20,6 +20,8 @@ import pytest
 import yaml
 
 from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
+from dyntok_jax.embed.cache import RowCache
+from dyntok_jax.embed.source import FvtRows
 from dyntok_jax.lora import adapted_params, read_adapter, write_adapter
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
@@ -248,6 +250,26 @@ def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
     assert adapter.task["steps"] == 2
     peft = json.loads((training.out / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert peft["base_model_name_or_path"] == f"org/{encoder.name}"
+
+
+def test_rows_that_say_little_are_counted_at_the_end(make, capsys, monkeypatch):
+    run = make(sequences=24)
+    config = run.training.out.with_name("run.yaml")
+    config.write_text(yaml.safe_dump(_plain(replace(run, training=replace(run.training, steps=1)))))
+    monkeypatch.setattr(RowCache, "cut", 7)
+    monkeypatch.setattr(FvtRows, "rows", counting(FvtRows.rows))
+    main(["--config", str(config)])
+    assert "rows of the first pieces only: 7; of the unknown token: 1\n" in capsys.readouterr().err
+
+
+def counting(rows: Any) -> Any:
+    """Rows of a provider that has met one token without pieces."""
+
+    def counted(provider: Any, tokens: Any) -> Any:
+        provider.unknown = 1
+        return rows(provider, tokens)
+
+    return counted
 
 
 def test_evaluation_is_of_the_network_that_is_trained(make):

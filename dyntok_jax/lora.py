@@ -29,6 +29,7 @@ from dyntok_jax.tensor_files import (
     StoredTensor,
     file_metadata,
     file_tensors,
+    stored_tensors,
     write_tensors,
 )
 from dyntok_jax.types import DyntokError
@@ -198,13 +199,15 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
     _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
 
 
-def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
+def read_adapter(folder: Path, architecture: Architecture, base: Path | None = None) -> Adapter:
     """Read an adapter that this package or peft wrote.
 
     Args:
         folder: holds ``adapter_config.json``, ``adapter_model.safetensors`` and, if it is ours,
             ``task.json``.
         architecture: of the base model.
+        base: folder of the base model, whose pooler below a BERT's classifier peft leaves as it is
+            by default, and does not save.
 
     Raises:
         DyntokError: files that are missing or damaged, kinds of adapters that are not supported,
@@ -225,6 +228,8 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
         stored = _stored(whole, config)
     except DyntokError as error:
         raise DyntokError(f"{folder / CONFIG}: {error}") from error
+    if base is not None:
+        found = _pooler(base, whole) | found
     _check(folder / WEIGHTS, found, stored, _shapes(whole, config))
     layers = architecture.config.layers
     flat = {}
@@ -233,8 +238,16 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
         arrays = [np.asarray(part, np.float32).T for part in parts]
         flat[path] = np.stack(arrays) if "{}" in name else arrays[0]
     trees = unflatten_dict(flat, sep="/")
-    base = file_metadata(folder / WEIGHTS).get(HASH)
-    return Adapter(config, trees["lora"], trees.get("head"), kind, labels, base, task)
+    known = file_metadata(folder / WEIGHTS).get(HASH)
+    return Adapter(config, trees["lora"], trees.get("head"), kind, labels, known, task)
+
+
+def _pooler(base: Path, whole: Architecture) -> dict[str, StoredTensor]:
+    """A base's pooler by its names in an adapter's file, where it is part of the head."""
+    table = name_table(whole)
+    own = {table.plain(name): tensor for name, tensor in stored_tensors(base).items()}
+    names = [name for name in table.head if name.startswith("pooler.") and name in own]
+    return {PREFIX + table.full(name, True): own[name] for name in names}
 
 
 def _stored(whole: Architecture, config: LoraConfig) -> dict[str, str]:
@@ -286,7 +299,7 @@ def _check(
         "dtype": [f"{name} {t.dtype}" for name, t in found.items() if t.dtype not in DTYPES],
     }
     said = [f"{fault}: {_some(names)}" for fault, names in faults.items() if names]
-    # By default peft leaves BERT's pooler, below the classifier, to the base.
+    # Neither the adapter nor the base has it.
     if any("pooler." in name for name in faults["missing"]):
         said.append("peft saves the pooler with modules_to_save=['pooler', 'classifier']")
     if said:

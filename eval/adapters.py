@@ -242,7 +242,8 @@ class Evaluation:
         """A list's folders, and what is in them."""
         found = []
         for folder in self.run.adapters[name]:
-            adapter = read_adapter(Path(folder), self._loaded.architecture)
+            base = resolve(self.run.model)
+            adapter = read_adapter(Path(folder), self._loaded.architecture, base)
             found.append((folder, adapter))
         seeds = [adapter.task["seed"] for _, adapter in found if "seed" in adapter.task]
         if (twice := repeated(seeds)) is not None:

@@ -82,7 +82,7 @@ def make_task(run: LoraRun) -> LoraTask:
     architecture = read_architecture(resolve(run.model))
     start = None
     if run.start is not None:
-        start = read_adapter(run.start, architecture)
+        start = read_adapter(run.start, architecture, resolve(run.model))
     return LoraTask(run, model, architecture, start)
 
 

@@ -50,7 +50,7 @@ def merge(model: Path, adapter: Path, out: Path) -> LoadedModel:
         base = load_model(model)
         if not isinstance(base.config, EncoderConfig):
             raise DyntokError(f"{model}: is a decoder; valid is the encoder below the adapter")
-        trained = read_adapter(adapter, base.architecture)
+        trained = read_adapter(adapter, base.architecture, model)
         warn_of_merged_tokens(adapter, trained)
         try:
             whole = merged_model(base, trained)

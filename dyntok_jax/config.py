@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 import draccus
 import yaml
@@ -97,6 +97,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     if missing:
         raise DyntokError(f"{path}: set the environment variable {', '.join(sorted(missing))}")
     try:
+        _check_lists(kind, tree)
         return draccus.decode(kind, tree)
     except DyntokError as error:
         raise DyntokError(f"{path}: {error}") from error
@@ -116,6 +117,17 @@ def _fields(kind: Any, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + part.name)
     return names
+
+
+def _check_lists(kind: Any, tree: dict[str, Any], prefix: str = "") -> None:
+    """Refuses what stands in a list's place, where draccus takes a text's letters for its items."""
+    hints = get_type_hints(kind)
+    for name, value in tree.items():
+        hint = hints.get(name)
+        if is_dataclass(hint) and isinstance(value, dict):
+            _check_lists(hint, value, f"{prefix}{name}.")
+        elif get_origin(hint) in (list, tuple) and not isinstance(value, list):
+            raise DyntokError(f"{prefix}{name}: {value!r}; valid is a list, in square brackets")
 
 
 def _expanded(value: Any, missing: set[str]) -> Any:

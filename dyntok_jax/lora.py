@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,9 +29,12 @@ from dyntok_jax.tensor_files import (
     StoredTensor,
     file_metadata,
     file_tensors,
+    stored_tensors,
     write_tensors,
 )
 from dyntok_jax.types import DyntokError
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, TASK = "adapter_config.json", "adapter_model.safetensors", "task.json"
 """Files of an adapter's folder; the last one is our own."""
@@ -108,6 +112,18 @@ class Base(Protocol):
         ...
 
 
+def warn_of_merged_tokens(folder: Path, adapter: Adapter) -> None:
+    """Warns where base tokens by the model's own rows are not what an adapter learnt to read."""
+    rows = adapter.task.get("rows", "base")
+    mode = (adapter.task.get("tokenization") or {}).get("mode", "static")
+    if (rows, mode) != ("base", "static"):
+        logger.warning(
+            "%s: trained on rows of %s, tokenization %s; here it reads base tokens by the model's "
+            "own rows",
+            *(folder, rows, mode),
+        )
+
+
 def params_digest(params: Any) -> hashlib._Hash:
     """SHA-256 of nested parameters as float32, to which more can be added."""
     digest = hashlib.sha256()
@@ -183,13 +199,15 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
     _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
 
 
-def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
+def read_adapter(folder: Path, architecture: Architecture, base: Path | None = None) -> Adapter:
     """Read an adapter that this package or peft wrote.
 
     Args:
         folder: holds ``adapter_config.json``, ``adapter_model.safetensors`` and, if it is ours,
             ``task.json``.
         architecture: of the base model.
+        base: folder of the base model, whose pooler below a BERT's classifier peft leaves as it is
+            by default, and does not save.
 
     Raises:
         DyntokError: files that are missing or damaged, kinds of adapters that are not supported,
@@ -210,6 +228,8 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
         stored = _stored(whole, config)
     except DyntokError as error:
         raise DyntokError(f"{folder / CONFIG}: {error}") from error
+    if base is not None:
+        found = _pooler(base, whole) | found
     _check(folder / WEIGHTS, found, stored, _shapes(whole, config))
     layers = architecture.config.layers
     flat = {}
@@ -218,8 +238,16 @@ def read_adapter(folder: Path, architecture: Architecture) -> Adapter:
         arrays = [np.asarray(part, np.float32).T for part in parts]
         flat[path] = np.stack(arrays) if "{}" in name else arrays[0]
     trees = unflatten_dict(flat, sep="/")
-    base = file_metadata(folder / WEIGHTS).get(HASH)
-    return Adapter(config, trees["lora"], trees.get("head"), kind, labels, base, task)
+    known = file_metadata(folder / WEIGHTS).get(HASH)
+    return Adapter(config, trees["lora"], trees.get("head"), kind, labels, known, task)
+
+
+def _pooler(base: Path, whole: Architecture) -> dict[str, StoredTensor]:
+    """A base's pooler by its names in an adapter's file, where it is part of the head."""
+    table = name_table(whole)
+    own = {table.plain(name): tensor for name, tensor in stored_tensors(base).items()}
+    names = [name for name in table.head if name.startswith("pooler.") and name in own]
+    return {PREFIX + table.full(name, True): own[name] for name in names}
 
 
 def _stored(whole: Architecture, config: LoraConfig) -> dict[str, str]:
@@ -271,6 +299,9 @@ def _check(
         "dtype": [f"{name} {t.dtype}" for name, t in found.items() if t.dtype not in DTYPES],
     }
     said = [f"{fault}: {_some(names)}" for fault, names in faults.items() if names]
+    # Neither the adapter nor the base has it.
+    if any("pooler." in name for name in faults["missing"]):
+        said.append("peft saves the pooler with modules_to_save=['pooler', 'classifier']")
     if said:
         raise DyntokError(
             f"{path}: does not fit the model and adapter_config.json; {'; '.join(said)}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from jaxtyping import Float
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
 from dyntok_jax.classification import adapted, best_class, classify
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.embed.providers import default_rows, identity
 from dyntok_jax.lora import Adapter, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
@@ -29,8 +31,11 @@ from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval import record, task_sweep
-from eval.task_config import Setting, TaskRun, hypernet_language, repeated
+from eval.task_config import Setting, TaskRun, check_languages, hypernet_language, repeated
 from eval.task_figures import Outcome, figures
+from eval.timing import clocks
+
+logger = logging.getLogger(__name__)
 
 
 def run(task: Task, description: str | None) -> None:
@@ -100,11 +105,11 @@ class Merged(NamedTuple):
 
     Attributes:
         sequences: after merging.
-        seconds: that it took.
+        seconds: (2,) that it took, as ``timing.clocks`` counts.
     """
 
     sequences: list[DynamicTokens]
-    seconds: float
+    seconds: Float[np.ndarray, " 2"]
 
 
 class Evaluation:
@@ -119,6 +124,7 @@ class Evaluation:
         self.task = task
         self.run = run
         self._examples = {source.language: task.read(source) for source in run.data}
+        check_languages(run.hypernet_languages, run.settings, self._examples)
         self._shapes: set[tuple[Any, ...]] = set()
         self._compiled: set[tuple[Any, ...]] = set()
 
@@ -134,11 +140,15 @@ class Evaluation:
     def _loaded(self) -> LoadedModel:
         return load_model(resolve(self.run.model))
 
+    @property
+    def _longest(self) -> int:
+        return min(self.run.max_length, self._model.max_length)
+
     @cached_property
     def _base(self) -> dict[str, list[BaseTokens]]:
-        longest = min(self.run.max_length, self._model.max_length)
+        tokenizer, boundary = self._model.tokenizer, self.run.boundary
         return {
-            language: self.task.layout(self._model.tokenizer, examples, self.run.boundary, longest)
+            language: self.task.layout(tokenizer, examples, boundary, self._longest)
             for language, examples in self._examples.items()
         }
 
@@ -155,6 +165,7 @@ class Evaluation:
             raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
         # All adapters first: one that does not fit is known before hours of work.
         trained = {name: self._adapters(name) for name in run.adapters}
+        self._warn_of_other_rows(trained)
         networks = {
             name: [self._network(*pair) for pair in pairs] for name, pairs in trained.items()
         }
@@ -190,12 +201,34 @@ class Evaluation:
             "adapters": {
                 name: [described(*pair) for pair in pairs] for name, pairs in trained.items()
             },
+            "row_providers": self._row_providers,
             "boundary": str(run.boundary),
-            "max_length": run.max_length,
+            "max_length": self._longest,
             "settings": figures(outcomes, task.figure, average, run.settings, seeds),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,
         }
+
+    @cached_property
+    def _row_providers(self) -> dict[str, str]:
+        """What the settings' rows are, by their name: a hypernetwork's folder may change."""
+        model = self._model
+        named = {setting.rows: setting.rows for setting in self.run.settings}
+        if "default" in named:
+            named["default"] = default_rows(lambda _: model.source, model.tokenizer)
+        return {rows: identity(name) for rows, name in named.items()}
+
+    def _warn_of_other_rows(self, trained: Mapping[str, Sequence[tuple[str, Adapter]]]) -> None:
+        """Warns of adapters that learnt to read rows, and get those of another provider."""
+        for setting in self.run.settings:
+            here = self._row_providers[setting.rows]
+            for folder, adapter in trained[setting.adapter]:
+                there = adapter.task.get("row_provider", here)
+                if there not in (here, "base"):
+                    logger.warning(
+                        "setting %r: %s was trained with rows of %s; these are of %s",
+                        *(setting.name, folder, there, here),
+                    )
 
     def _curves(self) -> list[Setting]:
         """The settings that merge, the first of those that differ in reduction only."""
@@ -209,7 +242,8 @@ class Evaluation:
         """A list's folders, and what is in them."""
         found = []
         for folder in self.run.adapters[name]:
-            adapter = read_adapter(Path(folder), self._loaded.architecture)
+            base = resolve(self.run.model)
+            adapter = read_adapter(Path(folder), self._loaded.architecture, base)
             found.append((folder, adapter))
         seeds = [adapter.task["seed"] for _, adapter in found if "seed" in adapter.task]
         if (twice := repeated(seeds)) is not None:
@@ -264,9 +298,9 @@ class Evaluation:
         counts = [sequence.counts for sequence in merged.sequences]
         if other is not None:
             self._compile(other, sequences, counts)
-        cut, start = network.cache.cut, time.perf_counter()
+        cut, start = network.cache.cut, clocks()
         predicted = classify(network, sequences, self.run.batch_size, counts)
-        seconds = time.perf_counter() - start
+        seconds = clocks() - start
         return Outcome(
             self.task.counts(examples, merged.sequences, predicted),
             sum(len(sequence.tokens) for sequence in base),
@@ -282,13 +316,13 @@ class Evaluation:
     def _merged(
         self, network: DynamicModel, reduction: float, base: Sequence[BaseTokens]
     ) -> Merged:
-        start = time.perf_counter()
+        start = clocks()
         sequences: list[DynamicTokens] = []
         for first in range(0, len(base), self.run.batch_size):
             together = base[first : first + self.run.batch_size]
             budget = Budget(reduction=reduction)
             sequences += network.merge(together, budget, self.run.boundary).sequences
-        return Merged(sequences, time.perf_counter() - start)
+        return Merged(sequences, clocks() - start)
 
     def _compile(
         self,
@@ -313,5 +347,5 @@ class Evaluation:
 
 def described(folder: str, adapter: Adapter) -> dict[str, Any]:
     """How an adapter was trained, as far as it says, as JSON values."""
-    names = ("seed", "rows", "tokenization", "epochs", "steps")
+    names = ("seed", "rows", "row_provider", "tokenization", "epochs", "steps", "start")
     return {"folder": folder, "base": adapter.base, **{n: adapter.task.get(n) for n in names}}

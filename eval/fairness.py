@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from rich.table import Table
 from tqdm import tqdm
 
-from dyntok_jax.dynamic_model import DynamicModel, load
+from dyntok_jax.dynamic_model import load
 from dyntok_jax.encoding import encode
 from dyntok_jax.files import atomic_path
 from dyntok_jax.merging.batch import merge
@@ -185,7 +186,7 @@ def _times(
     model, found = load(name), {}
 
     def run(lines: Sequence[str], reduction: float) -> None:
-        fresh: DynamicModel = model.with_rows(model.rows)
+        fresh = replace(model, cache=model.cache.emptied())
         encode(fresh, lines, reduction, batch_size=BATCH_SIZE)
 
     for language in tqdm(texts, "timing", disable=not sys.stderr.isatty(), leave=False):

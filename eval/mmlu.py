@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +34,9 @@ from eval import record, task_sweep
 from eval.mmlu_config import MmluRun, MmluSetting
 from eval.mmlu_data import Asked, asked
 from eval.mmlu_scoring import Letters, answer_scores, letter_ids, rehearse, vocabulary
-from eval.task_config import hypernet_language
+from eval.task_config import check_languages, hypernet_language
 from eval.task_figures import Outcome, figures
+from eval.timing import clocks
 
 METRICS = {
     "accuracy": lambda sums: 100 * sums[..., 0] / sums[..., 1],
@@ -104,6 +104,7 @@ class Evaluation:
         self._asked = {
             data.language: asked(tokenizer, data, run.boundary, longest) for data in run.data
         }
+        check_languages(run.hypernet_languages, run.settings, self._asked)
         self._letters = letter_ids(tokenizer)
         folders = {setting.longest_prefix for setting in run.settings} - {None}
         self._vocabularies = {
@@ -141,7 +142,7 @@ class Evaluation:
             "average_of": languages,
             "examples": {name: len(part.prompts) for name, part in self._asked.items()},
             "boundary": str(run.boundary),
-            "max_length": run.max_length,
+            "max_length": min(run.max_length, self.model.max_length),
             "settings": tables[0],
             "likelihood": tables[1],
             "sweep": lines[0],
@@ -185,9 +186,9 @@ class Evaluation:
     def _outcome(
         self, network: DynamicModel, letters: Letters, setting: MmluSetting, part: Asked
     ) -> Outcome:
-        start = time.perf_counter()
+        start = clocks()
         tokens = self._tokens(network, setting, part.prompts)
-        merging = time.perf_counter() - start
+        merging = clocks() - start
         sequences = [[*prompt, *ids] for prompt, ids in zip(tokens, part.targets, strict=True)]
         scores, nats, seconds = answer_scores(
             network, sequences, part.targets, letters, self.run.batch_size, self._shapes

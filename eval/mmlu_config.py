@@ -94,7 +94,8 @@ class MmluRun:
         model: name or folder of a decoder.
         settings: lines of the table; differences are to the first.
         data: questions, each with a language of its own.
-        hypernet_languages: the languages of the hypernetwork's table, in its order, if it has one.
+        hypernet_languages: the languages of the hypernetwork's table, in its order, where it has
+            one and its folder does not name them.
         boundary: what merges do not cross.
         batch_size: sequences in a batch of the network.
         max_length: of prompt and answer in base tokens; at most what the model can read.

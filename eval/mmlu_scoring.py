@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 from eval.mmlu_config import OWN
+from eval.timing import clocks
 
 
 def letter_ids(tokenizer: BaseTokenizer) -> list[int]:
@@ -91,8 +91,10 @@ def rehearse(model: DynamicModel, prompts: Sequence[BaseTokens]) -> None:
         return
     merged = model.merge(prompts[: CHUNK_SIZES[0]], Budget(), per_sample=True).sequences
     tokens = list(dict.fromkeys(token for part in merged for token in part.tokens))
+    begin = 0
     for size in CHUNK_SIZES:
-        model.cache.lookup(tokens[:size])
+        model.cache.lookup(tokens[begin : begin + size])
+        begin += size
 
 
 def answer_scores(
@@ -102,7 +104,7 @@ def answer_scores(
     letters: Letters,
     batch_size: int,
     compiled: set[tuple[Any, ...]],
-) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, " N"], float]:
+) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, " N"], Float[np.ndarray, " 2"]]:
     """Scores of the letters behind each prompt, and the log-probability of the answer's text.
 
     Args:
@@ -116,11 +118,11 @@ def answer_scores(
 
     Returns:
         Scores of the letters, nats of the answers, and the seconds of looking up or predicting rows
-        and of the network.
+        and of the network, as ``timing.clocks`` counts.
     """
     scores = np.zeros((len(sequences), len(LETTERS)), np.float32)
     nats = np.zeros(len(sequences), np.float32)
-    seconds = 0.0
+    seconds = np.zeros(2)
     for place in by_length([len(tokens) for tokens in sequences], batch_size):
         batch = model.batch([sequences[i] for i in place])
         wanted = right_aligned([targets[i] for i in place] + [[]] * (len(batch.ids) - len(place)))
@@ -131,9 +133,9 @@ def answer_scores(
             other = model.with_rows("fvt")
             jax.block_until_ready(other.forward(batch, letters_and_answer, *inputs))
             compiled.add(shape)
-        start = time.perf_counter()
+        start = clocks()
         found = jax.device_get(model.forward(batch, letters_and_answer, *inputs))
-        seconds += time.perf_counter() - start
+        seconds += clocks() - start
         scores[place], nats[place] = (values[: len(place)] for values in found)
     return scores, nats, seconds
 

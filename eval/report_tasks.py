@@ -23,7 +23,10 @@ def settings(run: dict[str, Any]) -> str:
         f"{run['seconds'] / 60:.0f} min):\n\n"
         f"`{run['command']}`"
     )
-    columns = ["", *["seeds"] * several, *languages, "mean", "Δ", "tokens saved", "seconds"]
+    # Older runs have no time of the processor.
+    times = [key for key in ("seconds", "processor_seconds") if key in rows[0]["average"]]
+    columns = ["", *["seeds"] * several, *languages, "mean", "Δ", "tokens saved"]
+    columns += [key.replace("_", " ") for key in times]
     lines = [
         [
             row["name"],
@@ -32,7 +35,7 @@ def settings(run: dict[str, Any]) -> str:
             _mean(row["average"]),
             _delta(row["average"]) if row is not rows[0] else "",
             f"{row['average']['shorter_percent']:.1f} %",
-            f"{row['average']['seconds']:.0f}",
+            *(f"{row['average'][key]:.0f}" for key in times),
         ]
         for row, count in zip(rows, counts, strict=True)
     ]

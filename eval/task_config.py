@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from itertools import product
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.providers import OF_PIECES, check_base_rows
+from dyntok_jax.embed.shipped import table_languages
+from dyntok_jax.embed.zett import table_size
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, did_you_mean
@@ -16,23 +20,35 @@ from dyntok_jax.types import DyntokError, did_you_mean
 T = TypeVar("T")
 
 
+class Rowed(Protocol):
+    """A setting: it says what embeds tokens."""
+
+    @property
+    def rows(self) -> str:
+        """See ``embed.providers.row_provider``."""
+        ...
+
+
 def repeated(names: Sequence[T]) -> T | None:
     """The first that stands there again, None where all differ."""
     return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
-def hypernet_language(known: Sequence[str], rows: str, language: str) -> int | None:
+def hypernet_language(given: Sequence[str], rows: str, language: str) -> int | None:
     """Row of a hypernetwork's language table for a source's language, None where there is none.
 
     Args:
-        known: the table's languages, in its order; empty where there is no table.
+        given: ``hypernet_languages`` of the config.
         rows: what embeds tokens.
         language: its own up to ``_`` (``en_ewt``) is looked up.
 
     Raises:
-        DyntokError: not in the table.
+        DyntokError: not in the table, or languages that are not the table's.
     """
-    if not known or rows == "base" or rows in OF_PIECES:
+    if rows == "base" or rows in OF_PIECES:
+        return None
+    known = _table(given, Path(rows)) if Path(rows).is_dir() else given
+    if not known:
         return None
     code = language.partition("_")[0]
     if code not in known:
@@ -40,6 +56,33 @@ def hypernet_language(known: Sequence[str], rows: str, language: str) -> int | N
             f"{language}: {code} is no language of the hypernetwork; valid are {', '.join(known)}"
         )
     return known.index(code)
+
+
+def check_languages(
+    given: Sequence[str], settings: Iterable[Rowed], languages: Iterable[str]
+) -> None:
+    """Asks for every language of a run, before its hours of work.
+
+    Raises:
+        DyntokError: as :func:`hypernet_language`.
+    """
+    for rows, language in product({setting.rows for setting in settings}, languages):
+        hypernet_language(given, rows, language)
+
+
+def _table(given: Sequence[str], folder: Path) -> Sequence[str]:
+    """The languages of a hypernetwork's table: those that its folder names, else those given."""
+    said = table_languages(folder)
+    if given and said and [*given] != said:
+        raise DyntokError(
+            f"hypernet_languages: {', '.join(given)}; {folder} names "
+            f"{', '.join(said)}; leave it out"
+        )
+    if given and len(given) != (size := table_size(folder)):
+        raise DyntokError(
+            f"hypernet_languages: {len(given)} names; the table of {folder} has {size} rows"
+        )
+    return said or given
 
 
 @dataclass(frozen=True)
@@ -78,12 +121,14 @@ class TaskRun:
 
     Attributes:
         model: name or folder of the base model.
-        adapters: name -> folders of trained adapters, each another one, one a seed.
+        adapters: name -> folders of trained adapters, each another one, one a seed; every name is
+            in a setting.
         settings: lines of the table; differences are to the first.
         data: examples, each source with a language of its own.
         average: languages that the average is over; all by default.
-        hypernet_languages: the languages of the hypernetwork's table, in its order, if it has one;
-            that of a source is its own up to ``_`` (``en_ewt``).
+        hypernet_languages: the languages of the hypernetwork's table, in its order, where it has
+            one and its folder does not name them; that of a source is its own up to ``_``
+            (``en_ewt``).
         boundary: what merges do not cross.
         batch_size: examples merged together, and sequences in a batch of the network.
         max_length: of a sequence in base tokens; at most what the model can read.
@@ -115,6 +160,9 @@ class TaskRun:
                     f"{did_you_mean(setting.adapter, self.adapters)}; valid are those of adapters, "
                     "each with a list of folders"
                 )
+        named = {setting.adapter for setting in self.settings}
+        if unnamed := [name for name in self.adapters if name not in named]:
+            raise DyntokError(f"adapters: {unnamed[0]!r} is in no setting; leave it out")
         for name, folders in self.adapters.items():
             # By where they lead, since one folder may be written in several ways.
             if twice := repeated([os.path.realpath(folder) for folder in folders]):

@@ -26,14 +26,15 @@ class Outcome(NamedTuple):
     Attributes:
         counts: (N, K) what the metric sums, of every example.
         tokens_static, tokens_dynamic: before and after merging, special tokens counted.
-        seconds: merging, row prediction and forward, without compiling.
+        seconds: (2,) as ``timing.clocks`` counts: merging, row prediction and forward, without
+            compiling.
         notes: what could not be read, or in part only, counted by name.
     """
 
     counts: Num[np.ndarray, "N K"]
     tokens_static: int
     tokens_dynamic: int
-    seconds: float
+    seconds: Float[np.ndarray, " 2"]
     notes: dict[str, int]
 
 
@@ -109,6 +110,12 @@ def shorter(outcome: Outcome) -> float:
     return 100 * (1 - outcome.tokens_dynamic / outcome.tokens_static)
 
 
+def seconds(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Wall and processor time, mean over seeds."""
+    wall, processor = np.mean([outcome.seconds for outcome in outcomes], axis=0).tolist()
+    return {"seconds": wall, "processor_seconds": processor}
+
+
 def _language(seeds: Sequence[Outcome], figure: Figure) -> dict[str, Any]:
     first = seeds[0]
     return {
@@ -117,7 +124,7 @@ def _language(seeds: Sequence[Outcome], figure: Figure) -> dict[str, Any]:
         "tokens_static": first.tokens_static,
         "tokens_dynamic": first.tokens_dynamic,
         "shorter_percent": shorter(first),
-        "seconds": float(np.mean([seed.seconds for seed in seeds])),
+        **seconds(seeds),
         **first.notes,
     }
 
@@ -129,7 +136,7 @@ def _average(languages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_seed": by_seed.tolist(),
         "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
         "shorter_percent": float(np.mean([row["shorter_percent"] for row in languages])),
-        "seconds": sum(row["seconds"] for row in languages),
+        **{key: sum(row[key] for row in languages) for key in ("seconds", "processor_seconds")},
     }
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dyntok_jax.files import atomic_path
 from eval import record
-from eval.task_figures import AnySetting, Figure, Outcome, shorter, value
+from eval.task_figures import AnySetting, Figure, Outcome, seconds, shorter, value
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
 """Curve -> reduction -> seed -> language."""
@@ -42,7 +42,7 @@ def _point(
         name: {
             "value": value([seed[name] for seed in seeds], figure),
             "shorter_percent": shorter(seeds[0][name]),
-            "seconds": seeds[0][name].seconds,
+            **seconds([seeds[0][name]]),
         }
         for name in seeds[0]
     }
@@ -104,12 +104,14 @@ def _table(path: Path, run: dict[str, Any]) -> None:
         lines = csv.writer(file, lineterminator="\n")
         head = [name for name in run["sweep"][0] if name != "points"]
         columns = ["curve" if name == "name" else name for name in head]
-        columns += ["reduction", "language", "shorter_percent", run["metric"], "seconds"]
+        columns += ["reduction", "language", "shorter_percent", run["metric"]]
+        columns += ["seconds", "processor_seconds"]
         lines.writerow(columns)
         for curve in run["sweep"]:
             for point in curve["points"]:
                 for language, row in [("average", point["average"]), *point["languages"].items()]:
-                    figures = (row["shorter_percent"], row["value"], row["seconds"])
+                    names_of = ("shorter_percent", "value", "seconds", "processor_seconds")
+                    figures = (row[name] for name in names_of)
                     names = [*(curve[name] for name in head), point["reduction"], language]
                     lines.writerow([*names, *(f"{figure:.3f}" for figure in figures)])
 
@@ -140,7 +142,7 @@ def show(run: dict[str, Any]) -> None:
     """Prints a line for each setting."""
     languages = list(run["settings"][0]["languages"])
     title = f"{run['task']} {run['metric']}, {run['model']}; mean of {', '.join(run['average_of'])}"
-    columns = ["", *languages, "mean", "95 %", "Δ", "95 %", "shorter", "seconds"]
+    columns = ["", *languages, "mean", "95 %", "Δ", "95 %", "shorter", "seconds", "processor"]
     table = Table(*columns, title=title)
     for row in run["settings"]:
         average = row["average"]
@@ -153,6 +155,7 @@ def show(run: dict[str, Any]) -> None:
             _ends(average["delta_interval"], "+.1f"),
             f"{average['shorter_percent']:.1f} %",
             f"{average['seconds']:.1f}",
+            f"{average['processor_seconds']:.1f}",
         )
     record.print_table(table)
 

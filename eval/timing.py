@@ -1,10 +1,22 @@
-"""Wall times for comparisons within one run."""
+"""Times for comparisons within one run."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+
+def clocks() -> Float[np.ndarray, " 2"]:
+    """Seconds by the wall clock, and of this process on all processors.
+
+    What else a machine does adds to the first and hardly to the second, which therefore compares
+    work that was done at different times.
+    """
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def medians(tasks: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The forwards and the merge step compile for TPU v4-32, and lower for CUDA and TPU."""
+"""Forwards, an adapter's training and merging compile for TPU v4-32, or lower for CUDA and TPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from dyntok_jax.sharding import compiled_forward, gathered, make_mesh, shard_par
 
 SCRIPT = Path(__file__).with_name("tpu_compilation.py")
 CASES = (
-    *("xlm_r_base", "mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
+    *("xlm_r_base", "xlm_r_base_lora_step"),
+    *("mistral_7b", "mistral_7b_prefill", "mistral_7b_decode"),
     *(
         "mistral_7b_lookup",
         "mistral_7b_large",
@@ -58,6 +59,18 @@ def test_compiles_for_a_v4_32_and_fits(compiled, name):
     case = compiled[name]
     assert case["devices"] == 16 and case["kind"] == "TPU v4"
     assert case["arguments"] + case["outputs"] + case["temporaries"] < HBM
+
+
+@pytest.mark.slow
+def test_an_adapters_step_holds_the_frozen_base_once_and_no_moments_of_it(compiled):
+    base = abstract_params(Encoder(EncoderConfig()))
+    frozen = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(base)))
+    # 12 layers of two maps, and a head of 7 classes; each with two moments.
+    trained = 4 * (12 * 2 * 2 * 768 * 256 + 768 * 7 + 7)
+    rows = 4 * 2048 * 768
+    case = compiled["xlm_r_base_lora_step"]
+    assert 0 <= case["arguments"] - frozen - 3 * trained - rows < 1e6
+    assert 0 <= case["outputs"] - 3 * trained < 1e6
 
 
 @pytest.mark.slow

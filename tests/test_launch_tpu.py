@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -51,3 +52,14 @@ def test_without_a_command_it_says_how_it_is_called(launch):
     status, said, calls = launch("slice", "us-central2-b")
     assert status == 2 and not calls
     assert "./launch_tpu.sh NAME ZONE dyntok encode" in said and "come back into ./out" in said
+
+
+@pytest.mark.parametrize("folder", ["eval", "lora", "vocabulary"])
+def test_configs_write_where_results_are_fetched_from(folder):
+    for path in sorted((SCRIPT.parent / "configs" / folder).glob("*.yaml")):
+        places = re.findall(
+            r"(?:^ *out|^answers|[ .]out|--out)[:= ] ?([\w./]+)",
+            path.read_text("utf-8"),
+            re.MULTILINE,
+        )
+        assert places and all(place.startswith("out/") for place in places), (path, places)

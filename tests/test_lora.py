@@ -182,6 +182,24 @@ def test_tensors_that_do_not_fit_are_all_named(case):
     assert f"mis-shaped: {second}" in said and "\n" not in said
 
 
+def test_a_pooler_that_peft_did_not_save_is_the_bases(tmp_path):
+    """As by its default for sequence classification."""
+    folder = FOLDER / "bert_sequence"
+    model = load_model(folder)
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = read_adapter(tmp_path / "adapter", model.architecture, folder).head
+    save_file({name: x for name, x in load_file(path).items() if "pooler" not in name}, path)
+    head = read_adapter(tmp_path / "adapter", model.architecture, folder).head
+    assert head is not None and whole is not None
+    own = load_file(folder / "model.safetensors")["pooler.dense.weight"]
+    np.testing.assert_array_equal(head["dense"]["kernel"], own.T)
+    assert np.abs(head["dense"]["kernel"] - whole["dense"]["kernel"]).max() > 1e-3
+    np.testing.assert_array_equal(head["classes"]["kernel"], whole["classes"]["kernel"])
+    with pytest.raises(DyntokError, match=r"missing: .*pooler.*modules_to_save=\['pooler', 'cl"):
+        read_adapter(tmp_path / "adapter", model.architecture)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ |= {
@@ -36,23 +37,28 @@ if "TPU_LIBRARY_PATH" not in os.environ:
 if not Path(os.environ["TPU_LIBRARY_PATH"]).is_file():
     sys.exit("no libtpu: `make dev` installs it on Linux x86-64")
 
+# ``train`` is not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dyntok_jax.config import load_config
+from dyntok_jax.config import load_config, read_config
 from dyntok_jax.dynamic_model import step_layout
 from dyntok_jax.generation import lookup, programs
 from dyntok_jax.large_vocabulary.exact import ExactIndex
 from dyntok_jax.merging.device import merge_device
 from dyntok_jax.merging.device_tokens import empty_tokens
+from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.decoder_step import UnrolledDecoder, step_shapes, unrolled
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.kv_cache import KeyValues
 from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.lora import abstract_lora
 from dyntok_jax.sampling import Plan, Sampling
 from dyntok_jax.sharding import (
     batch_sharding,
@@ -62,13 +68,24 @@ from dyntok_jax.sharding import (
     param_shardings,
     replicated,
 )
+from dyntok_jax.tasks.registry import TASKS
+from train.lora_config import LoraRun
+from train.lora_task import LoraTask
+from train.optim import make_optimizer, optimizer_shardings
+from train.step import State, make_step
+from train.task_batches import TaskBatch
 
-CONFIG = load_config(Path(__file__).parents[1] / "configs" / "tpu.yaml")
+ROOT = Path(__file__).parents[1]
+CONFIG = load_config(ROOT / "configs" / "tpu.yaml")
 
 
 def shapes_of_params(module: Any, mesh: Any) -> Any:
     """Shapes and shardings of a module's parameters."""
-    abstract = abstract_params(module)
+    return shapes_of(abstract_params(module), mesh)
+
+
+def shapes_of(abstract: Any, mesh: Any) -> Any:
+    """Shapes and shardings of parameters."""
     return jax.tree.map(
         lambda box, sharding: jax.ShapeDtypeStruct(box.value.shape, jnp.float32, sharding=sharding),
         abstract,
@@ -94,6 +111,43 @@ def xlm_r_base(mesh: Any) -> Any:
     """The encoder forward at full size."""
     module = Encoder(EncoderConfig(), jnp.dtype(CONFIG.dtype), CONFIG.remat)
     return lower_forward(module, mesh, batch=256, length=128, unique=8192)
+
+
+def xlm_r_base_lora_step(mesh: Any) -> Any:
+    """A step of an adapter's training by its config, of 32 sentences of 128 tokens."""
+    os.environ["UNER"] = "uner"
+    run = read_config(LoraRun, ROOT / "configs" / "lora" / "uner_xlmr.yaml")
+    mesh = make_mesh(run.compute.mesh, mesh.devices.flatten())
+    labels, dtype = len(TASKS[run.task].labels), jnp.dtype(run.compute.dtype)
+    module = Classifier(EncoderConfig(), "token", labels, dtype, run.compute.remat)
+    abstract: Any = abstract_params(module)
+    paths = ["stack/layers/attention/query", "stack/layers/attention/value"]
+    lora = abstract_lora(abstract["model"], paths, run.lora.rank)
+    abstract_trained = {"lora": lora, "head": abstract["head"]}
+    trained, where = shapes_of(abstract_trained, mesh), param_shardings(abstract_trained, mesh)
+    optimizer, schedule = make_optimizer(run.training.optimizer, 1000)
+    whole: Any = replicated(mesh)
+
+    def placed(leaf: Any, sharding: Any = whole) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    moments = optimizer_shardings(optimizer, trained, where, mesh)
+    state = State(
+        trained,
+        jax.tree.map(placed, jax.eval_shape(optimizer.init, trained), moments),
+        placed(jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))),
+        placed(jnp.int32(0)),
+    )
+    split, text = batch_sharding(mesh), (run.sequences, run.max_length)
+    kinds = (jnp.int32, jnp.bool_, jnp.int32)
+    arrays: list[Any] = [jax.ShapeDtypeStruct(text, kind, sharding=split) for kind in kinds]
+    rows: Any = jax.ShapeDtypeStruct((2048, module.config.width), jnp.float32, sharding=whole)
+    # What the loss reads of its task, without weights and examples.
+    task: Any = SimpleNamespace(run=run, module=module, mesh=mesh)
+    task.loss = partial(LoraTask.loss, task)
+    step: Any = make_step(task, optimizer, schedule, State(where, moments, whole, whole))
+    frozen = {"model": shapes_of(abstract["model"], mesh)}
+    return step.lower(state, placed(jnp.bool_(True)), frozen, TaskBatch(rows, *arrays))
 
 
 def mistral_7b(mesh: Any) -> Any:
@@ -211,6 +265,7 @@ def _lower_merge(rows: int, length: int, sharding: Any) -> Any:
 
 CASES: dict[str, Callable[[Any], Any]] = {
     "xlm_r_base": xlm_r_base,
+    "xlm_r_base_lora_step": xlm_r_base_lora_step,
     "mistral_7b": mistral_7b,
     "mistral_7b_prefill": mistral_7b_prefill,
     "mistral_7b_prefill_long": partial(mistral_7b_prefill, tokens=16_384),

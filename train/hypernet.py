@@ -164,6 +164,8 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
     own = run.hypernet
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
+    if own.base_positions:
+        raise DyntokError("hypernet.base_positions: the objective zett merges nothing")
     if not own.rescale:
         raise DyntokError("hypernet.rescale: the objective zett always rescales")
     check_steps(run.zett, run.training.steps, run.training.optimizer)

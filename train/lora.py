@@ -20,7 +20,7 @@ import jax
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.lora import read_adapter, write_adapter
-from dyntok_jax.model_store import resolve
+from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
 from train.loop import dry_run, make_folder, trained
@@ -57,7 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
             print(*dry_run(task, training), sep="\n")
             return
         adapter = task.adapter(*trained(task, training))
-        write_adapter(folder, adapter, read_architecture(resolve(run.model)), run.model)
+        name = public_name(run.model)
+        write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
+        cache = task.model.cache
+        if cache.cut or cache.unknown:
+            said = "rows of the first pieces only: %d; of the unknown token: %d"
+            logging.info(said, cache.cut, cache.unknown)
         logging.info("%s: the trained adapter", folder)
     except DyntokError as error:
         sys.exit(f"error: {error}")
@@ -77,7 +82,7 @@ def make_task(run: LoraRun) -> LoraTask:
     architecture = read_architecture(resolve(run.model))
     start = None
     if run.start is not None:
-        start = read_adapter(run.start, architecture)
+        start = read_adapter(run.start, architecture, resolve(run.model))
     return LoraTask(run, model, architecture, start)
 
 

@@ -25,21 +25,29 @@ class TokenizationConfig:
             for every batch: ``merges`` m ~ U(0, m_max) with m_max what exhausts the batch (paper,
             Eq. 4), ``reduction`` a percentage ~ U(0, 100), ``bins`` a number of merges as the
             original code does, by bins of equal width over the reduction that it gives on average.
-        reduction: percent of the largest possible saving of tokens; of ``fixed`` only.
+        reduction: percent of the largest possible saving of tokens; goes with ``fixed`` only.
         per_sample: every sequence is merged by itself, with a draw of its own.
         boundary: what merges do not cross.
     """
 
     mode: Literal["static", "fixed", "merges", "reduction", "bins"] = "static"
-    reduction: float = 50.0
+    reduction: float | None = None
     per_sample: bool = False
     boundary: Boundary = Boundary.PRETOKEN
 
     def __post_init__(self) -> None:
-        if not 0 <= self.reduction <= 100:
+        if self.mode == "fixed" and (self.reduction is None or not 0 <= self.reduction <= 100):
             raise DyntokError(
-                f"tokenization.reduction: {self.reduction:g}; valid is a percentage from 0 to 100"
+                f"tokenization.reduction: {self.reduction}; valid is a percentage from 0 to 100"
             )
+        # What changes nothing is refused: whoever gives it takes it for something else.
+        if self.mode != "fixed" and self.reduction is not None:
+            raise DyntokError(
+                f"tokenization.reduction: {self.reduction:g} is nothing to the mode {self.mode}; "
+                "it goes with fixed"
+            )
+        if self.mode == "static" and self.per_sample:
+            raise DyntokError("tokenization.per_sample: nothing merges in the mode static")
 
 
 @dataclass(frozen=True)

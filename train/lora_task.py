@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from dyntok_jax.classification import classify
 from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.embed.providers import identity
 from dyntok_jax.files import folder_digest
 from dyntok_jax.lora import Adapter, base_hash, numbered_labels, params_digest
 from dyntok_jax.merging.batch import DynamicTokens
@@ -89,6 +90,7 @@ class LoraTask:
             "head": abstract["head"],
         }
         self._start = None if start is None else self._started(start, task)
+        self._started_from = start and {"folder": str(run.start), **start.task}
         self.frozen = {"model": model.params}
         self.batcher = TaskBatches(
             model,
@@ -266,12 +268,14 @@ class LoraTask:
             "task": run.task,
             "model": run.model,
             "rows": run.rows,
+            "row_provider": identity(self.model.rows),
             "base_rows": run.base_rows,
             "language": run.language,
             "tokenization": asdict(run.tokenization),
             "epochs": run.epochs,
             "steps": self.steps if step is None else step,
             "seed": run.training.seed,
+            "start": self._started_from,
         }
         return Adapter(
             run.lora,

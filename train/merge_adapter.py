@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dyntok_jax.files import new_folder
-from dyntok_jax.lora import Adapter, adapted_params, headed, read_adapter
+from dyntok_jax.lora import Adapter, adapted_params, headed, read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import ENCODER_HEADS, ENCODERS
@@ -50,7 +50,8 @@ def merge(model: Path, adapter: Path, out: Path) -> LoadedModel:
         base = load_model(model)
         if not isinstance(base.config, EncoderConfig):
             raise DyntokError(f"{model}: is a decoder; valid is the encoder below the adapter")
-        trained = read_adapter(adapter, base.architecture)
+        trained = read_adapter(adapter, base.architecture, model)
+        warn_of_merged_tokens(adapter, trained)
         try:
             whole = merged_model(base, trained)
         except DyntokError as error:

@@ -27,7 +27,7 @@ from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.files import atomic_path
-from dyntok_jax.lora import read_adapter
+from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.tasks import metrics, uner
@@ -127,6 +127,7 @@ def labelled(
         raise DyntokError(f"{base.name} is a decoder: {task.name} needs an encoder")
     loaded = load_model(resolve(model))
     trained = read_adapter(adapter, loaded.architecture)
+    warn_of_merged_tokens(adapter, trained)
     try:
         network = adapted(base, loaded, trained, task, ComputeConfig())
     except DyntokError as error:

@@ -139,10 +139,8 @@ class TaskBatches:
     def _budgets(self, base: list[BaseTokens], random: np.random.Generator) -> list[Budget]:
         """A budget for each group that is merged together."""
         mode, count = self.tokenization.mode, len(base) if self.tokenization.per_sample else 1
-        if mode == "static":
-            return [Budget(reduction=0)] * count
-        if mode == "fixed":
-            return [Budget(reduction=self.tokenization.reduction)] * count
+        if mode in ("static", "fixed"):
+            return [Budget(reduction=self.tokenization.reduction or 0)] * count
         if mode == "reduction":
             return [Budget(reduction=float(r)) for r in random.uniform(0, 100, count)]
         if mode == "merges":

@@ -117,6 +117,15 @@ class RowCache:
         """How many tokens were longer than what the provider reads of one."""
         return getattr(self._provider, "truncated", 0)
 
+    @property
+    def unknown(self) -> int:
+        """How many rows the provider gave that are the unknown token's."""
+        return getattr(self._provider, "unknown", 0)
+
+    def emptied(self) -> RowCache:
+        """Another cache, without rows, that is as large and asks the same provider."""
+        return RowCache(self._provider, self.capacity)
+
     def lookup(self, tokens: Sequence[Token]) -> Int[np.ndarray, " U"]:
         """Slots (U,) int32 of a batch's unique tokens, fetching the rows of those not there.
 

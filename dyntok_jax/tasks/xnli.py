@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +16,8 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens, pair_layout
 from dyntok_jax.types import DyntokError
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("entailment", "neutral", "contradiction")
 """In the order of the dataset's own numbers."""
@@ -124,18 +128,20 @@ def _of_language(
     found: Iterable[tuple[str, Record]], source: TaskSource
 ) -> Iterator[tuple[str, Record]]:
     """Those whose ``language`` is the source's, where both have one; else all."""
-    wanted, read, others = source.language, False, set[str]()
+    wanted, read, others = source.language, False, Counter[str]()
     for where, record in found:
         language = record.get("language", wanted)
         if not wanted or language == wanted:
             read = True
             yield where, record
         else:
-            others.add(str(language))
+            others[str(language)] += 1
     if others and not read:
         raise DyntokError(
             f"{source}: none in {wanted!r}; valid languages are {', '.join(sorted(others))}"
         )
+    if others:
+        logger.info("%s: %d records in other languages left out", source, others.total())
 
 
 def _pair(record: Record, where: str, language: str) -> Pair:

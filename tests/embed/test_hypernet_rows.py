@@ -13,9 +13,10 @@ from test_hypernet import FORMS, TINY, apply, random_params, run, source_of
 
 from dyntok_jax.cli.summary import summarize
 from dyntok_jax.config import MeshConfig
+from dyntok_jax.embed import hypernet_rows
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.hypernet import Hypernet
-from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES, HypernetRows
+from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES, HypernetRows, chunk_sizes
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.sharding import compiled_forward, make_mesh
@@ -111,7 +112,7 @@ def test_many_tokens_run_in_few_programs():
     raw[:700] %= 50
     tokens: list[Token] = [spell_bytes(bytes(token.tolist())) for token in raw]
     wanted = apply(config, random_params(config), raw, raw != 1, source_of(config), 2)
-    for count in (0, 1, 64, 65, 1024, 1025, 1500):
+    for count in (0, 1, 64, 65, 257, 1024, 1025, 1500):
         for place in (slice(count), slice(1500 - count, 1500)):
             rows = rows_of.rows(tokens[place])
             for table, want in zip(rows, wanted, strict=True):
@@ -120,6 +121,24 @@ def test_many_tokens_run_in_few_programs():
     network: Any = Hypernet(config)
     forward: Any = compiled_forward(network, mesh, Hypernet.__call__)
     assert len(CHUNK_SIZES) < forward._cache_size() <= 2 * len(CHUNK_SIZES)
+
+
+def test_little_of_what_runs_is_padding(monkeypatch: pytest.MonkeyPatch):
+    ran = []
+
+    def watched(network: Any, params: Any, source: Any, forms: Any, *rest: Any, **how: Any) -> Any:
+        ran.append(len(forms))
+        return forward(network, params, source, forms, *rest, **how)
+
+    forward = hypernet_rows.forward
+    monkeypatch.setattr(hypernet_rows, "forward", watched)
+    rows_of = provider(mesh=make_mesh(MeshConfig(data=1)))
+    rows_of.rows([f"{i:04o}" for i in range(257)])
+    assert ran == [256, 64]
+    for count in range(1, 5000):
+        sizes = chunk_sizes(count)
+        assert 0 <= sum(sizes) - count < CHUNK_SIZES[0] and {*sizes} <= {*CHUNK_SIZES}
+        assert len(sizes) <= count // CHUNK_SIZES[-1] + 6 and sizes == sorted(sizes, reverse=True)
 
 
 class Bytes:

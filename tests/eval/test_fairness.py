@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dyntok_jax import dynamic_model
+from dyntok_jax.embed.providers import row_provider
 from eval import fairness, report
 
 
@@ -52,6 +55,32 @@ def test_a_run_and_its_table(encoder, tmp_path, monkeypatch, capsys):
     said = readme.read_text("utf-8")
     assert f"| de | {german['static_to_english']:.2f} | 0.86 |" in said
     assert "| max ÷ min | " in said and "fair.svg" in said
+
+
+def test_what_is_timed_predicts_rows_and_loads_nothing(encoder, tmp_path, command, monkeypatch):
+    asked = []
+
+    class Watched:
+        def __init__(self, *arguments: Any):
+            self.provider = row_provider(*arguments)
+            asked.append([])
+
+        def rows(self, tokens: Any) -> Any:
+            asked[-1].append(len(tokens))
+            return self.provider.rows(tokens)
+
+    monkeypatch.setattr(dynamic_model, "row_provider", Watched)
+    for name in ("en", "de"):
+        (tmp_path / f"{name}.txt").write_text("The quick fox\n")
+    out = tmp_path / "fair.json"
+    arguments = ["--models", encoder, "--text", tmp_path, "--time", 1, "--out", out]
+    assert command(fairness.main, "fairness", *arguments).code == 0
+    # One provider, asked for no row as the model is loaded and as each run begins.
+    (rows,) = asked
+    static, dynamic = rows[2:6:2]
+    assert static > dynamic > 0
+    turn = [0, static, 0, dynamic]
+    assert rows == [0] + 2 * (1 + fairness.REPEATS) * turn
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed.hypernet_rows import CHUNK_SIZES, chunk_sizes
 from dyntok_jax.scoring import score
 from dyntok_jax.tasks import mmlu as task
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from eval import mmlu
 from eval.mmlu_config import MmluRun
 from eval.mmlu_data import spread
-from eval.mmlu_scoring import letter_ids, vocabulary
+from eval.mmlu_scoring import letter_ids, rehearse, vocabulary
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["lighthouses", "children", "quick foxes", "Straßenbahn", "asubuhi", "brown dogs"]
@@ -98,7 +100,7 @@ def test_figures_are_those_of_scored_choices(found, decoder, tmp_path):
 
 def test_settings_differ_as_they_should(found):
     original, dynamic, prefix = found["settings"]
-    assert found["examples"] == {"xx": 8}
+    assert found["examples"] == {"xx": 8} and found["max_length"] == 1024
     assert original["average"]["shorter_percent"] == 0
     assert dynamic["average"]["shorter_percent"] > 30
     assert abs(prefix["average"]["shorter_percent"]) < 30
@@ -220,3 +222,20 @@ def test_config_files_are_valid_and_say_their_command(name, monkeypatch):
     head = path.read_text("utf-8").split("model:")[0]
     assert f"--config configs/eval/{name}" in head.replace("\\\n#     ", "")
     assert all(line.startswith("#") for line in head.splitlines())
+
+
+def test_rows_are_rehearsed_in_chunks_of_every_size():
+    """What is in the cache already is not predicted again."""
+    known: set[str] = set()
+    ran: list[int] = []
+
+    def lookup(tokens: list[str]) -> None:
+        ran.extend(chunk_sizes(len({*tokens} - known)))
+        known.update(tokens)
+
+    merged = SimpleNamespace(sequences=[SimpleNamespace(tokens=[str(i) for i in range(3000)])])
+    model: Any = SimpleNamespace(
+        rows="default", merge=lambda *_, **__: merged, cache=SimpleNamespace(lookup=lookup)
+    )
+    rehearse(model, [])
+    assert ran == [*CHUNK_SIZES]

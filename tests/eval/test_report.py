@@ -107,6 +107,11 @@ def test_settings_have_intervals_and_what_was_not_read():
     mean = "71.0 ± 1.4 (69.0 to 73.0)"
     assert f"| original | 2 | 71.0 | {mean} |  | 25.0 % | 12 |" in table
     assert f"| word | 2 | 71.0 | {mean} | -1.0 (-2.0 to +0.5) | 25.0 % | 12 |" in table
+    timed = [
+        row | {"average": row["average"] | {"processor_seconds": 30.0}} for row in TASK["settings"]
+    ]
+    later = report.TABLES["uner"]([TASK | {"settings": timed}])
+    assert "| seconds | processor seconds |" in later and "| 25.0 % | 12 | 30 |" in later
     # The same in all lines, or of the lines that have any.
     assert "In all 3 tokens cut off; 2 words without a token, read as O; rows of" in table
     assert "rows of the first pieces only: 4 in word." in table

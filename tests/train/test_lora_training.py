@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 import yaml
 
 from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
+from dyntok_jax.embed.cache import RowCache
+from dyntok_jax.embed.source import FvtRows
 from dyntok_jax.lora import adapted_params, read_adapter, write_adapter
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
@@ -93,10 +97,17 @@ def make(encoder, files, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("mode", ["static", "fixed", "merges", "reduction", "bins"])
-@pytest.mark.parametrize("per_sample", [False, True])
+def tokenized(mode: Any, reduction: float = 50.0, per_sample: bool = False) -> TokenizationConfig:
+    """A mode, with the reduction where it has one."""
+    return TokenizationConfig(mode, reduction if mode == "fixed" else None, per_sample)
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_sample"),
+    [("static", False), *product(["fixed", "merges", "reduction", "bins"], [False, True])],
+)
 def test_an_epoch_holds_every_example_once(make, mode, per_sample):
-    tokenization = TokenizationConfig(mode, 60.0, per_sample)
+    tokenization = tokenized(mode, 60.0, per_sample)
     task = make_task(make(tokenization=tokenization, grouped=2))
     batcher, seen = task.batcher, []
     for number, chosen in enumerate(batcher.order(0)):
@@ -131,7 +142,7 @@ def test_an_epoch_holds_every_example_once(make, mode, per_sample):
 
 def test_modes_merge_as_far_as_they_say(make):
     def sizes(mode, reduction=50.0, per_sample=False, numbers=30):
-        tokenization = TokenizationConfig(mode, reduction, per_sample)
+        tokenization = tokenized(mode, reduction, per_sample)
         batcher = make_task(make(tokenization=tokenization)).batcher
         chosen = batcher.order(0)[0]
         base = [batcher.examples.base[i] for i in chosen]
@@ -234,6 +245,7 @@ def test_loss_falls_and_the_adapter_is_what_was_trained(make, task, encoder):
 
 
 def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
+    monkeypatch.setattr("train.lora.public_name", lambda name: f"org/{Path(name).name}")
     run = make(held_out=make().data, sequences=24)
     figures = iter([{"f1_0": 9.0}, {"f1_0": 5.0}])
     monkeypatch.setattr(LoraTask, "evaluate", lambda *_: next(figures))
@@ -243,6 +255,28 @@ def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
     main(["--config", str(config)])
     adapter = read_adapter(training.out / "adapter", read_architecture(encoder))
     assert adapter.task["steps"] == 2
+    peft = json.loads((training.out / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert peft["base_model_name_or_path"] == f"org/{encoder.name}"
+
+
+def test_rows_that_say_little_are_counted_at_the_end(make, capsys, monkeypatch):
+    run = make(sequences=24)
+    config = run.training.out.with_name("run.yaml")
+    config.write_text(yaml.safe_dump(_plain(replace(run, training=replace(run.training, steps=1)))))
+    monkeypatch.setattr(RowCache, "cut", 7)
+    monkeypatch.setattr(FvtRows, "rows", counting(FvtRows.rows))
+    main(["--config", str(config)])
+    assert "rows of the first pieces only: 7; of the unknown token: 1\n" in capsys.readouterr().err
+
+
+def counting(rows: Any) -> Any:
+    """Rows of a provider that has met one token without pieces."""
+
+    def counted(provider: Any, tokens: Any) -> Any:
+        provider.unknown = 1
+        return rows(provider, tokens)
+
+    return counted
 
 
 def test_evaluation_is_of_the_network_that_is_trained(make):
@@ -320,7 +354,7 @@ def test_a_dry_run_takes_the_widest_batch(make, tmp_path, mode):
     path = tmp_path / "long.iob2"
     path.write_text("\n".join([*short, *long, "", *short]), "utf-8")
     source = TaskSource(files=str(path), language="xx")
-    tokenization = TokenizationConfig(mode)
+    tokenization = tokenized(mode)
     task = make_task(make(data=(source,), max_length=40, sequences=4, tokenization=tokenization))
     stream = task.batches(None)
     widths = [next(stream).batch.ids.shape[1] for _ in range(task.batcher.per_epoch)]
@@ -339,8 +373,12 @@ def test_training_goes_on_from_an_adapter(make, encoder, tmp_path):
     first = jax.tree.map(lambda x: x + 0.1, task.init(jax.random.key(5)))
     architecture = read_architecture(encoder)
     write_adapter(tmp_path / "first", task.adapter(first), architecture, run.model)
-    started = make_task(replace(run, start=tmp_path / "first")).init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, started, first)
+    started = make_task(replace(run, start=tmp_path / "first"))
+    jax.tree.map(np.testing.assert_array_equal, started.init(jax.random.key(0)), first)
+    assert task.adapter(first).task["start"] is None
+    said = started.adapter(first).task["start"]
+    assert said == {"folder": str(tmp_path / "first"), **task.adapter(first).task}
+    assert said["seed"] == run.training.seed and said["row_provider"] == "base"
     other = replace(run, start=tmp_path / "first", lora=replace(run.lora, rank=2))
     with pytest.raises(DyntokError, match="not of the shape"):
         make_task(other)
@@ -396,7 +434,7 @@ def test_eight_devices_take_the_same_step(make):
         ({"data": ()}, "data is empty"),
         ({"epochs": 1}, "either epochs or training.steps"),
         (
-            {"rows": "base", "tokenization": TokenizationConfig("fixed")},
+            {"rows": "base", "tokenization": tokenized("fixed")},
             "valid with them is static",
         ),
         ({"rows": "base", "base_rows": "predicted"}, "predicted is nothing to base rows"),
@@ -415,7 +453,7 @@ def test_runs_that_cannot_be(make, changes, said):
 
 def test_words_that_merge_away_are_not_learnt_from(make):
     # Of a pair the label is one, whatever merges.
-    merging = TokenizationConfig("fixed", boundary=Boundary.SENTENCE)
+    merging = TokenizationConfig("merges", boundary=Boundary.SENTENCE)
     make("xnli", tokenization=merging)
     make("uner", tokenization=replace(merging, mode="static"))
     said = r"tokenization\.boundary: sentence merges words of uner"
@@ -431,12 +469,21 @@ def test_bad_fields():
         LoraConfig(dropout=1.0)
     with pytest.raises(DyntokError, match=r"tokenization\.reduction: 120"):
         TokenizationConfig("fixed", 120)
+    with pytest.raises(DyntokError, match=r"tokenization\.reduction: None; valid is a percentage"):
+        TokenizationConfig("fixed")
+    for mode in ("static", "merges", "reduction", "bins"):
+        with pytest.raises(DyntokError, match=f"reduction: 75 is nothing to the mode {mode}; it"):
+            TokenizationConfig(mode, 75)
+    with pytest.raises(DyntokError, match="per_sample: nothing merges in the mode static"):
+        TokenizationConfig("static", per_sample=True)
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
+        ("lora.targets=query", "lora.targets: 'query'; valid is a list, in square brackets"),
+        ("data={files: a.tsv}", "data: {'files': 'a.tsv'}; valid is a list, in square brackets"),
         ("training.log_every=0", "training: log_every: 0 is not at least 1"),
         (
             "tokenization.boundary=words",
@@ -481,7 +528,12 @@ def test_files_are_valid_and_say_their_command(path, monkeypatch):
     assert f"python -m train.lora --config configs/lora/{path.name}" in head
     assert all(line.startswith("#") for line in head.splitlines())
     overrides = ["rows=default", "tokenization.mode=merges", "training.out=out"]
+    if run.tokenization.mode == "fixed":
+        overrides += ["tokenization.reduction=null"]
     assert read_config(LoraRun, path, overrides).tokenization.mode == "merges"
+    # Commands at the head are those of other modes.
+    for command in re.findall(r"tokenization\.mode=fixed [^\n]*", head):
+        assert re.search(r"tokenization\.reduction=\d+ ", command)
 
 
 def _plain(run: LoraRun):

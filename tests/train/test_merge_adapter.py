@@ -110,6 +110,22 @@ def test_transformers_computes_the_same(case):
 
 
 @pytest.mark.parametrize("case", ["bert_token"], indirect=True)
+@pytest.mark.parametrize(
+    ("rows", "mode", "warned"),
+    [("base", "static", False), ("fvt", "static", True), ("fvt", "fixed", True), (None, "", False)],
+)
+def test_a_joint_adapter_is_warned_of(case, caplog, rows, mode, warned):
+    said = {"task": case.task.name} | (
+        {"rows": rows, "tokenization": {"mode": mode}} if rows else {}
+    )
+    written_anew = case.adapter._replace(task=said)
+    write_adapter(case.folder, written_anew, case.model.architecture, str(case.base))
+    written(case)
+    words = f"{case.folder}: trained on rows of {rows}, tokenization {mode}; here it reads base"
+    assert (words in caplog.text) == warned == bool(caplog.records)
+
+
+@pytest.mark.parametrize("case", ["bert_token"], indirect=True)
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(case, decoder, tmp_path):
     def refused(**changes: Any) -> str:
         given = {"model": case.base, "adapter": case.folder, "out": case.out} | changes

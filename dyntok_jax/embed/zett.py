@@ -176,16 +176,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(config, unflatten_dict(flat, sep="/"), unread)
 
 
-def table_size(folder: Path) -> int:
-    """Rows of a hypernetwork's language table, 0 where it has none.
-
-    Raises:
-        DyntokError: a config.json that cannot be read.
-    """
-    path = folder / "config.json"
-    return config_fields(_read_config(path), path)["languages"]
-
-
 def save_hypernet(
     folder: Path,
     config: HypernetConfig,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,12 @@ def new_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     roles = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": {"content": "<padding>"}}
     folder = tmp_path_factory.mktemp("new")
     return write_tokenizer(folder, content, **roles, tokenizer_class="LlamaTokenizer")
+
+
+@pytest.fixture(autouse=True)
+def root_log() -> Iterator[None]:
+    """Commands set up logging to what is standard error at the time, for this test alone."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)

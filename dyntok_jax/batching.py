@@ -42,8 +42,7 @@ class Batch:
     Attributes:
         tokens: the batch's unique tokens, in order of first occurrence.
         ids: (B, T) int32 into ``tokens``; padding is 0.
-        mask: (B, T) bool, True at real tokens; or int32, how many base tokens each stands for, 0 at
-            padding.
+        mask: (B, T) bool, True at real tokens.
         unique_bucket: U, the bucket of ``len(tokens)``.
     """
 
@@ -55,7 +54,7 @@ class Batch:
     def spread(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """(B, T) float32: a number for each token, given by sequence; 0 at padding."""
         spread = np.zeros(self.mask.shape, np.float32)
-        spread[self.mask > 0] = np.concatenate(values)
+        spread[self.mask] = np.concatenate(values)
         return spread
 
     def table_ids(self, slots: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -74,7 +73,6 @@ def make_batch(
     rows: int,
     longest: int,
     buckets: Sequence[int] = TOKEN_BUCKETS,
-    counts: Sequence[np.ndarray] | None = None,
 ) -> Batch:
     """Pads sequences to the next bucket, and the batch to ``rows`` sequences.
 
@@ -84,17 +82,16 @@ def make_batch(
         rows: B; empty sequences fill it up.
         longest: longest sequence the model can read; no bucket exceeds it.
         buckets: lengths that are rounded up to.
-        counts: base tokens that each token stands for, if the mask is to say so.
     """
     numbers: dict[Token, int] = {}
     needed = max(map(len, sequences), default=0)
     length = padded_length(needed, longest, buckets)
     ids = np.zeros((rows, length), np.int32)
-    mask = np.zeros((rows, length), bool if counts is None else np.int32)
+    mask = np.zeros((rows, length), bool)
     for row, tokens in enumerate(sequences):
         place = slice(length - len(tokens), length) if padding == "left" else slice(len(tokens))
         ids[row, place] = [numbers.setdefault(token, len(numbers)) for token in tokens]
-        mask[row, place] = True if counts is None else counts[row]
+        mask[row, place] = True
     return Batch(list(numbers), ids, mask, bucket(len(numbers), UNIQUE_BUCKETS))
 
 

@@ -70,10 +70,7 @@ def _misfit(task: Task, adapter: Adapter) -> str | None:
 
 
 def classify(
-    model: DynamicModel,
-    sequences: Sequence[Sequence[Token]],
-    batch_size: int,
-    counts: Sequence[np.ndarray] | None = None,
+    model: DynamicModel, sequences: Sequence[Sequence[Token]], batch_size: int
 ) -> list[np.ndarray]:
     """The number of the class with the highest score: of each sequence, or of each of its tokens.
 
@@ -81,13 +78,12 @@ def classify(
         model: its module is a ``models.classifier.Classifier``.
         sequences: dynamic tokens.
         batch_size: most sequences in a batch of the network.
-        counts: base tokens that each token stands for, as ``DynamicModel.batch`` takes them.
 
     Returns:
         For each sequence () or (T,) int32 as the classifier's kind is.
     """
     found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sequences)
-    for place, part in model.outputs(sequences, best_class, batch_size, counts):
+    for place, part in model.outputs(sequences, best_class, batch_size):
         for i, value in zip(place, part, strict=True):
             found[i] = value[: len(sequences[i])] if value.ndim else value
     return found

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
-from dyntok_jax.embed.hypernet_rows import HypernetRows
 from dyntok_jax.embed.providers import default_rows, row_provider
 from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
 from dyntok_jax.merging.batch import DynamicBatch, merge
@@ -59,8 +58,6 @@ class DynamicModel:
         mesh: devices.
         max_length: longest sequence the model can read.
         end_ids: of tokens that end what a decoder generates.
-        base_positions: dynamic tokens have the positions of their base tokens, as the rows were
-            trained for (encoders).
     """
 
     name: str
@@ -74,7 +71,6 @@ class DynamicModel:
     mesh: Mesh
     max_length: int
     end_ids: tuple[int, ...] = ()
-    base_positions: bool = False
 
     def with_rows(
         self, rows: str, language: int | None = None, base_rows: BaseRowsRule | None = None
@@ -92,7 +88,6 @@ class DynamicModel:
             rows, self.source, self.tokenizer, language, base_rows, self.mesh
         )
         other.cache = RowCache(provider, self.cache.capacity)
-        other.base_positions = _base_positions(provider, self.kind)
         return other
 
     def merge(
@@ -114,35 +109,13 @@ class DynamicModel:
         rule = self._punctuation_rule if boundary is Boundary.WORD_HYPHEN else None
         return merge(sequences, budget, rule=rule, per_sample=per_sample)
 
-    def batch(
-        self,
-        sequences: Sequence[Sequence[Token]],
-        counts: Sequence[np.ndarray] | None = None,
-    ) -> Batch:
+    def batch(self, sequences: Sequence[Sequence[Token]]) -> Batch:
         """Pads sequences on the side that this kind of model wants.
 
         The number of sequences is rounded up too, to a power of two that the mesh divides.
-
-        Args:
-            sequences: of dynamic tokens.
-            counts: base tokens that each stands for, of which a model with ``base_positions``
-                counts its positions.
-
-        Raises:
-            ValueError: such a model, and no counts.
-            DyntokError: such a model, and more base tokens than it has positions for.
         """
         side = "left" if self.kind == "decoder" else "right"
-        rows = self.batch_rows(len(sequences))
-        if not self.base_positions:
-            return make_batch(sequences, side, rows, self.max_length)
-        if counts is None:
-            raise ValueError("positions are of base tokens: how many does each token stand for?")
-        if (most := max((int(part.sum()) for part in counts), default=0)) > self.max_length:
-            raise DyntokError(
-                f"{most} base tokens in a sequence: {self.name} has {self.max_length} positions"
-            )
-        return make_batch(sequences, side, rows, self.max_length, counts=counts)
+        return make_batch(sequences, side, self.batch_rows(len(sequences)), self.max_length)
 
     def batch_rows(self, count: int) -> int:
         """How many sequences a batch of so many has, with empty ones."""
@@ -173,7 +146,6 @@ class DynamicModel:
         sequences: Sequence[Sequence[Token]],
         method: Callable[..., Any],
         batch_size: int,
-        counts: Sequence[np.ndarray] | None = None,
         weights: Sequence[np.ndarray] | None = None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Runs the network on sequences, in batches of similar length.
@@ -182,7 +154,6 @@ class DynamicModel:
             sequences: of dynamic tokens.
             method: as in ``sharding.forward``.
             batch_size: most sequences in a batch.
-            counts: as in :meth:`batch`.
             weights: a number for each token, which the method gets after the mask as (B, T)
                 float32, 0 at padding.
 
@@ -191,8 +162,7 @@ class DynamicModel:
         """
         under_way: deque[tuple[list[int], jax.Array]] = deque()
         for place in by_length([len(tokens) for tokens in sequences], batch_size):
-            of_place = None if counts is None else [counts[i] for i in place]
-            batch = self.batch([sequences[i] for i in place], of_place)
+            batch = self.batch([sequences[i] for i in place])
             inputs = [] if weights is None else [batch.spread([weights[i] for i in place])]
             under_way.append((place, self.forward(batch, method, *inputs)))
             # The next batch is prepared while one runs; more would fill the memory.
@@ -288,7 +258,6 @@ def load(
         mesh,
         loaded.architecture.max_length,
         _end_ids(folder, tokenizer) if loaded.kind == "decoder" else (),
-        _base_positions(provider, loaded.kind),
     )
 
 
@@ -315,14 +284,6 @@ def _provider(
 
     name = default_rows(tables, tokenizer) if rows == "default" else rows
     return name, row_provider(name, tables, tokenizer, language, base_rows, mesh)
-
-
-def _base_positions(provider: RowProvider, kind: str) -> bool:
-    """Whether rows are for tokens that have the positions of their base tokens."""
-    of_base = isinstance(provider, HypernetRows) and provider.config.base_positions
-    if of_base and kind != "encoder":
-        raise DyntokError("this hypernetwork is for positions of base tokens, which encoders have")
-    return of_base
 
 
 def _end_ids(folder: Path, tokenizer: BaseTokenizer) -> tuple[int, ...]:

@@ -86,11 +86,11 @@ def pooled(
 ) -> Float[np.ndarray, "N D"]:
     """(N, D) float32 vectors of sequences of dynamic tokens."""
     tokens = [sequence.tokens for sequence in sequences]
-    counts = [sequence.counts for sequence in sequences]
     if pool == "mean":
-        outputs = model.outputs(tokens, mean_pooled, batch_size, counts, weights=counts)
+        counts = [sequence.counts for sequence in sequences]
+        outputs = model.outputs(tokens, mean_pooled, batch_size, counts)
     else:
-        outputs = model.outputs(tokens, first_pooled, batch_size, counts)
+        outputs = model.outputs(tokens, first_pooled, batch_size)
     vectors = np.zeros((len(sequences), model.source.input.shape[1]), np.float32)
     for place, part in outputs:
         vectors[place] = part

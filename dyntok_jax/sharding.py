@@ -298,7 +298,7 @@ def forward(
         params: its parameters, from :func:`shard_params`.
         rows: table of the batch's unique tokens, on every device.
         ids: row of each token, split over ``data`` and ``fsdp``.
-        mask: True at real tokens, or what else the module takes for one.
+        mask: True at real tokens.
         inputs: further arguments of the module, such as token types.
         mesh: devices.
         method: how the module takes ``(module, rows, ids, mask, *inputs)``.

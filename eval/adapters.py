@@ -295,11 +295,10 @@ class Evaluation:
         if network.rows == "base":
             # By ids, since text that the vocabulary lacks has the unknown token's row.
             sequences = [[*sequence.ids.tolist()] for sequence in base]
-        counts = [sequence.counts for sequence in merged.sequences]
         if other is not None:
-            self._compile(other, sequences, counts)
+            self._compile(other, sequences)
         cut, start = network.cache.cut, clocks()
-        predicted = classify(network, sequences, self.run.batch_size, counts)
+        predicted = classify(network, sequences, self.run.batch_size)
         seconds = clocks() - start
         return Outcome(
             self.task.counts(examples, merged.sequences, predicted),
@@ -324,20 +323,15 @@ class Evaluation:
             sequences += network.merge(together, budget, self.run.boundary).sequences
         return Merged(sequences, clocks() - start)
 
-    def _compile(
-        self,
-        network: DynamicModel,
-        sequences: Sequence[Sequence[Any]],
-        counts: Sequence[np.ndarray],
-    ) -> None:
+    def _compile(self, network: DynamicModel, sequences: Sequence[Sequence[Any]]) -> None:
         """Looks up the rows of all batches, and runs the network once in every new shape.
 
         The programs that rows take depend on how many are missing, so the cache has to see the
         same batches in the same order as the one of which the time is taken.
         """
         for place in by_length([len(tokens) for tokens in sequences], self.run.batch_size):
-            batch = network.batch([sequences[i] for i in place], [counts[i] for i in place])
-            shape = (network.rows, network.base_positions, *batch.ids.shape, batch.unique_bucket)
+            batch = network.batch([sequences[i] for i in place])
+            shape = (network.rows, *batch.ids.shape, batch.unique_bucket)
             if shape in self._shapes:
                 network.table(batch).block_until_ready()
             else:

@@ -31,7 +31,6 @@ class TorchBatch(NamedTuple):
     owner: Any
     ids: Any
     mask: Any
-    places: Any
     own: Any
     forms: Any
     form_mask: Any
@@ -52,18 +51,11 @@ def torch_batch(batch: DistillBatch, pad_id: int) -> TorchBatch:
         np.minimum(batch.owner[rows, :base], width),
         anew[batch.ids[rows, :width]],
         batch.mask[rows, :width],
-        _middle(batch.last[rows, :width], batch.mask[rows, :width]),
         batch.own,
         forms[used],
         forms[used] != pad_id,
     )
     return TorchBatch(*(torch.from_numpy(_wide(array)) for array in arrays))
-
-
-def _middle(last: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(B, T') position of each dynamic token among the base tokens, in the middle of its own."""
-    counts = np.diff(last, axis=1, prepend=-1)
-    return np.where(mask, last - (counts - 1) // 2, 0)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
@@ -188,8 +180,6 @@ class TorchStep:
         self.network.requires_grad_(False)
         if loss.layers is not None:
             self.network.encoder.layer = self.network.encoder.layer[: loss.layers]
-        config = self.network.config
-        self.offset = 0 if config.model_type == "bert" else config.pad_token_id + 1
         self.table = self.network.get_input_embeddings().weight
         self.hypernet, self.weights = TorchHypernet(hypernet, file), loss
         self.trained = [p for p in self.hypernet.parameters() if p.requires_grad]
@@ -205,9 +195,8 @@ class TorchStep:
     def _loss(self, batch: TorchBatch) -> Any:
         predicted = self.hypernet(self.table, batch.forms, batch.form_mask)
         rows = torch.cat([self.table[batch.own], predicted])
-        places = batch.places + self.offset if self.hypernet.config.base_positions else None
         student = self.network(
-            inputs_embeds=rows[batch.ids], attention_mask=batch.mask.long(), position_ids=places
+            inputs_embeds=rows[batch.ids], attention_mask=batch.mask.long()
         ).last_hidden_state
         with torch.no_grad():
             teacher = self.network(

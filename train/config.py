@@ -30,8 +30,6 @@ class HypernetShape:
             for every model.
         separate_output: predict output rows of their own also where the model's output rows are
             its input rows (``distill``).
-        base_positions: give dynamic tokens the positions of their base tokens, so that an encoder
-            finds all else where it was (``distill`` of an encoder).
         start: folder of a hypernetwork whose parameters are the first ones.
     """
 
@@ -43,7 +41,6 @@ class HypernetShape:
     residual: bool = True
     rescale: bool = True
     separate_output: bool = False
-    base_positions: bool = False
     start: Path | None = None
 
     def __post_init__(self) -> None:

@@ -225,7 +225,8 @@ class Distillation:
         parts = {"hidden": relative_error(states.student, states.teacher, mask)}
         if self.is_encoder:
             # Over base tokens, as ``encoding.mean_pooled`` takes it.
-            pooled = mean_over(states.student, base_counts(batch))
+            counts = jnp.where(mask, jnp.diff(batch.last, axis=1, prepend=-1), 0)
+            pooled = mean_over(states.student, counts)
             parts["pooled"] = cosine_distance(pooled, states.pooled, mask)
         elif c.divergence or c.output:
             positions = scored_positions(mask, key, c.scored)
@@ -251,8 +252,7 @@ class Distillation:
         """Runs teacher and student and aligns them."""
         source = frozen["source"].input
         rows = jnp.concatenate([source[batch.own], predicted.input])
-        mask = base_counts(batch) if self.hypernet_config.base_positions else batch.mask
-        inputs = (rows, batch.ids, mask)
+        inputs = (rows, batch.ids, batch.mask)
         student = apply(self.network, frozen["model"], *inputs, mesh=self.mesh)
         student = student.astype(jnp.float32)
         teacher = self._teacher(self.network, frozen["model"], source, batch)
@@ -313,11 +313,6 @@ class Distillation:
         return self.held_out(self, trainables) if self.held_out else {}
 
 
-def base_counts(batch: Any) -> Int[Array, "B T"]:
-    """Base tokens that each dynamic token of a ``DistillBatch`` stands for, 0 at padding."""
-    return jnp.where(batch.mask, jnp.diff(batch.last, axis=1, prepend=-1), 0)
-
-
 def source_table(rows: Any) -> Float[Array, "V E"]:
     """The model's rows as the hypernetwork reads them: output rows beside input rows if it has."""
     if rows.output is None:
@@ -335,8 +330,6 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         names = ", ".join(f"distill.{name}" for name in losses)
         raise DyntokError(f"{names}: all have weight 0, so that nothing would be learned")
     if model.kind != "encoder":
-        if hypernet.base_positions:
-            raise DyntokError("hypernet.base_positions: a decoder counts its tokens")
         if config.prefix:
             raise DyntokError("distill.prefix: a decoder reads stretches of text without one")
         return

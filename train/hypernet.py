@@ -164,8 +164,6 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
     own = run.hypernet
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
-    if own.base_positions:
-        raise DyntokError("hypernet.base_positions: the objective zett merges nothing")
     if not own.rescale:
         raise DyntokError("hypernet.rescale: the objective zett always rescales")
     check_steps(run.zett, run.training.steps, run.training.optimizer)
@@ -225,7 +223,7 @@ def _start(folder: Path | None, shape: HypernetConfig, their_own: Sequence[str] 
     differing = [
         f"{name} is {there} there and {here} here"
         for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
-        if there != here and name != "base_positions"  # no parameter has another shape by it
+        if there != here
     ]
     if differing:
         raise DyntokError(f"hypernet.start {folder}: {'; '.join(differing)}")
@@ -254,7 +252,6 @@ def hypernet_config(
         predict_bias=False,
         residual=own.residual,
         native=True,
-        base_positions=own.base_positions,
         max_positions=own.surface_length,
     )
 

@@ -215,9 +215,7 @@ class LoraTask:
         for reduction, held in self.held_out.items():
             found: dict[str, float] = {}
             for language, (examples, sequences, tokens) in held.items():
-                predicted = classify(
-                    network, tokens, self.run.sequences, [part.counts for part in sequences]
-                )
+                predicted = classify(network, tokens, self.run.sequences)
                 found[language] = examples.figure(sequences, predicted)
             name = self.batcher.examples.task.metric.lower()
             figures |= {f"{name}_{lang}_{reduction:g}": value for lang, value in found.items()}

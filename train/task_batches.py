@@ -38,13 +38,13 @@ class TaskBatch(NamedTuple):
     Attributes:
         rows: (U, D) float32 rows of the batch's unique tokens.
         ids: (B, T) int32 into ``rows``.
-        mask: (B, T) as of ``batching.Batch``.
+        mask: (B, T) bool, True at real tokens.
         labels: (B,) or (B, T) int32, ``UNLABELLED`` where there is none.
     """
 
     rows: Float[np.ndarray, "U D"]
     ids: Int[np.ndarray, "B T"]
-    mask: Bool[np.ndarray, "B T"] | Int[np.ndarray, "B T"]
+    mask: Bool[np.ndarray, "B T"]
     labels: Int[np.ndarray, "B ..."]
 
 
@@ -95,7 +95,7 @@ class TaskBatches:
                 orders = {epoch: self.order(epoch)}
             merged = self.merged(orders[epoch][place], number)
             batch = self.arrays(orders[epoch][place], merged)
-            yield Loaded(batch, int((batch.mask > 0).sum()), {"batch": number + 1})
+            yield Loaded(batch, int(batch.mask.sum()), {"batch": number + 1})
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """Examples of each batch of an epoch."""
@@ -181,8 +181,7 @@ class TaskBatches:
         if self.model.rows == "base":
             # By ids, since text that the vocabulary lacks has the unknown token's row.
             tokens = [self.examples.base[i].ids.tolist() for i in chosen]
-        counts = [part.counts for part in merged] if self.model.base_positions else None
-        batch = make_batch(tokens, "right", self.sequences, self.model.max_length, LENGTHS, counts)
+        batch = make_batch(tokens, "right", self.sequences, self.model.max_length, LENGTHS)
         task = self.examples.task
         shape = batch.ids.shape if task.kind == "token" else batch.ids.shape[:1]
         labels = np.full(shape, UNLABELLED, np.int32)

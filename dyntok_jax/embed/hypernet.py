@@ -47,7 +47,6 @@ class HypernetConfig:
             heads start at zero, so that an untrained hypernetwork gives FVT rows.
         native: trained for the model's own tokenizer: tokens are read by its pieces, and its
             vocabulary's tokens keep the model's own rows.
-        base_positions: trained for dynamic tokens that have the positions of their base tokens.
         max_positions: rows of the position table, of which the first S are used.
     """
 
@@ -67,7 +66,6 @@ class HypernetConfig:
     predict_bias: bool = True
     residual: bool = False
     native: bool = False
-    base_positions: bool = False
     max_positions: int = 514
 
     @property

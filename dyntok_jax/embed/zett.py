@@ -45,11 +45,7 @@ FLAGS = {
     "hn_single_head": "single_head",
     "separate_out_embeddings": "separate_output",
 }
-OWN_FLAGS = {
-    "fvt_residual": "residual",
-    "native_tokenizer": "native",
-    "base_positions": "base_positions",
-}
+OWN_FLAGS = {"fvt_residual": "residual", "native_tokenizer": "native"}
 FIXED = {
     "hn_model_type": "roberta",
     "hn_embed_using_source_embeddings": True,

@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from dyntok_jax.models.encoder import Encoder, EncoderConfig
 from dyntok_jax.models.heads import SequenceClassifier, TokenClassifier
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, embeddings: Float[Array, "B T D"], mask: Bool[Array, "B T"] | Int[Array, "B T"]
+        self, embeddings: Float[Array, "B T D"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B *T C"]:
         """Class scores, float32: (B, C) of sequences, (B, T, C) of tokens."""
         hidden = Encoder(self.config, self.dtype, self.remat, name="model")(embeddings, mask)

@@ -125,15 +125,14 @@ class Encoder(nn.Module):
     def __call__(
         self,
         embeddings: Float[Array, "B T D"],
-        mask: Bool[Array, "B T"] | Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
         token_type: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states of the last layer.
 
         Args:
             embeddings: rows of the tokens.
-            mask: True at real tokens; padding may stand left or right. Or how many base tokens each
-                stands for, 0 at padding: positions are then those of the base tokens.
+            mask: True at real tokens; padding may stand left or right.
             token_type: rows of the token-type table, 0 everywhere by default.
 
         Raises:
@@ -152,7 +151,7 @@ class Encoder(nn.Module):
         x = x + (types[0] if token_type is None else types[token_type])
         x = LayerNorm(c.layer_norm_eps, self.dtype, name="embedding_norm")(x)
         x = constrain(x, "B", "T", None)
-        return EncoderStack(c, self.dtype, self.remat, name="stack")(x, mask > 0)
+        return EncoderStack(c, self.dtype, self.remat, name="stack")(x, mask)
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
         normal, shape = nn.initializers.normal(0.02), (rows, self.config.width)

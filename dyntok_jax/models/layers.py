@@ -179,17 +179,12 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
-def positions_from_mask(mask: Bool[Array, "B T"] | Int[Array, "B T"]) -> Int[Array, "B T"]:
+def positions_from_mask(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """Position of every real token among its row's real tokens; padding gets 0 or its neighbour's.
 
-    Counting real tokens only makes padding, left or right, invisible to the numbers. Where the mask
-    says how many base tokens each token stands for, these are counted, and a token has the position
-    of its own in the middle (the later one of two).
+    Counting real tokens only makes padding, left or right, invisible to the numbers.
     """
-    last = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
-    if mask.dtype != jnp.bool_:
-        last -= (jnp.maximum(mask, 1) - 1) // 2
-    return jnp.maximum(last, 0)
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 KEPT = "kept"

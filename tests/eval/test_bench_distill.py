@@ -56,12 +56,10 @@ def test_without_torch_the_result_says_so(command, encoder, config, tmp_path, mo
     assert figures["shape"] == [4, 32] and "torch is not installed" in shown
 
 
-@pytest.mark.parametrize("positions", ["false", "true"])
-def test_both_steps_have_the_same_losses(encoder, config, positions):
+def test_both_steps_have_the_same_losses(encoder, config):
     """Over four updates: loss, gradient, clipping and optimizer are the same."""
     pytest.importorskip("torch")
-    changes = [f"hypernet.base_positions={positions}"]
-    run = replace(read_config(HypernetRun, config, changes), model=str(encoder))
+    run = replace(read_config(HypernetRun, config), model=str(encoder))
     task = make_task(run)
     assert isinstance(task, Distillation)
     figures = compare(task, run, batches=4, repeats=1)

@@ -181,13 +181,6 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(positions_from_mask(mask), [[0, 0, 0, 1], [0, 1, 1, 1]])
 
 
-def test_tokens_stand_in_the_middle_of_their_base_tokens():
-    counts: Any = np.array([[1, 3, 2, 4, 0], [0, 0, 1, 1, 5]], np.int32)
-    positions = positions_from_mask(counts)
-    np.testing.assert_array_equal(positions[0, :4], [0, 2, 5, 8])
-    np.testing.assert_array_equal(positions[1, 2:], [0, 1, 4])
-
-
 @pytest.mark.parametrize("name", ["mistral", "llama_tied", "xlm_roberta_masked_lm", "bert_token"])
 def test_padding_left_or_right_changes_nothing(name):
     tiny = load(name)

@@ -28,7 +28,6 @@ FILES = sorted((ROOT / "configs" / "hypernet").glob("*.yaml"))
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
-    monkeypatch.setenv("PLAIN", "plain")
     monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, path)
     make_schedule(run.training.optimizer.phases, run.training.steps)
@@ -77,7 +76,6 @@ def test_a_decoder_is_chosen_by_lines_that_are_neither_trained_on_nor_measured(m
 def test_overrides_win(monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     monkeypatch.setenv("MODEL", "model")
-    monkeypatch.setenv("PLAIN", "plain")
     monkeypatch.setenv("VOCABULARY", "vocabulary")
     run = read_config(HypernetRun, FILES[0], ["training.steps=7", "compute.mesh.data=2"])
     assert run.training.steps == 7 and run.compute.mesh.data == 2

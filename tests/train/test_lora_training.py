@@ -117,13 +117,6 @@ def test_an_epoch_holds_every_example_once(make, mode, per_sample):
         assert batch.ids.shape[0] == batch.labels.shape[0] == 8
         assert batch.ids.shape[1] % 8 == 0
         assert batch.mask.sum() == sum(len(sequence.tokens) for sequence in merged)
-        task.model.base_positions = True
-        counted = batcher.arrays(chosen, merged).mask
-        task.model.base_positions = False
-        np.testing.assert_array_equal(counted > 0, batch.mask)
-        np.testing.assert_array_equal(
-            counted[batch.mask], np.concatenate([sequence.counts for sequence in merged])
-        )
         for row, (i, sequence) in enumerate(zip(chosen, merged, strict=True)):
             base = batcher.examples.base[i]
             # The same bytes, and at the first token of each word its tag.

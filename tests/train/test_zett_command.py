@@ -128,7 +128,6 @@ def test_training_starts_from_another_hypernetwork(decoder, tmp_path, monkeypatc
         ),
         ("training.optimizer.weight_decay=0.1", "train_backbone: optimizer.weight_decay would shr"),
         ("hypernet.rescale=false", "hypernet.rescale: the objective zett always rescales"),
-        ("hypernet.base_positions=true", "hypernet.base_positions: the objective zett merges"),
     ],
 )
 def test_settings_that_mean_something_else_are_refused(decoder, tmp_path, overrides, message):

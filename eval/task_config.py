@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from dyntok_jax.config import ComputeConfig
-from dyntok_jax.embed.providers import OF_PIECES, check_base_rows
+from dyntok_jax.embed.providers import check_base_rows
 from dyntok_jax.embed.shipped import table_languages
 from dyntok_jax.embed.zett import table_size
 from dyntok_jax.tasks.source import TaskSource
@@ -45,9 +45,9 @@ def hypernet_language(given: Sequence[str], rows: str, language: str) -> int | N
     Raises:
         DyntokError: not in the table, or languages that are not the table's.
     """
-    if rows == "base" or rows in OF_PIECES:
+    if not Path(rows).is_dir() or not table_size(Path(rows)):
         return None
-    known = _table(given, Path(rows)) if Path(rows).is_dir() else given
+    known = _table(given, Path(rows))
     if not known:
         return None
     code = language.partition("_")[0]
@@ -64,10 +64,12 @@ def check_languages(
     """Asks for every language of a run, before its hours of work.
 
     Raises:
-        DyntokError: as :func:`hypernet_language`.
+        DyntokError: as :func:`hypernet_language`; languages that no rows have a table for.
     """
-    for rows, language in product({setting.rows for setting in settings}, languages):
-        hypernet_language(given, rows, language)
+    asked = [*product({setting.rows for setting in settings}, languages)]
+    found = [hypernet_language(given, rows, language) for rows, language in asked]
+    if given and not any(row is not None for row in found):
+        raise DyntokError("hypernet_languages: the rows of no setting have a table of languages")
 
 
 def _table(given: Sequence[str], folder: Path) -> Sequence[str]:

@@ -328,14 +328,21 @@ def test_an_adapter_of_another_task_or_base_is_refused(
     assert run.code == 2 and "another model" in run.err
 
 
-def test_a_language_the_hypernetwork_does_not_know(xnli_run, tmp_path, command):
+def test_a_language_the_hypernetwork_does_not_know(encoder, xnli_run, tmp_path, command):
     config = json.loads(xnli_run.read_text("utf-8"))
     config["hypernet_languages"] = ["de", "en"]
-    config["settings"][1]["rows"] = "default"
-    xnli_run.write_text(json.dumps(config), "utf-8")
-    arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
-    run = command(xnli.main, *arguments)
-    assert run.code == 2 and "xx: xx is no language of the hypernetwork" in run.err
+    tables = {
+        "default": "the rows of no setting have a table of languages",
+        str(hypernetwork(encoder, tmp_path / "hypernet", languages=2)): (
+            "xx: xx is no language of the hypernetwork"
+        ),
+    }
+    for rows, message in tables.items():
+        config["settings"][1]["rows"] = rows
+        xnli_run.write_text(json.dumps(config), "utf-8")
+        arguments = "--config", xnli_run, "--out", tmp_path / "found.json"
+        run = command(xnli.main, *arguments)
+        assert run.code == 2 and message in run.err
 
 
 def test_languages_are_those_of_the_hypernetworks_table(

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from dyntok_jax.sharding import of_all_processes
@@ -290,15 +289,20 @@ class Checkpoints:
             return
         aside = self.folder.with_name(f"{self.folder.name}_damaged")
         said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        failed = None
+        try:
+            if jax.process_index() == 0:
+                aside.mkdir(exist_ok=True)
+                for step in damaged:
+                    (self.folder / str(step)).rename(_free(aside / str(step)))
+        except OSError as error:
+            failed = _line(error)
+        for reason in filter(None, of_all_processes(failed)):
+            raise DyntokError(f"{aside}: damaged checkpoints ({said}) cannot be moved ({reason})")
         logger.warning(
             "%s: going on from step %d; newer ones are damaged and now in %s (%s)",
             *(self.folder, used, aside, said),
         )
-        if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            for step in damaged:
-                (self.folder / str(step)).rename(_free(aside / str(step)))
-        multihost_utils.sync_global_devices("damaged checkpoints moved")
         self._manager.unranked.clear()
         self._manager.reload()
 
@@ -370,7 +374,7 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 
 _FLEETING = re.compile(
     "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|"
-    "CANCELLED"
+    "CANCELLED|UNKNOWN"
 )
 """Status by which the storage layer says that reading failed, not what was read."""
 
@@ -379,7 +383,9 @@ def _is_damage(error: Exception) -> bool:
     """Whether reading failed for what the files hold or that they are missing."""
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-    return not isinstance(error, MemoryError) and not _FLEETING.match(str(error))
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        return False
+    return not _FLEETING.match(str(error))
 
 
 def _free(path: Path) -> Path:

@@ -224,7 +224,8 @@ class Evaluation:
             here = self._row_providers[setting.rows]
             for folder, adapter in trained[setting.adapter]:
                 there = adapter.task.get("row_provider", here)
-                if there not in (here, "base"):
+                # A folder may have another name here; its hash is the last word.
+                if there != "base" and there.split()[-1] != here.split()[-1]:
                     logger.warning(
                         "setting %r: %s was trained with rows of %s; these are of %s",
                         *(setting.name, folder, there, here),

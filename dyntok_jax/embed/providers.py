@@ -20,7 +20,7 @@ from dyntok_jax.embed.source import (
     SourceEmbeddings,
     map_tensor,
 )
-from dyntok_jax.embed.zett import load_hypernet
+from dyntok_jax.embed.zett import FILES, load_hypernet
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_converted
 from dyntok_jax.types import DyntokError
@@ -33,8 +33,8 @@ OF_PIECES = {"fvt": FvtRows, "weighted": WeightedRows, "ridge": RidgeRows}
 
 def identity(name: str) -> str:
     """A provider's name; a hypernetwork's folder by its own name and a hash of its weights."""
-    weights = Path(name) / "model.safetensors"
-    if not weights.is_file():
+    weights = next((path for file in FILES.values() if (path := Path(name) / file).is_file()), None)
+    if weights is None:
         return name
     with weights.open("rb") as file:
         return f"{Path(name).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

@@ -107,8 +107,7 @@ class Distillation:
                 "devices"
             )
         self._part = batch_part(mesh)
-        if self._part.count > 1:
-            self._part.places(ROW_BUCKETS[0])  # refuses devices that rows do not split over
+        self._part.places(ROW_BUCKETS[0])  # refuses devices that rows do not split over
         self.config, self.hypernet_config = config, hypernet
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out

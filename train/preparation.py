@@ -137,7 +137,7 @@ class Preparation:
         base, dropped = self._base(texts)
         if not base:
             return (
-                f"its texts, {len(texts.texts)}, have {dropped} tokens, too few for a sequence of "
+                f"its {len(texts.texts)} texts have {dropped} tokens, too few for a sequence of "
                 f"distill.max_length={self.max_length}: more texts a batch (data.texts, "
                 "held_out.texts) or a smaller max_length is needed"
             )

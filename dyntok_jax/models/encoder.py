@@ -69,8 +69,12 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 T"]
-    ) -> Float[Array, "B T D"]:
-        """Attention, then feed-forward, each added to its input and normalized."""
+    ) -> Float[Array, "B t D"]:
+        """Attention, then feed-forward, each added to its input and normalized.
+
+        Returns:
+            (B, T, D), with ``first`` (B, 1, D).
+        """
         c = self.config
         shape = c.heads, c.heads, c.width // c.heads
         attention = Attention(*shape, True, self.dtype, first=self.first, name="attention")

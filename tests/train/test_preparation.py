@@ -62,7 +62,7 @@ def test_too_few_texts_for_a_stretch_are_named(prepare, tmp_path, workers):
     source = TextSource("en", files=str(tmp_path / "en.txt"))
     preparation = prepare("fallback_bpe")
     count = len(preparation._tokenizer.encode(["the lazy dog\nthe lazy dog"])[0].ids)
-    message = rf"its texts, 2, have {count} tokens, .* distill\.max_length={LENGTH}: more texts"
+    message = rf"its 2 texts have {count} tokens, .* distill\.max_length={LENGTH}: more texts"
     with pytest.raises(DyntokError, match=f"100 batches in a row .*{message}"):
         next(batches(DataConfig((source,), texts=2, workers=workers), preparation, seed=0))
 

@@ -234,6 +234,16 @@ def test_damage_to_a_step_made_anew_is_set_aside_beside_the_first(tmp_path):
     assert {path.name for path in (tmp_path / "run_damaged").iterdir()} == {"7", "7_2"}
 
 
+def test_damage_that_cannot_be_moved_is_an_error(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "run", 3, 7)
+    garble_json(folder / "7")
+    with Checkpoints(folder) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", Mock(side_effect=OSError(errno.EROFS, "read-only")))
+        with pytest.raises(DyntokError, match=r"run_damaged: .*cannot be moved \(.*read-only"):
+            restore(checkpoints)
+    assert (folder / "7").is_dir()
+
+
 NOT_OF_THE_FILES = [
     OSError(errno.EMFILE, "Too many open files"),
     TimeoutError("no answer"),

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from test_hypernet import NAMES, TINY, random_params
 
 from dyntok_jax.embed.hypernet import Hypernet
+from dyntok_jax.embed.providers import identity
 from dyntok_jax.embed.zett import FILES, Format, load_hypernet, read_checkpoint, save_hypernet
 from dyntok_jax.types import DyntokError
 
@@ -230,6 +231,18 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return pytest.exit, ("a checkpoint ran code",)
+
+
+def test_hypernetworks_are_told_apart_by_their_weights(tmp_path: Path):
+    """In either format, wherever they are."""
+    for file in ("model.safetensors", "flax_model.msgpack"):
+        for name, weights in (("a/h", b"1"), ("b/h", b"1"), ("c/h", b"2")):
+            folder = tmp_path / file / name
+            folder.mkdir(parents=True)
+            (folder / file).write_bytes(weights)
+        first, same, other = (identity(str(tmp_path / file / name / "h")) for name in "abc")
+        assert first == same != other and first.startswith("h ")
+    assert identity("fvt") == "fvt"
 
 
 def test_a_pickle_is_refused_and_never_read(tmp_path: Path):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyntok_jax.config import ComputeConfig
+from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.source import SourceEmbeddings
@@ -111,6 +111,14 @@ def test_batches_are_the_same_from_a_position_on(task):
     first, second = next(stream), next(stream)
     again = next(task.batches(json.loads(json.dumps(first.position)))).batch
     jax.tree.map(np.testing.assert_array_equal, again, second.batch)
+
+
+def test_devices_that_rows_do_not_split_over_are_refused(encoder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.distill.ROW_BUCKETS", (4, 64))
+    run = make_run(encoder, text_file, tmp_path / "run")
+    compute = ComputeConfig(mesh=MeshConfig(data=8))
+    with pytest.raises(DyntokError, match="4 rows do not split over 8 devices"):
+        make_task(dataclasses.replace(run, compute=compute))
 
 
 def test_step_0_gives_fvt_rows(task):

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.embed.zett import load_hypernet
+from dyntok_jax.models.encoder import EncoderLayer
 from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
 
 NAMES = [
@@ -102,6 +103,21 @@ def test_recorded_stages(recorded_hypernet, name: str):
     for stage, value in found.items():
         wanted = recorded.outputs[f"{case}_stage_{stage}_first24rows"][:, : value.shape[1]]
         np.testing.assert_allclose(value, wanted, atol=1e-5, rtol=0, err_msg=stage)
+
+
+def test_a_last_layer_gives_what_a_whole_one_has_at_the_first_place():
+    config = replace(TINY, layers=3).encoder
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(5, 4, config.width)), jnp.float32)
+    mask = jnp.asarray(rng.random((5, 1, 4)) < 0.6).at[..., 0].set(True)
+    whole, last = EncoderLayer(config), EncoderLayer(config, first=True)
+    params: Any = meta.unbox(whole.init(jax.random.key(0), x, mask))
+    found, wanted = (
+        np.asarray(last.apply(params, x, mask)),
+        np.asarray(whole.apply(params, x, mask)),
+    )
+    assert found.shape == (5, 1, config.width)
+    np.testing.assert_allclose(found, wanted[:, :1], atol=1e-6)
 
 
 def test_tied_variants_predict_input_rows_only():

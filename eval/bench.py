@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dyntok_jax.dynamic_model import load
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.model_store import resolve
 from eval.bench_merging import bench_merging
 from eval.bench_models import bench_end_to_end, bench_forward
@@ -46,6 +47,7 @@ def main() -> None:
             parser.error(f"no {part} in {options.data} (give --data FOLDER)")
     for name in (ENCODER, DECODER):
         resolve(name)  # so that no measured process downloads them
+    keep_freed_memory()
     # First, while this process is small: the peak that Linux gives for a child counts its parent's.
     memory = _memory(options.data)
     model = load(ENCODER, rows="fvt")

@@ -21,6 +21,7 @@ from rich.table import Table
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
 
 STATIC = "static"
@@ -55,6 +56,7 @@ def run(
     # Overrides of a config may stand before, between and behind options.
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    keep_freed_memory()
     commit, start = git_commit(), time.perf_counter()
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)

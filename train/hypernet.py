@@ -31,6 +31,7 @@ from dyntok_jax.embed.shipped import table_languages, write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.files import new_folder
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import (
     LoadedModel,
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     # By force: the library that stores checkpoints has set up its own on import.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    keep_freed_memory()
     try:
         run = read_config(HypernetRun, options.config, options.overrides)
         if options.distributed:

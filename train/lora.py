@@ -19,6 +19,7 @@ import jax
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     # By force: the library that stores checkpoints has set up its own on import.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    keep_freed_memory()
     try:
         run = read_config(LoraRun, options.config, options.overrides)
         if not options.dry_run:

@@ -27,6 +27,7 @@ from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.files import atomic_path
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import load_model
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", required=True, type=Path, metavar="FILE", help=".jsonl to write")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_freed_memory()
     try:
         if options.sentences < 1 or options.max_length < 1:
             raise DyntokError("--sentences and --max-length: valid are numbers from 1")

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError, did_you_mean
 
 _COMMANDS = {
@@ -64,6 +65,7 @@ def main() -> None:
     # transformers would say on every start that torch is not there; it is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    keep_freed_memory()
     # As an interrupt does, so that no half-written file is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import draccus
 import yaml
@@ -124,8 +125,10 @@ def _check_lists(kind: Any, tree: dict[str, Any], prefix: str = "") -> None:
     hints = get_type_hints(kind)
     for name, value in tree.items():
         hint = hints.get(name)
-        if is_dataclass(hint) and isinstance(value, dict):
-            _check_lists(hint, value, f"{prefix}{name}.")
+        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        inner = next(filter(is_dataclass, kinds), None)
+        if inner is not None and isinstance(value, dict):
+            _check_lists(inner, value, f"{prefix}{name}.")
         elif get_origin(hint) in (list, tuple) and not isinstance(value, list):
             raise DyntokError(f"{prefix}{name}: {value!r}; valid is a list, in square brackets")
 

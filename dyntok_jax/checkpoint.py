@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import re
@@ -19,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from dyntok_jax.run_settings import compare, plain
 from dyntok_jax.sharding import of_all_processes
 from dyntok_jax.types import DyntokError
 
@@ -158,7 +158,7 @@ class Checkpoints:
             figures = None
         run = {
             "position": position,
-            "settings": _plain(settings),
+            "settings": plain(settings),
             "sums": np.asarray(_sums((trainables, rest))).tolist(),
         }
         items = ocp.args.Composite(
@@ -208,7 +208,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 run = self._sound(step, self._read_run)
-                _compare(run["settings"], _plain(settings), self.folder)
+                compare(run["settings"], settings, self.folder)
                 arrays = self._sound(step, self._read_arrays, trainables, rest, run["sums"])
             except _DamageError as error:
                 damaged[step] = str(error)
@@ -392,38 +392,6 @@ def _free(path: Path) -> Path:
     """The path, with a number behind it where it is taken."""
     numbered = (path.with_name(f"{path.name}_{i}") for i in itertools.count(2))
     return next(name for name in itertools.chain([path], numbered) if not name.exists())
-
-
-def _compare(saved: Any, running: Any, folder: Path) -> None:
-    old, new = _flat(saved), _flat(running)
-    differing = [
-        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, _flat) != new.get(name, _flat)
-    ]
-    if differing:
-        raise DyntokError(
-            f"{folder}: the run there has other settings ({'; '.join(differing)}); choose another "
-            "folder or the same settings"
-        )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Leaves of nested mappings and lists as JSON, by dotted name."""
-    if isinstance(value, list) and value:
-        value = dict(enumerate(value))
-    if not isinstance(value, dict) or not value:
-        return {name: json.dumps(value, ensure_ascii=False)}
-    return {
-        key: leaf
-        for part, inner in value.items()
-        for key, leaf in _flat(inner, f"{name}.{part}" if name else part).items()
-    }
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(dict(settings)))
 
 
 def _line(error: BaseException) -> str:

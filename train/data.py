@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,11 @@ class DataConfig:
                 raise DyntokError(f"data.{name} is {getattr(self, name)}; {least} is the least")
         if not self.sources:
             raise DyntokError("data.sources is empty; give a source of texts at least")
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """The fields that say which texts are drawn: any number of workers gives the same."""
+        return {name: value for name, value in asdict(self).items() if name != "workers"}
 
 
 class TextBatch(NamedTuple):

@@ -143,8 +143,6 @@ class Distillation:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What must stay equal when a run goes on."""
-        data = asdict(self.data)
-        del data["workers"]  # any number gives the same batches
         loss = asdict(self.config)
         # Absent where whole sequences merge, as in runs from before there was a choice.
         for name in ("prompt_share", "repeated_words"):
@@ -154,11 +152,16 @@ class Distillation:
             "objective": "distill",
             "hypernet": asdict(self.hypernet_config),
             "distill": loss,
-            "data": data,
+            "data": self.data.drawn,
             "seed": self.seed,
             "dtype": jnp.dtype(self.hypernet.dtype).name,
         }
         return json.loads(json.dumps(settings | self._origin, default=str))
+
+    @property
+    def evaluated(self) -> Mapping[str, Any]:
+        """Held-out texts and batches."""
+        return self.held_out.drawn if self.held_out else {}
 
     @property
     def beginnings(self) -> Sequence[Any]:

@@ -20,7 +20,11 @@ MERGE_RATES = (50.0, 100.0)
 
 
 class HeldOut:
-    """Mean losses on a few fixed batches, merged by half and wholly."""
+    """Mean losses on a few fixed batches, merged by half and wholly.
+
+    Attributes:
+        drawn: JSON values that say which texts the batches are of.
+    """
 
     def __init__(self, data: DataConfig, preparation: Preparation, count: int, seed: int = 0):
         """Prepares the batches.
@@ -32,6 +36,7 @@ class HeldOut:
             count: batches at each merge rate.
             seed: of the choice of texts.
         """
+        self.drawn = {"held_out": data.drawn, "batches": count}
         self.batches: dict[float, list[DistillBatch]] = {}
         for rate in MERGE_RATES:
             prepared = replace(preparation, merge_rates=(rate, rate))

@@ -190,7 +190,6 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
         run.compute,
         run.training.seed,
         run.held_out,
-        run.training.best is not None,
         start.params,
         start.languages,
     )

@@ -161,6 +161,9 @@ class _Run:
                 **({} if config.products == "float32" else {"products": config.products}),
             }
         }
+        if config.best is not None:
+            # Figures of other texts do not rank beside those that are there.
+            self.settings["evaluated"] = dict(task.evaluated)
         self.done, self.position = 0, None
         self.part = batch_part(task.mesh)
         self.shapes: set[Any] = set()

@@ -137,6 +137,13 @@ class LoraTask:
         settings["contents"] = self._contents
         return json.loads(json.dumps(settings, default=str))
 
+    @property
+    def evaluated(self) -> Mapping[str, Any]:
+        """Held-out examples and reductions."""
+        texts = {name: held.examples for name, held in self._held_out.items()}
+        digest = hashlib.sha256(repr(texts).encode()).hexdigest()
+        return {"held_out": digest, "reductions": list(self.run.held_out_reductions)}
+
     @cached_property
     def _contents(self) -> dict[str, str]:
         """Hashes of what the settings name by its place only."""

@@ -37,6 +37,11 @@ class Task(Protocol):
         ...
 
     @property
+    def evaluated(self) -> Mapping[str, Any]:
+        """JSON values that say what ``evaluate`` reads, by which a best checkpoint is chosen."""
+        ...
+
+    @property
     def mesh(self) -> Mesh:
         """Devices of the run."""
         ...

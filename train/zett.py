@@ -60,6 +60,7 @@ class ZettTask:
         config: the objective.
         hypernet_config: shape of the hypernetwork.
         languages: names of the rows of the language table, in order; empty without one.
+        evaluated: what evaluations read, but for their targets.
         mesh: devices of the run.
         frozen: the model's rows, the rescalers and, unless it is trained, the model.
     """
@@ -74,7 +75,6 @@ class ZettTask:
         compute: ComputeConfig | None = None,
         seed: int = 0,
         held_out: DataConfig | None = None,
-        keeps_best: bool = False,
         start: Any = None,
         languages: Sequence[str] = (),
     ):
@@ -89,8 +89,6 @@ class ZettTask:
             compute: mesh, dtype of matrix products and remat.
             seed: of the hypernetwork's first parameters and of all batches.
             held_out: texts of evaluations.
-            keeps_best: the run keeps its best checkpoint, so that the texts of its evaluations must
-                stay the same.
             start: parameters of a hypernetwork to start from; by default random ones.
             languages: names of the rows of its language table, of which ``data`` need not have all.
 
@@ -103,7 +101,8 @@ class ZettTask:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
-        self._compared = (held_out, config.evaluation_batches) if keeps_best else None
+        drawn = held_out and held_out.drawn
+        self.evaluated = {"held_out": drawn, "batches": config.evaluation_batches}
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
         names = list(languages) or sorted({source.language for source in data.sources})
         self.languages = names if hypernet.languages else []
@@ -137,7 +136,7 @@ class ZettTask:
             "objective": "zett",
             "zett": loss,
             "hypernet": dataclasses.asdict(self.hypernet_config),
-            "data": _texts(self._data),
+            "data": self._data.drawn,
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,
@@ -145,9 +144,6 @@ class ZettTask:
         }
         if self._start is not None:
             settings["start"] = self._start
-        if self._compared is not None:
-            held_out, batches = self._compared
-            settings |= {"held_out": held_out and _texts(held_out), "evaluation_batches": batches}
         return json.loads(json.dumps(settings))
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -377,13 +373,6 @@ class ZettTask:
         if part.count == 1:
             return batch
         return jax.tree.map(lambda x: part.of(x) if x.ndim else x, batch)
-
-
-def _texts(data: DataConfig) -> dict[str, Any]:
-    """What says which texts are drawn: any number of workers gives the same batches."""
-    fields = dataclasses.asdict(data)
-    del fields["workers"]
-    return fields
 
 
 def _median_cosine(a: Any, b: Any) -> float:

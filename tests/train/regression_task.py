@@ -27,6 +27,7 @@ class Regression:
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
         self.width, self.delay, self.bad, self.rows, self.lengths = width, delay, bad, rows, lengths
         self.settings = {"model": {"width": width, "name": "regression"}}
+        self.evaluated = {"texts": 8}
         self.frozen = {"noise": jnp.float32(0.01)}
         self.taken = []
 

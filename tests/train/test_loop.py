@@ -236,6 +236,17 @@ def test_other_settings_are_all_named(tmp_path):
     assert "\n" not in message
 
 
+def test_a_best_is_chosen_by_the_same_texts(tmp_path):
+    run = replace(config(tmp_path, 4), evaluate_every=2)
+    other = Regression()
+    other.evaluated = {"texts": 9}
+    train(Regression(), replace(run, best="size"))
+    with pytest.raises(DyntokError, match=r"evaluated\.texts: 8 there, 9 here"):
+        train(other, replace(run, best="size"))
+    train(Regression(), replace(run, out=tmp_path / "any"))
+    train(other, replace(run, out=tmp_path / "any"))
+
+
 def test_each_shape_is_compiled_once(tmp_path):
     train(Regression(lengths=(4, 8, 2)), config(tmp_path, 12))
     assert [r["compilations"] for r in records(tmp_path)] == [3, 3, 3, 3, 3, 3]

@@ -45,8 +45,9 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
+from train.dry_run import dry_run
 from train.held_out import HeldOut
-from train.loop import dry_run, make_folder, train
+from train.loop import make_folder, train
 from train.preparation import Preparation
 from train.zett import ZettTask
 from train.zett_config import check_steps

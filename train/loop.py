@@ -20,11 +20,10 @@ from dyntok_jax.config import at_least
 from dyntok_jax.files import atomic_path
 from dyntok_jax.sharding import batch_part, of_all_processes, replicated
 from dyntok_jax.types import DyntokError
-from train.feed import Fed, Feed, put
+from train.feed import Fed, Feed
 from train.metrics import Clock, Metrics
 from train.optim import OptimizerConfig, make_optimizer
 from train.step import Products, Report, State, initial_state, make_step
-from train.step_cost import product_flops
 from train.stopping import Stop, stop_signals
 from train.task import Task
 
@@ -109,7 +108,7 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
         DyntokError: settings that differ from those of the run in the folder, a loss that is not
             finite (the batch is saved and named), a checkpoint that cannot be saved or read.
     """
-    _check(config)
+    check(config)
     make_folder(config.out)
     folder = config.out / "checkpoints"
     with Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints:
@@ -134,7 +133,12 @@ def make_folder(out: Path | None) -> None:
         raise DyntokError(f"training.out: {out} cannot be made ({error.strerror})") from error
 
 
-def _check(config: TrainingConfig) -> None:
+def check(config: TrainingConfig) -> None:
+    """Refuses settings that a run cannot begin with.
+
+    Raises:
+        DyntokError: no steps, or a best checkpoint without evaluations.
+    """
     at_least(config, steps=1)
     if config.best is not None and not config.evaluate_every:
         raise DyntokError(f"best: {config.best} needs evaluations, but evaluate_every is 0")
@@ -383,45 +387,3 @@ def save_batch(folder: Path, step: int, batch: Any) -> Path:
     with atomic_path(path) as partial:
         save_file(arrays, partial)
     return path
-
-
-class DryRun(NamedTuple):
-    """What a step of a run will need.
-
-    Attributes:
-        parameters: trainable ones.
-        batch: what kind of batch the step takes.
-        bytes_per_device: arguments, results and temporaries of a step.
-        flops: of the step's matrix products, on all devices together.
-        compile_seconds: to compile the step for the shapes of such a batch.
-    """
-
-    parameters: int
-    batch: str
-    bytes_per_device: int
-    flops: int
-    compile_seconds: float
-
-
-def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
-    """Compiles the step for a batch of each kind that the task has, without running it."""
-    _check(config)
-    optimizer, schedule = make_optimizer(config.optimizer, config.steps)
-    state, shardings = initial_state(task, optimizer, config.seed)
-    sound = jax.device_put(np.True_, replicated(task.mesh))
-    step: Any = make_step(task, optimizer, schedule, shardings, config.products)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.trainables))
-
-    def compiled(batch: Any) -> DryRun:
-        inputs = (state, sound, task.frozen, put(batch, task.mesh))
-        start = time.perf_counter()
-        program = step.lower(*inputs).compile()
-        seconds = time.perf_counter() - start
-        memory = program.memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-        kind = type(batch).__name__
-        return DryRun(parameters, kind, needed, product_flops(step, *inputs), seconds)
-
-    agree = task.agree or (lambda batch: batch)
-    return [compiled(agree(next(task.batches(place)).batch)) for place in task.beginnings]

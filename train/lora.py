@@ -24,7 +24,8 @@ from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
-from train.loop import dry_run, make_folder, trained
+from train.dry_run import dry_run
+from train.loop import make_folder, trained
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 

@@ -26,7 +26,8 @@ from safetensors.numpy import load_file
 from dyntok_jax.sharding import BatchPart
 from dyntok_jax.types import DyntokError
 from train import loop
-from train.loop import dry_run, train, trained
+from train.dry_run import dry_run
+from train.loop import train, trained
 from train.optim import OptimizerConfig, Phase
 
 PROGRAM = Path(__file__).with_name("regression_task.py")

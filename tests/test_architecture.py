@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dyntok_jax"
 ORDER = [
-    {"types"},
-    {"files"},
+    {"types", "host_memory"},
+    {"files", "run_settings"},
     {"tensor_files"},
     {"config", "text", "model_store"},
     {"merging", "batching", "colour"},

@@ -25,6 +25,10 @@ _COMMANDS = {
 }
 
 
+_WITHOUT_MODELS = ("models", "tokenize")
+"""Commands that run none."""
+
+
 class _Commands(click.Group):
     """Loads a command's file only when it runs, so that none waits for another's libraries."""
 
@@ -34,6 +38,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
+        if cmd_name not in _WITHOUT_MODELS:
+            keep_freed_memory()
         return importlib.import_module(f"dyntok_jax.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
@@ -65,7 +71,6 @@ def main() -> None:
     # transformers would say on every start that torch is not there; it is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    keep_freed_memory()
     # As an interrupt does, so that no half-written file is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -98,7 +98,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     if missing:
         raise DyntokError(f"{path}: set the environment variable {', '.join(sorted(missing))}")
     try:
-        _check_lists(kind, tree)
+        _check_shapes(kind, tree)
         return draccus.decode(kind, tree)
     except DyntokError as error:
         raise DyntokError(f"{path}: {error}") from error
@@ -112,25 +112,35 @@ def _fields(kind: Any, prefix: str = "") -> list[str]:
     names = []
     hints = get_type_hints(kind)
     for part in fields(kind):
-        inner = hints[part.name]
-        if is_dataclass(inner):
+        inner = _dataclass(hints[part.name])
+        if inner is not None:
             names += _fields(inner, f"{prefix}{part.name}.")
         else:
             names.append(prefix + part.name)
     return names
 
 
-def _check_lists(kind: Any, tree: dict[str, Any], prefix: str = "") -> None:
-    """Refuses what stands in a list's place, where draccus takes a text's letters for its items."""
+def _dataclass(hint: Any) -> type | None:
+    """The dataclass that a field is of, be it optional."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return next(filter(is_dataclass, kinds), None)
+
+
+def _check_shapes(kind: Any, tree: dict[str, Any], prefix: str = "") -> None:
+    """Refuses what is no list or mapping in the place of one.
+
+    draccus would take a text's letters for a list's items.
+    """
     hints = get_type_hints(kind)
     for name, value in tree.items():
-        hint = hints.get(name)
-        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        inner = next(filter(is_dataclass, kinds), None)
-        if inner is not None and isinstance(value, dict):
-            _check_lists(inner, value, f"{prefix}{name}.")
+        hint, place = hints.get(name), f"{prefix}{name}"
+        if (inner := _dataclass(hint)) is not None:
+            if isinstance(value, dict):
+                _check_shapes(inner, value, f"{place}.")
+            elif value is not None:
+                raise DyntokError(f"{place}: {value!r}; valid is a mapping of fields")
         elif get_origin(hint) in (list, tuple) and not isinstance(value, list):
-            raise DyntokError(f"{prefix}{name}: {value!r}; valid is a list, in square brackets")
+            raise DyntokError(f"{place}: {value!r}; valid is a list, in square brackets")
 
 
 def _expanded(value: Any, missing: set[str]) -> Any:

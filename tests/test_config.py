@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,34 @@ def test_mistakes_are_one_line(text, said, tmp_path):
     assert message.startswith(f"{path}: ") and said in message and "\n" not in message
     # Where the field is known, a list of all of them would hide what is said of its value.
     assert ("the fields are dtype" in message) == said.endswith(("not valid", "mapping of fields"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner | None = None
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("names=abc", "names: 'abc'; valid is a list"),
+        ("inner.names=abc", "inner.names: 'abc'; valid is a list"),
+        ("inner=abc", "inner: 'abc'; valid is a mapping of fields"),
+        ("inner.nmes=[]", "the fields are inner.names, names"),
+    ],
+)
+def test_what_stands_in_anothers_place_is_refused(override, said, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("", "utf-8")
+    with pytest.raises(DyntokError, match=re.escape(said)):
+        read_config(Outer, path, [override])
+    assert read_config(Outer, path, ["inner=null"]) == Outer()
 
 
 def test_variables_stand_for_values(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from dyntok_jax.run_settings import compare, plain
+from dyntok_jax.run_settings import check_same, plain_settings
 from dyntok_jax.sharding import of_all_processes
 from dyntok_jax.types import DyntokError
 
@@ -136,6 +137,7 @@ class Checkpoints:
         position: Any,
         settings: Mapping[str, Any],
         figures: Mapping[str, float] | None = None,
+        evaluated: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Copies the arrays and writes them in the background; a step's second save does nothing.
 
@@ -146,6 +148,8 @@ class Checkpoints:
             position: JSON value, where the input side goes on.
             settings: JSON values that must be equal for a resumed run.
             figures: of an evaluation at this step, for the best.
+            evaluated: JSON values, what figures are of; must be equal for a resumed run that keeps
+                its best checkpoint.
 
         Raises:
             DyntokError: this save, or the one before it, failed; earlier checkpoints are good.
@@ -158,7 +162,8 @@ class Checkpoints:
             figures = None
         run = {
             "position": position,
-            "settings": plain(settings),
+            "settings": plain_settings(settings),
+            "evaluated": plain_settings(evaluated),
             "sums": np.asarray(_sums((trainables, rest))).tolist(),
         }
         items = ocp.args.Composite(
@@ -185,7 +190,13 @@ class Checkpoints:
                 "checkpoints are good: make room and run again"
             ) from error
 
-    def restore(self, trainables: Any, rest: Any, settings: Mapping[str, Any]) -> Restored | None:
+    def restore(
+        self,
+        trainables: Any,
+        rest: Any,
+        settings: Mapping[str, Any],
+        evaluated: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Restored | None:
         """The newest checkpoint that is whole, put where the given trees say.
 
         Damaged newer ones are moved aside once an older one is read, with one warning; another
@@ -196,6 +207,7 @@ class Checkpoints:
                 which need not be the mesh of the run that saved.
             rest: likewise.
             settings: those of the running task.
+            evaluated: likewise; compared where the best checkpoint is kept.
 
         Returns:
             The checkpoint, or None where the folder has none.
@@ -208,7 +220,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 run = self._sound(step, self._read_run)
-                compare(run["settings"], settings, self.folder)
+                self._check_same(run, settings, evaluated)
                 arrays = self._sound(step, self._read_arrays, trainables, rest, run["sums"])
             except _DamageError as error:
                 damaged[step] = str(error)
@@ -265,7 +277,18 @@ class Checkpoints:
 
     def _read_run(self, step: int) -> Any:
         restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-        return {name: restored["run"][name] for name in ("settings", "position", "sums")}
+        run = {name: restored["run"][name] for name in ("settings", "position", "sums")}
+        # Absent in checkpoints from before it was saved.
+        return run | {"evaluated": restored["run"].get("evaluated")}
+
+    def _check_same(
+        self, run: Any, settings: Mapping[str, Any], evaluated: Mapping[str, Any]
+    ) -> None:
+        check_same(run["settings"], settings, self.folder)
+        if self._manager.best is not None and run["evaluated"] is not None:
+            # Figures of other texts do not rank beside those that are there.
+            before, now = {"evaluated": run["evaluated"]}, {"evaluated": dict(evaluated)}
+            check_same(before, now, self.folder)
 
     def _read_arrays(self, step: int, trainables: Any, rest: Any, sums: list[int]) -> Any:
         items = ocp.args.Composite(

@@ -10,27 +10,27 @@ from typing import Any
 from dyntok_jax.types import DyntokError
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(dict(settings)))
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back: tuples are lists, keys and paths are strings."""
+    return json.loads(json.dumps(dict(settings), default=str))
 
 
-def compare(saved: Any, running: Mapping[str, Any], folder: Path) -> None:
+def check_same(saved: Any, running: Mapping[str, Any], folder: Path) -> None:
     """Refuses to go on with a run by other settings.
 
     Args:
-        saved: what :func:`plain` gave when the run began.
+        saved: what :func:`plain_settings` gave when the run began.
         running: settings of the running task.
         folder: of the run, for the message.
 
     Raises:
         DyntokError: some differ; all of them are named.
     """
-    old, new = _flat(saved), _flat(plain(running))
+    old, new = _flat(saved), _flat(plain_settings(running))
     differing = [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, _flat) != new.get(name, _flat)
+        if old.get(name) != new.get(name)
     ]
     if differing:
         raise DyntokError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -59,8 +60,8 @@ def warned(caplog):
     return [r.getMessage() for r in caplog.records if r.name.startswith("dyntok_jax")]
 
 
-def restore(checkpoints, devices=1, settings=SETTINGS):
-    return checkpoints.restore(*map(abstract, trees(0, devices)), settings)
+def restore(checkpoints, devices=1, settings=SETTINGS, **options):
+    return checkpoints.restore(*map(abstract, trees(0, devices)), settings, **options)
 
 
 def saved(folder, *steps):
@@ -360,18 +361,16 @@ def test_nothing_but_damage_is_an_error_and_nothing_is_moved(tmp_path):
     assert (tmp_path / "3").is_dir() and (tmp_path / "7").is_dir()
 
 
-def test_other_settings_are_named_with_both_values(tmp_path):
+def test_a_checkpoint_that_does_not_say_what_its_figures_are_of_is_read(tmp_path):
     saved(tmp_path, 3)
-    other = {"model": {"name": "b", "sizes": (1, 3, []), "bias": True}}
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(DyntokError) as raised:
-        restore(checkpoints, settings=other)
-    message = str(raised.value)
-    assert 'data.0: "x" there, absent here' in message
-    assert 'model.name: "a" there, "b" here' in message
-    assert "model.bias: absent there, true here" in message
-    assert "model.sizes.1: 2 there, 3 here" in message
-    assert "model.sizes.2: absent there, [] here" in message
-    assert message.count("sizes") == 2
+    run = tmp_path / "3" / "run" / "metadata"
+    content = json.loads(run.read_text("utf-8"))
+    assert content.pop("evaluated") == {}
+    with Checkpoints(tmp_path, best="score") as checkpoints:
+        with pytest.raises(DyntokError, match=r"evaluated\.texts: absent there, 9 here"):
+            restore(checkpoints, evaluated={"texts": 9})
+        run.write_text(json.dumps(content), "utf-8")
+        equal(restore(checkpoints, evaluated={"texts": 9}), 3)
 
 
 FULL = """

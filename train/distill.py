@@ -161,7 +161,7 @@ class Distillation:
     @property
     def evaluated(self) -> Mapping[str, Any]:
         """Held-out texts and batches."""
-        return self.held_out.drawn if self.held_out else {}
+        return {} if self.held_out is None else self.held_out.drawn
 
     @property
     def beginnings(self) -> Sequence[Any]:

@@ -165,9 +165,6 @@ class _Run:
                 **({} if config.products == "float32" else {"products": config.products}),
             }
         }
-        if config.best is not None:
-            # Figures of other texts do not rank beside those that are there.
-            self.settings["evaluated"] = dict(task.evaluated)
         self.done, self.position = 0, None
         self.part = batch_part(task.mesh)
         self.shapes: set[Any] = set()
@@ -184,7 +181,9 @@ class _Run:
             self.shardings,
         )
         self.abstract = abstract.trainables
-        restored = self.checkpoints.restore(self.abstract, _rest(abstract), self.settings)
+        restored = self.checkpoints.restore(
+            self.abstract, _rest(abstract), self.settings, self.task.evaluated
+        )
         if restored is not None:
             self.state = State(restored.trainables, **restored.rest)
             self.done, self.position = restored.step, self._own(restored.position)
@@ -336,6 +335,7 @@ class _Run:
             self._of_all(self.position),
             self.settings,
             figures,
+            self.task.evaluated,
         )
 
     def _of_all(self, position: Any) -> Any:

@@ -140,15 +140,13 @@ class LoraTask:
     @property
     def evaluated(self) -> Mapping[str, Any]:
         """Held-out examples and reductions."""
-        texts = {name: held.examples for name, held in self._held_out.items()}
-        digest = hashlib.sha256(repr(texts).encode()).hexdigest()
-        return {"held_out": digest, "reductions": list(self.run.held_out_reductions)}
+        examples = {name: _digest(held.examples) for name, held in self._held_out.items()}
+        return {"held_out": examples, "reductions": self.run.held_out_reductions}
 
     @cached_property
     def _contents(self) -> dict[str, str]:
         """Hashes of what the settings name by its place only."""
-        examples = self.batcher.examples.examples
-        found = {"data": hashlib.sha256(repr(examples).encode()).hexdigest()}
+        found = {"data": _digest(self.batcher.examples.examples)}
         if Path(self.model.rows).is_dir():
             found["rows"] = folder_digest(Path(self.model.rows))
         if self._start is not None:
@@ -218,7 +216,7 @@ class LoraTask:
         """The task's figure on held-out examples, at each reduction: ``f1_75``, ``f1_de_75``."""
         if not self.run.held_out:
             return {}
-        network, figures = self._evaluated(trainables), {}
+        network, figures = self._network(trainables), {}
         for reduction, held in self.held_out.items():
             found: dict[str, float] = {}
             for language, (examples, sequences, tokens) in held.items():
@@ -249,7 +247,7 @@ class LoraTask:
         other.module = self.module
         return other
 
-    def _evaluated(self, trainables: Any) -> DynamicModel:
+    def _network(self, trainables: Any) -> DynamicModel:
         where = param_shardings(abstract_params(self.module), self.mesh)
         merge = jax.jit(
             lambda model, trained: {
@@ -291,6 +289,10 @@ class LoraTask:
             self.base,
             json.loads(json.dumps(said, default=str)),
         )
+
+
+def _digest(examples: Sequence[Any]) -> str:
+    return hashlib.sha256(repr(examples).encode()).hexdigest()
 
 
 def _in_order(

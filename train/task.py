@@ -38,7 +38,10 @@ class Task(Protocol):
 
     @property
     def evaluated(self) -> Mapping[str, Any]:
-        """JSON values that say what ``evaluate`` reads, by which a best checkpoint is chosen."""
+        """JSON values that say what ``evaluate`` reads.
+
+        They must be equal when a run is resumed that keeps its best checkpoint.
+        """
         ...
 
     @property

@@ -60,7 +60,7 @@ class ZettTask:
         config: the objective.
         hypernet_config: shape of the hypernetwork.
         languages: names of the rows of the language table, in order; empty without one.
-        evaluated: what evaluations read, but for their targets.
+        evaluated: what evaluations read.
         mesh: devices of the run.
         frozen: the model's rows, the rescalers and, unless it is trained, the model.
     """
@@ -101,8 +101,11 @@ class ZettTask:
             hypernet = dataclasses.replace(hypernet, languages=0)
         self.config, self.hypernet_config, self.mesh = config, hypernet, make_mesh(compute.mesh)
         self._data, self._seed = data, seed
-        drawn = held_out and held_out.drawn
-        self.evaluated = {"held_out": drawn, "batches": config.evaluation_batches}
+        self.evaluated = {
+            "held_out": held_out and held_out.drawn,
+            "batches": config.evaluation_batches,
+            "targets": config.targets,
+        }
         self._base, self._tokenizer, self._dtype = model, tokenizer, compute.dtype
         names = list(languages) or sorted({source.language for source in data.sources})
         self.languages = names if hypernet.languages else []

@@ -50,6 +50,22 @@ def test_settings_tell_other_weights_and_another_start(run, encoder, tmp_path):
     assert {name for name in first if first[name] != started[name]} == {"start"}
 
 
+def test_what_evaluations_read_is_known(run):
+    assert make_task(run).evaluated == {}
+    held_out = dataclasses.replace(run.data, texts=8)
+    run = dataclasses.replace(run, held_out=held_out, held_out_batches=1)
+    first = make_task(run)
+    texts = dataclasses.replace(held_out, texts=12)
+    for other in (
+        dataclasses.replace(run, held_out_batches=2),
+        dataclasses.replace(run, held_out=texts),
+    ):
+        task = make_task(other)
+        assert task.settings == first.settings and task.evaluated != first.evaluated
+    workers = dataclasses.replace(held_out, workers=1)
+    assert make_task(dataclasses.replace(run, held_out=workers)).evaluated == first.evaluated
+
+
 def test_another_model_or_dtype_cannot_go_on(run, encoder, tmp_path):
     task, training = make_task(run), run.training
     with Checkpoints(training.out / "checkpoints") as checkpoints:

@@ -279,7 +279,7 @@ def test_evaluation_is_of_the_network_that_is_trained(make):
     trained = jax.tree.map(
         lambda x: x + 0.3 * jnp.ones_like(x) * jnp.cos(jnp.arange(x.shape[-1])), trained
     )
-    evaluated = task._evaluated(trained)
+    evaluated = task._network(trained)
     batch = next(task.batches(None)).batch
     labels = np.where(batch.mask, 1, -1)
     batch = batch._replace(labels=labels)
@@ -397,6 +397,17 @@ def test_settings_tell_contents_apart(make, tmp_path):
     after = make_task(run).settings
     assert before["contents"]["data"] != after["contents"]["data"]
     assert {**before, "contents": 0} == {**after, "contents": 0}
+
+
+def test_what_evaluations_read_is_told_by_its_contents(make):
+    run = make(held_out=make().data)
+    task = make_task(run)
+    path = Path(run.held_out[0].files)
+    path.write_text(path.read_text("utf-8").replace("Großvater", "Urgroßvater", 1), "utf-8")
+    others = make_task(run), make_task(replace(run, held_out_reductions=(0.0, 50.0)))
+    assert others[0].evaluated != task.evaluated
+    assert others[1].evaluated["held_out"] == others[0].evaluated["held_out"]
+    assert others[1].evaluated != others[0].evaluated
 
 
 def test_held_out_files_are_read_before_the_first_step(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +15,8 @@ from train.data import DataConfig, TextBatch, batches
 from train.new_vocabulary import ROLES, TokenizerFolder, match, roles_of
 from train.unigram import SamplerConfig, count_substrings, sample_tokenizer
 from train.zett_batches import LanguageBatch, LanguagePreparation, Target, as_they_are, padded
+
+logger = logging.getLogger(__name__)
 
 
 def short_names(targets: Sequence[str]) -> dict[str, str]:
@@ -110,4 +113,8 @@ def named(name: str, tokenizer: BaseTokenizer, mask_id: int | None) -> Target:
     tokens = [matched.tokens[i] for i in order]
     if mask_id is not None and mask_id not in tokens:
         raise DyntokError(f"objective zett: the tokenizer {name} has no mask token")
+    around = {tokenizer.opening_id, tokenizer.closing_id, *tokenizer.prompt_ids}.difference(tokens)
+    if lacking := [special for special, i in tokenizer.special_ids.items() if i in around]:
+        said = "the tokenizer %s has no %s: texts stand without what the model knows around them"
+        logger.warning(said, name, " and no ".join(lacking))
     return Target(tokens, _Encode(new.tokenizer, {i: row for row, i in enumerate(order)}))

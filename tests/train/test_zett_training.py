@@ -457,6 +457,14 @@ def test_one_tokenizer_may_read_all_texts(make_task, data, other):
         make_task("llama", replace(config, identity_only=True))
 
 
+def test_a_tokenizer_without_the_models_ends_is_warned_of(tokenizers, folders, other, caplog):
+    named(str(folders["fallback_bpe"]), tokenizers["llama"], None)
+    assert not any("texts stand without" in record.getMessage() for record in caplog.records)
+    named(str(other), tokenizers["llama"], None)
+    said = caplog.records[-1].getMessage()
+    assert f"{other} has no <s>: texts stand without" in said
+
+
 def test_preparation_goes_to_a_worker_and_back(task, loaded):
     prepare = task._preparation
     assert pickle.loads(pickle.dumps(prepare)) == prepare

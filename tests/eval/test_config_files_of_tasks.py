@@ -10,12 +10,13 @@ from dyntok_jax.config import read_config
 from eval.task_config import TaskRun
 
 ROOT = Path(__file__).parents[2]
+CONTROL = ROOT / "configs" / "eval" / "uner_e5_control.yaml"
 FILES = sorted(
     path for task in ("uner", "xnli") for path in (ROOT / "configs" / "eval").glob(f"{task}_*.yaml")
 )
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+@pytest.mark.parametrize("path", [path for path in FILES if path != CONTROL], ids=lambda p: p.name)
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     for name in ("UNER", "XNLI", "HYPERNET"):
         monkeypatch.setenv(name, name.lower())
@@ -44,3 +45,16 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
     head = path.read_text("utf-8").split("model:")[0]
     assert f"python -m eval.{task} --config configs/eval/{path.name}" in head
     assert all(line.startswith("#") for line in head.splitlines())
+
+
+def test_controls_are_of_the_same_sets_and_seeds(monkeypatch):
+    monkeypatch.setenv("UNER", "uner")
+    control, table = (
+        read_config(TaskRun, path) for path in (CONTROL, CONTROL.with_name("uner_e5.yaml"))
+    )
+    assert control.settings[0] == table.settings[0] and control.settings[3] == table.settings[4]
+    assert [(s.reduction, s.rows) for s in control.settings[1:3]] == 2 * [(0, "base")]
+    assert control.data == table.data and control.adapters["task"] == table.adapters["task"]
+    assert {len(folders) for folders in control.adapters.values()} == {3}
+    head = CONTROL.read_text("utf-8").split("model:")[0]
+    assert f"python -m eval.uner --config configs/eval/{CONTROL.name}" in head

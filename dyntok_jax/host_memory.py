@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")
@@ -49,6 +50,6 @@ def keep_freed_memory(devices: Path = Path("/dev")) -> bool:
     return all([mallopt(*setting) for setting in settings])
 
 
-def _is_set(environment: os._Environ[str]) -> bool:
+def _is_set(environment: Mapping[str, str]) -> bool:
     tunables = environment.get("GLIBC_TUNABLES", "")
     return "glibc.malloc." in tunables or any(name.startswith("MALLOC_") for name in environment)

@@ -67,9 +67,8 @@ def test_pages_of_freed_memory_are_used_again(tmp_path, environment):
     (tmp_path / "accel0").touch()
     kept, many = _measured(tmp_path, environment)
     assert kept == "False"
-    if many < 4000:
-        pytest.skip("this system maps so large pages that they hardly count")
-    assert few < many / 20
+    # Few anyway where the system maps huge pages.
+    assert few < max(many / 20, 1000)
 
 
 @pytest.mark.parametrize("name", ["nvidia0", "kfd", "vfio/17", "accel0"])

@@ -7,7 +7,6 @@ hypernetwork is trained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -156,7 +155,7 @@ class Distillation:
             "seed": self.seed,
             "dtype": jnp.dtype(self.hypernet.dtype).name,
         }
-        return json.loads(json.dumps(settings | self._origin, default=str))
+        return settings | self._origin
 
     @property
     def evaluated(self) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import abstract_lora, additions, init_lora, merged, targeted
 from dyntok_jax.models.products import widened
+from dyntok_jax.run_settings import plain_settings
 from dyntok_jax.sharding import apply, param_shardings, shard_params
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.types import DyntokError, Token
@@ -134,8 +134,7 @@ class LoraTask:
         run = asdict(self.run)
         settings = {name: run[name] for name in names}
         settings |= {"base": self.base, "dtype": jnp.dtype(self.module.dtype).name}
-        settings["contents"] = self._contents
-        return json.loads(json.dumps(settings, default=str))
+        return settings | {"contents": self._contents}
 
     @property
     def evaluated(self) -> Mapping[str, Any]:
@@ -287,7 +286,7 @@ class LoraTask:
             task.kind,
             tuple(task.labels),
             self.base,
-            json.loads(json.dumps(said, default=str)),
+            plain_settings(said),
         )
 
 

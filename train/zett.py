@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -147,7 +146,7 @@ class ZettTask:
         }
         if self._start is not None:
             settings["start"] = self._start
-        return json.loads(json.dumps(settings))
+        return settings
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Trainable parameters at step 0.

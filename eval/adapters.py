@@ -173,7 +173,8 @@ class Evaluation:
             setting.name: [adapter.task.get("seed") for _, adapter in trained[setting.adapter]]
             for setting in run.settings
         }
-        total = sum(len(networks[s.adapter]) for s in run.settings) + len(curves) * len(run.sweep)
+        total = sum(len(networks[s.adapter]) for s in run.settings)
+        total += sum(len(networks[s.adapter]) for s in curves) * len(run.sweep)
         with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
             outcomes = {
                 setting.name: [
@@ -184,7 +185,10 @@ class Evaluation:
             }
             points = {
                 curve.name: {
-                    value: [self._outcomes(point, networks[curve.adapter][0], limit, bar)]
+                    value: [
+                        self._outcomes(point, network, limit, bar)
+                        for network in networks[curve.adapter]
+                    ]
                     for value in run.sweep
                     for point in [replace(curve, reduction=value)]
                 }
@@ -192,6 +196,7 @@ class Evaluation:
                 for curve in curves
             }
         average = run.average or [source.language for source in run.data]
+        controls = {setting.name: setting.control for setting in run.settings if setting.control}
         return {
             "task": task.name,
             "metric": task.metric,
@@ -204,7 +209,7 @@ class Evaluation:
             "row_providers": self._row_providers,
             "boundary": str(run.boundary),
             "max_length": self._longest,
-            "settings": figures(outcomes, task.figure, average, run.settings, seeds),
+            "settings": figures(outcomes, task.figure, average, run.settings, seeds, controls),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,
         }

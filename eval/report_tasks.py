@@ -45,6 +45,7 @@ def settings(run: dict[str, Any]) -> str:
     parts = [head, table(columns, lines), tail]
     if merging := [row for row in rows[1:] if row.get("reduction")]:
         parts.append(_by_language(merging, languages))
+    parts += [_control(row) for row in rows if row.get("control")]
     if run["sweep"]:
         parts.append(_sweep(run))
     return "\n\n".join(parts)
@@ -88,6 +89,12 @@ def _by_language(rows: Sequence[dict[str, Any]], languages: Sequence[str]) -> st
     return f"Δ by language (tokens saved):\n\n{table(['', *languages], lines)}"
 
 
+def _control(row: dict[str, Any]) -> str:
+    average = row["average"]
+    ends = _ends(average["control_interval"], "+.1f")
+    return f"{row['name']} against {row['control']}: {average['control_delta']:+.1f}{ends}."
+
+
 def _counted(rows: Sequence[dict[str, Any]]) -> str:
     """What could not be read, in the words of the run; by line where lines differ."""
     names = {
@@ -119,8 +126,8 @@ def _sweep(run: dict[str, Any]) -> str:
         [curve["name"], *(f"{point['average']['value']:.1f}" for point in curve["points"])]
         for curve in run["sweep"]
     ]
-    several = any(len(row["average"]["by_seed"]) > 1 for row in run["settings"])
-    head = f"Mean {run['metric']} by reduction{', first seed' * several}{over}:"
+    several = any(len(c["points"][0]["average"].get("by_seed", ())) > 1 for c in run["sweep"])
+    head = f"Mean {run['metric']} by reduction{', means over seeds' * several}{over}:"
     columns = ["", *(f"{value:g} %" for value in reductions)]
     return f"{head}\n\n{table(columns, lines)}\n\n![{run['task']} by reduction]({run['plot']})"
 

@@ -97,6 +97,7 @@ class Setting:
         reduction: percent of the largest possible saving of tokens; 0 leaves base tokens.
         rows: see ``embed.providers.row_provider``.
         base_rows: whether unmerged tokens keep the model's own rows; by default as the rows say.
+        control: name of another setting, to which the difference is given beside that to the first.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Setting:
     reduction: float = 100
     rows: str = "default"
     base_rows: Literal["own", "predicted"] | None = None
+    control: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.reduction <= 100:
@@ -185,6 +187,13 @@ class TaskRun:
         names = [setting.name for setting in self.settings]
         if len(set(names)) < len(names):
             raise DyntokError("settings: every one needs a name of its own")
+        for setting in self.settings:
+            others = [name for name in names if name != setting.name]
+            if setting.control is not None and setting.control not in others:
+                raise DyntokError(
+                    f"setting {setting.name!r}: no control {setting.control!r}"
+                    f"{did_you_mean(setting.control, others)}; valid is another setting's name"
+                )
         sizes = self.batch_size, self.max_length, self.sweep_examples or 1
         if min(sizes) < 1:
             raise DyntokError("batch_size, max_length and sweep_examples: valid are numbers from 1")

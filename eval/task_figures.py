@@ -51,6 +51,7 @@ def figures(
     average: Sequence[str],
     settings: Sequence[AnySetting],
     seeds: Mapping[str, Seeds] | None = None,
+    controls: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of every setting, as JSON values.
 
@@ -58,6 +59,7 @@ def figures(
     settings and seeds; the spread over seeds is the standard deviation of their values.
     Differences are to the first setting, between means over the seeds that both have, which are
     the row's ``delta_seeds``; between means over all where a seed is not known or none is shared.
+    ``control_delta`` of a setting's average is the same to the setting's control.
 
     Args:
         outcomes: of all settings.
@@ -65,27 +67,45 @@ def figures(
         average: languages of the average.
         settings: in the order of the outcomes.
         seeds: what each setting's adapters were trained with; not known by default.
+        controls: setting -> its control, where it has one.
     """
     drawn = {
         name: {**part, None: np.mean([part[language] for language in average], axis=0)}
         for name, part in _resampled(outcomes, figure).items()
     }
     seeds = seeds or {name: [None] * len(found) for name, found in outcomes.items()}
-    base, firsts, rows = settings[0].name, {}, []
+    base, rows = settings[0].name, {}
     for setting in settings:
         found = outcomes[setting.name]
         languages = {name: _language([seed[name] for seed in found], figure) for name in found[0]}
-        shared, mine, others = _paired(seeds[setting.name], seeds[base])
-        row = _average([languages[name] for name in average]) | {"delta_seeds": shared}
-        parts = {**languages, None: row}
-        firsts = firsts or parts
-        for name, part in parts.items():
-            own, other = drawn[setting.name][name], drawn[base][name]
+        row = _average([languages[name] for name in average])
+        rows[setting.name] = {**asdict(setting), "languages": languages, "average": row}
+
+    def parts(name: str, language: str | None) -> _Part:
+        row = rows[name]["average"] if language is None else rows[name]["languages"][language]
+        return row, drawn[name][language], seeds[name]
+
+    for name, row in rows.items():
+        row["average"]["delta_seeds"] = _paired(seeds[name], seeds[base])[0]
+        for language in (*row["languages"], None):
+            part, own, _ = mine = parts(name, language)
             part["interval"] = ends(own.mean(axis=0))
-            part["delta"] = _mean(part["by_seed"], mine) - _mean(firsts[name]["by_seed"], others)
-            part["delta_interval"] = ends(own[mine].mean(axis=0) - other[others].mean(axis=0))
-        rows.append({**asdict(setting), "languages": languages, "average": row})
-    return rows
+            part["delta"], part["delta_interval"] = _difference(mine, parts(base, language))
+        if control := (controls or {}).get(name):
+            found = _difference(parts(name, None), parts(control, None))
+            row["average"]["control_delta"], row["average"]["control_interval"] = found
+    return [*rows.values()]
+
+
+_Part: TypeAlias = tuple[dict[str, Any], Float[np.ndarray, "K R"], Seeds]
+"""Figures of a setting, the metric of resampled examples for each of its K seeds, and these."""
+
+
+def _difference(one: _Part, other: _Part) -> tuple[float, Any]:
+    """Between means over the seeds that ``figures`` says, and its interval."""
+    _, mine, others = _paired(one[2], other[2])
+    delta = _mean(one[0]["by_seed"], mine) - _mean(other[0]["by_seed"], others)
+    return delta, ends(one[1][mine].mean(axis=0) - other[1][others].mean(axis=0))
 
 
 def _paired(seeds: Seeds, first: Seeds) -> tuple[list[int] | None, list[int], list[int]]:
@@ -102,7 +122,17 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 
 def value(outcomes: Sequence[Outcome], figure: Figure) -> float:
     """The metric, mean over seeds."""
-    return float(np.mean([figure(outcome.counts.sum(axis=0)) for outcome in outcomes]))
+    return float(np.mean(by_seed(outcomes, figure)))
+
+
+def by_seed(outcomes: Sequence[Outcome], figure: Figure) -> list[float]:
+    """The metric of every seed."""
+    return [float(figure(outcome.counts.sum(axis=0))) for outcome in outcomes]
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds, None of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def shorter(outcome: Outcome) -> float:
@@ -120,7 +150,7 @@ def _language(seeds: Sequence[Outcome], figure: Figure) -> dict[str, Any]:
     first = seeds[0]
     return {
         "value": value(seeds, figure),
-        "by_seed": [float(figure(seed.counts.sum(axis=0))) for seed in seeds],
+        "by_seed": by_seed(seeds, figure),
         "tokens_static": first.tokens_static,
         "tokens_dynamic": first.tokens_dynamic,
         "shorter_percent": shorter(first),
@@ -130,11 +160,11 @@ def _language(seeds: Sequence[Outcome], figure: Figure) -> dict[str, Any]:
 
 
 def _average(languages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    by_seed = np.mean([row["by_seed"] for row in languages], axis=0)
+    values = np.mean([row["by_seed"] for row in languages], axis=0)
     return {
-        "value": float(by_seed.mean()),
-        "by_seed": by_seed.tolist(),
-        "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        "value": float(values.mean()),
+        "by_seed": values.tolist(),
+        "spread": spread(values.tolist()),
         "shorter_percent": float(np.mean([row["shorter_percent"] for row in languages])),
         **{key: sum(row[key] for row in languages) for key in ("seconds", "processor_seconds")},
     }

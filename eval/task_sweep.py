@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dyntok_jax.files import atomic_path
 from eval import record
-from eval.task_figures import AnySetting, Figure, Outcome, seconds, shorter, value
+from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, spread, value
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
 """Curve -> reduction -> seed -> language."""
@@ -28,7 +28,9 @@ def curves(
     found = []
     for setting in settings:
         shared = asdict(setting)
+        # Of the table only.
         del shared["reduction"]
+        shared.pop("control", None)
         by_reduction = points[setting.name].items()
         shared["points"] = [_point(value, seeds, figure, average) for value, seeds in by_reduction]
         found.append(shared)
@@ -38,17 +40,19 @@ def curves(
 def _point(
     reduction: float, seeds: Sequence[Mapping[str, Outcome]], figure: Figure, average: Sequence[str]
 ) -> dict[str, Any]:
-    languages = {
-        name: {
-            "value": value([seed[name] for seed in seeds], figure),
-            "shorter_percent": shorter(seeds[0][name]),
-            **seconds([seeds[0][name]]),
-        }
-        for name in seeds[0]
-    }
+    languages = {name: _values([seed[name] for seed in seeds], figure) for name in seeds[0]}
     chosen = [languages[name] for name in average]
-    means = {key: float(np.mean([row[key] for row in chosen])) for key in chosen[0]}
+    means = {key: np.mean([row[key] for row in chosen], axis=0).tolist() for key in chosen[0]}
     return {"reduction": reduction, "average": means, "languages": languages}
+
+
+def _values(seeds: Sequence[Outcome], figure: Figure) -> dict[str, Any]:
+    return {
+        "value": value(seeds, figure),
+        "by_seed": by_seed(seeds, figure),
+        "shorter_percent": shorter(seeds[0]),
+        **seconds(seeds),
+    }
 
 
 @contextmanager
@@ -105,31 +109,35 @@ def _table(path: Path, run: dict[str, Any]) -> None:
         head = [name for name in run["sweep"][0] if name != "points"]
         columns = ["curve" if name == "name" else name for name in head]
         columns += ["reduction", "language", "shorter_percent", run["metric"]]
-        columns += ["seconds", "processor_seconds"]
+        columns += ["spread", "seconds", "processor_seconds"]
         lines.writerow(columns)
         for curve in run["sweep"]:
             for point in curve["points"]:
                 for language, row in [("average", point["average"]), *point["languages"].items()]:
-                    names_of = ("shorter_percent", "value", "seconds", "processor_seconds")
-                    figures = (row[name] for name in names_of)
                     names = [*(curve[name] for name in head), point["reduction"], language]
-                    lines.writerow([*names, *(f"{figure:.3f}" for figure in figures)])
+                    figures = [row["shorter_percent"], row["value"], spread(row["by_seed"])]
+                    figures += [row["seconds"], row["processor_seconds"]]
+                    lines.writerow([*names, *("" if f is None else f"{f:.3f}" for f in figures)])
 
 
 def plot(run: dict[str, Any]) -> Any:
-    """A matplotlib figure: the metric's average against the reduction, a line for each curve."""
+    """A matplotlib figure: the metric's average against the reduction, a line for each curve.
+
+    Where a curve has several seeds, a band of their standard deviation lies around it.
+    """
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
     for curve in run["sweep"]:
         points = sorted(curve["points"], key=lambda point: point["reduction"])
-        axes.plot(
-            [point["reduction"] for point in points],
-            [point["average"]["value"] for point in points],
-            marker="o",
-            label=curve["name"],
-        )
+        reductions = [point["reduction"] for point in points]
+        means = np.array([point["average"]["value"] for point in points])
+        (line,) = axes.plot(reductions, means, marker="o", label=curve["name"])
+        spreads = [spread(point["average"]["by_seed"]) for point in points]
+        if None not in spreads:
+            ends = means - spreads, means + spreads
+            axes.fill_between(reductions, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("reduction, % of the largest possible saving")
     axes.set_ylabel(f"{run['metric']}, mean of {len(run['average_of'])} sets")
     axes.set_title(f"{run['task']}, {Path(run['model']).name}")

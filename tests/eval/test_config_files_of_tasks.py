@@ -10,19 +10,18 @@ from dyntok_jax.config import read_config
 from eval.task_config import TaskRun
 
 ROOT = Path(__file__).parents[2]
-CONTROL = ROOT / "configs" / "eval" / "uner_e5_control.yaml"
 FILES = sorted(
     path for task in ("uner", "xnli") for path in (ROOT / "configs" / "eval").glob(f"{task}_*.yaml")
 )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != CONTROL], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     for name in ("UNER", "XNLI", "HYPERNET"):
         monkeypatch.setenv(name, name.lower())
     run = read_config(TaskRun, path)
     # The paper's six settings, of which the first reads base tokens by the model's own rows.
-    names = [setting.name[:3] for setting in run.settings]
+    names = [setting.name.partition(" ")[0] for setting in run.settings]
     assert names == [f"({i})" for i in range(1, len(names) + 1)]
     assert [(s.reduction, s.adapter) for s in run.settings[:6]] == [
         (0, "task"),
@@ -33,8 +32,13 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
         (100, "sampled"),
     ]
     further = [(s.reduction, s.adapter, s.rows) for s in run.settings[6:]]
-    own = [(100, "whole", "default"), (100, "self", "default")]
-    assert further == (own if path.name == "uner_e5.yaml" else [])
+    if path.name == "uner_e5.yaml":
+        assert further[:2] == [(100, "whole", "default"), (100, "self", "default")]
+        assert further[2:] == [(0, "longer", "base"), (0, "longer_self", "base")]
+        assert [s.control for s in run.settings[6:8]] == [s.name for s in run.settings[8:]]
+        assert {len(folders) for folders in run.adapters.values()} == {3}
+    else:
+        assert not further
     assert run.settings[0].rows == "base" and run.settings[3].rows == "fvt"
     task, model = path.stem.split("_")
     assert len(run.average or run.data) == {"uner": 5, "xnli": 13}[task]
@@ -45,16 +49,3 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
     head = path.read_text("utf-8").split("model:")[0]
     assert f"python -m eval.{task} --config configs/eval/{path.name}" in head
     assert all(line.startswith("#") for line in head.splitlines())
-
-
-def test_controls_are_of_the_same_sets_and_seeds(monkeypatch):
-    monkeypatch.setenv("UNER", "uner")
-    control, table = (
-        read_config(TaskRun, path) for path in (CONTROL, CONTROL.with_name("uner_e5.yaml"))
-    )
-    assert control.settings[0] == table.settings[0] and control.settings[3] == table.settings[4]
-    assert [(s.reduction, s.rows) for s in control.settings[1:3]] == 2 * [(0, "base")]
-    assert control.data == table.data and control.adapters["task"] == table.adapters["task"]
-    assert {len(folders) for folders in control.adapters.values()} == {3}
-    head = CONTROL.read_text("utf-8").split("model:")[0]
-    assert f"python -m eval.uner --config configs/eval/{CONTROL.name}" in head

@@ -90,7 +90,10 @@ TASK = {
     "sweep": [
         {
             "name": "word",
-            "points": [{"reduction": r, "average": {"value": 71 - r / 50}} for r in (0.0, 50.0)],
+            "points": [
+                {"reduction": r, "average": {"value": 71 - r / 50, "by_seed": [1.0, 2.0]}}
+                for r in (0.0, 50.0)
+            ],
         }
     ],
     "sweep_examples": 500,
@@ -115,7 +118,7 @@ def test_settings_have_intervals_and_what_was_not_read():
     # The same in all lines, or of the lines that have any.
     assert "In all 3 tokens cut off; 2 words without a token, read as O; rows of" in table
     assert "rows of the first pieces only: 4 in word." in table
-    assert "first seed, the first 500 examples of each" in table
+    assert "means over seeds, the first 500 examples of each" in table
     assert "| word | 71.0 | 70.0 |" in table and "(out/uner.svg)" in table
     assert report.kind(TASK, Path("x.json")) == "uner"
 
@@ -124,6 +127,15 @@ def test_settings_that_merge_have_differences_by_language():
     table = report.TABLES["uner"]([TASK])
     assert "Δ by language (tokens saved):" in table and "| word | -1.0 (25 %) |" in table
     assert "| original | 0.0" not in table and "| original | +0.0" not in table
+
+
+def test_a_setting_with_a_control_has_its_difference_to_that_too():
+    original, word = TASK["settings"]
+    average = word["average"] | {"control_delta": -1.25, "control_interval": [-2.0, -0.5]}
+    settings = [original | {"control": None}, word | {"control": "longer", "average": average}]
+    table = report.TABLES["uner"]([TASK | {"settings": settings}])
+    assert "\n\nword against longer: -1.2 (-2.0 to -0.5).\n\n" in table
+    assert " against " not in report.TABLES["uner"]([TASK])
 
 
 def test_seeds_are_counted_by_setting():
@@ -138,7 +150,9 @@ def test_seeds_are_counted_by_setting():
     table = report.TABLES["uner"]([TASK | {"settings": [original, word | {"average": unknown}]}])
     assert "Δ between means over all seeds where none is known to be shared" in table
     single = [row | {"average": row["average"] | one} for row in (original, word)]
-    table = report.TABLES["uner"]([TASK | {"settings": single}])
+    points = [{"reduction": 0.0, "average": {"value": 71.0, "by_seed": [71.0]}}]
+    sweep = [{"name": "word", "points": points}]
+    table = report.TABLES["uner"]([TASK | {"settings": single, "sweep": sweep}])
     assert "seed" not in table
 
 

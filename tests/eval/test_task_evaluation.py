@@ -37,10 +37,9 @@ from dyntok_jax.tasks import xnli as xnli_task
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
-from eval import adapters, task_sweep, uner, xnli
+from eval import adapters, uner, xnli
 from eval.adapters import Evaluation
 from eval.task_config import Setting, TaskRun
-from eval.task_figures import Outcome, figures
 
 WORDS = ["The", "quick", "Großvater", "lighthouses", "Geschichten", "\u200b", "coast", "Kindern"]
 XNLI = "\n".join(f"{a} {b} {c}\t{b} {a}\t{label}" for a, b, c, label in [
@@ -114,7 +113,7 @@ def xnli_run(encoder, tmp_path) -> Path:
         "settings": [
             {"name": "original", "adapter": "task", "reduction": 0, "rows": "base"},
             {"name": "word", "adapter": "task", "rows": "fvt"},
-            {"name": "joint", "adapter": "joint", "rows": "fvt"},
+            {"name": "joint", "adapter": "joint", "rows": "fvt", "control": "word"},
         ],
         "data": [{"files": str(tmp_path / "xx.tsv"), "language": "xx"}],
         "sweep": [0, 50, 100],
@@ -147,14 +146,20 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
             average["value"] - rows["original"]["average"]["value"]
         )
     assert rows["original"]["average"]["delta_interval"] == [0, 0]
-    # The sweep's first seed at either end is what the settings found.
+    joint, word = rows["joint"]["average"], rows["word"]["average"]
+    assert joint["control_delta"] == pytest.approx(joint["value"] - word["value"])
+    # The sweep at either end is what the settings found, of all seeds.
     curve = next(c for c in found["sweep"] if c["name"] == "word")
     assert [point["reduction"] for point in curve["points"]] == [0, 50, 100]
-    values = [point["average"]["value"] for point in curve["points"]]
-    assert values[0] == rows["original"]["average"]["by_seed"][0]
-    assert values[2] == rows["word"]["average"]["by_seed"][0]
+    averages = [point["average"] for point in curve["points"]]
+    for average, name in ((averages[0], "original"), (averages[2], "word")):
+        assert average["by_seed"] == rows[name]["average"]["by_seed"]
+        assert average["value"] == rows[name]["average"]["value"]
     lines = list(csv.DictReader(out.with_suffix(".csv").read_text("utf-8").splitlines()))
-    assert len(lines) == 2 * 3 * 2 and lines[0]["accuracy"] == f"{values[0]:.3f}"
+    assert len(lines) == 2 * 3 * 2 and "control" not in lines[0]
+    assert lines[0]["accuracy"] == f"{averages[0]['value']:.3f}"
+    assert lines[0]["spread"] == f"{rows['original']['average']['spread']:.3f}"
+    assert {line["spread"] for line in lines if line["curve"] == "joint"} == {""}
     assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
 
 
@@ -291,6 +296,11 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
             [{"name": "s", "adapter": "task", "reduction": 0, "rows": "base", "base_rows": "own"}],
             "base_rows: own is nothing to base rows",
         ),
+        (
+            "settings",
+            [{"name": n, "adapter": n, "control": "jiont"} for n in ("task", "joint")],
+            "setting 'task': no control 'jiont' (did you mean 'joint'?)",
+        ),
         ("adapters", {"joint": ["x"]}, "no adapter 'task'"),
         (
             "adapters",
@@ -416,32 +426,6 @@ def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     assert out.read_text("utf-8") == "old"
 
 
-def test_new_companions_stand_beside_no_old_json(tmp_path):
-    out = tmp_path / "found.json"
-    files = [out.with_suffix(suffix) for suffix in (".json", ".csv", ".svg")]
-    for path in files:
-        path.write_text("old", "utf-8")
-    with pytest.raises(KeyboardInterrupt), task_sweep.companions(out) as made:
-        made[0].write_text("new", "utf-8")
-        raise KeyboardInterrupt
-    assert [path.read_text("utf-8") for path in files] == ["old"] * 3
-    with task_sweep.companions(out) as made:
-        for path in made:
-            path.write_text("new", "utf-8")
-    assert [path.read_text("utf-8") for path in files[1:]] == ["new"] * 2 and not out.exists()
-
-
-def test_curves_of_another_name_leave_its_json(tmp_path):
-    of, own = tmp_path / "found.json", tmp_path / "found_bits.json"
-    for path in (of, own):
-        path.write_text("old", "utf-8")
-    with task_sweep.companions(own, of) as made:
-        for path in made:
-            path.write_text("new", "utf-8")
-    assert own.read_text("utf-8") == "old" and not of.exists()
-    assert own.with_suffix(".csv").read_text("utf-8") == "new"
-
-
 def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
     out = tmp_path / "found.json"
     files = [out.with_suffix(".csv"), out.with_suffix(".svg")]
@@ -492,33 +476,6 @@ def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, c
     changed(xnli_run, adapters=lists | {"task": [*lists["task"], str(copy)]})
     run = command(xnli.main, *arguments)
     assert run.code == 2 and "adapters, 'task': two of seed 7" in run.err
-
-
-def test_differences_are_between_shared_seeds():
-    def outcome(right: int) -> dict[str, Outcome]:
-        counts = np.stack([np.arange(20) < right, np.ones(20, int)], axis=1)
-        return {"xx": Outcome(counts, 10, 8, np.ones(2), {})}
-
-    outcomes = {"a": [*map(outcome, (4, 8, 15))], "b": [*map(outcome, (17, 6))]}
-    settings = [Setting("a", "task"), Setting("b", "joint")]
-
-    def found(seeds: Any) -> dict[str, Any]:
-        def figure(sums: Any) -> Any:
-            return 100 * sums[..., 0] / sums[..., 1]
-
-        return figures(outcomes, figure, ["xx"], settings, seeds)[1]
-
-    row = found({"a": [42, 43, 44], "b": [44, 42]})
-    for part in (row["average"], row["languages"]["xx"]):
-        assert part["value"] == pytest.approx(57.5)
-        # 17 against 15 and 6 against 4, of 20.
-        assert part["delta"] == pytest.approx(10)
-        low, high = part["delta_interval"]
-        assert 0 <= low < 10 < high <= 30
-    assert row["average"]["delta_seeds"] == [44, 42]
-    for seeds in (None, {"a": [42, None, 44], "b": [44, 42]}, {"a": [1, 2, 3], "b": [4, 5]}):
-        average = found(seeds)["average"]
-        assert average["delta"] == pytest.approx(57.5 - 45) and average["delta_seeds"] is None
 
 
 def test_rows_of_the_first_pieces_are_counted(encoder, xnli_run, tmp_path, command):

@@ -1,0 +1,56 @@
+"""Curves beside a run's JSON, and their plot."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval import task_sweep
+
+
+def test_new_companions_stand_beside_no_old_json(tmp_path):
+    out = tmp_path / "found.json"
+    files = [out.with_suffix(suffix) for suffix in (".json", ".csv", ".svg")]
+    for path in files:
+        path.write_text("old", "utf-8")
+    with pytest.raises(KeyboardInterrupt), task_sweep.companions(out) as made:
+        made[0].write_text("new", "utf-8")
+        raise KeyboardInterrupt
+    assert [path.read_text("utf-8") for path in files] == ["old"] * 3
+    with task_sweep.companions(out) as made:
+        for path in made:
+            path.write_text("new", "utf-8")
+    assert [path.read_text("utf-8") for path in files[1:]] == ["new"] * 2 and not out.exists()
+
+
+def test_curves_of_another_name_leave_its_json(tmp_path):
+    of, own = tmp_path / "found.json", tmp_path / "found_bits.json"
+    for path in (of, own):
+        path.write_text("old", "utf-8")
+    with task_sweep.companions(own, of) as made:
+        for path in made:
+            path.write_text("new", "utf-8")
+    assert own.read_text("utf-8") == "old" and not of.exists()
+    assert own.with_suffix(".csv").read_text("utf-8") == "new"
+
+
+def test_curves_of_several_seeds_have_a_band():
+    def point(reduction: float, *values: float) -> dict:
+        return {"reduction": reduction, "average": {"value": sum(values), "by_seed": [*values]}}
+
+    run = {
+        "task": "uner",
+        "metric": "F1",
+        "model": "tiny",
+        "average_of": ["xx"],
+        "sweep": [
+            {"name": "one", "points": [point(0, 1.0), point(50, 2.0)]},
+            {"name": "two", "points": [point(0, 1.0, 3.0), point(50, 2.0, 2.0)]},
+        ],
+    }
+    (axes,) = task_sweep.plot(run).axes
+    assert [line.get_label() for line in axes.lines] == ["one", "two"]
+    (band,) = axes.collections
+    ends = band.get_paths()[0].vertices
+    # Of 1 and 3, the deviation is the root of 2.
+    at_zero = ends[ends[:, 0] == 0][:, 1]
+    assert at_zero.min() == pytest.approx(4 - 2**0.5) and at_zero.max() == pytest.approx(4 + 2**0.5)

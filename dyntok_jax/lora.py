@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -74,6 +74,21 @@ and B begin with."""
 
 TASK_TYPES: dict[str, Literal["sequence", "token"]] = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}
 """peft's names of the heads."""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+SAID: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "labels": ("a list of names", lambda v: isinstance(v, list) and all(map(_is_name, v))),
+    "task": ("a name", _is_name),
+    "seed": ("a whole number", lambda v: type(v) is int),
+    "rows": ("a name", _is_name),
+    "row_provider": ("a name", _is_name),
+    "tokenization": ("a mapping", lambda v: isinstance(v, dict)),
+}
+"""What is read of ``task.json``, where it is there."""
 
 
 class Adapter(NamedTuple):
@@ -159,9 +174,12 @@ def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
         ``model`` and, where the adapter has a head, ``head``: what ``models.classifier`` takes.
 
     Raises:
-        DyntokError: the adapter was trained on another model.
+        DyntokError: the adapter was trained on another model; of peft's own, which do not say on
+            which, it is not known, with a warning.
     """
-    if adapter.base is not None and adapter.base != (found := base_hash(model)):
+    if adapter.base is None:
+        logger.warning("the adapter says no hash of its base: whether this is it, is not checked")
+    elif adapter.base != (found := base_hash(model)):
         raise DyntokError(
             f"the adapter was trained on another model: its base has hash {adapter.base[:12]}, "
             f"this model {found[:12]}"
@@ -194,9 +212,11 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DyntokError(f"{folder}: cannot be written ({error.strerror})") from error
-    write_tensors(folder / WEIGHTS, tensors, {HASH: adapter.base} if adapter.base else None)
-    _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
-    _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
+    # The weights take their place last: without them a folder is no adapter.
+    with atomic_path(folder / WEIGHTS) as weights:
+        write_tensors(weights, tensors, {HASH: adapter.base} if adapter.base else None)
+        _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
+        _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
 
 
 def read_adapter(folder: Path, architecture: Architecture, base: Path | None = None) -> Adapter:
@@ -217,10 +237,10 @@ def read_adapter(folder: Path, architecture: Architecture, base: Path | None = N
     task = _read_json(folder / TASK) if (folder / TASK).exists() else {}
     config, kind = _config(folder / CONFIG, raw)
     found = file_tensors(folder / WEIGHTS)
-    labels = task.pop("labels", [])
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise DyntokError(f"{folder / TASK}: labels are {labels!r}; valid is a list of names")
-    labels = tuple(labels)
+    for key, (valid, fits) in SAID.items():
+        if key in task and not fits(task[key]):
+            raise DyntokError(f"{folder / TASK}: {key} is {task[key]!r}; valid is {valid}")
+    labels = tuple(task.pop("labels", []))
     if kind and not labels:
         labels = _labels_by_number(folder, found, headed(architecture, kind, ["?"]))
     whole = headed(architecture, kind, labels)

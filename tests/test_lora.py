@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -244,8 +246,48 @@ def test_labels_that_are_no_names(labels, tmp_path):
     folder = FOLDER / "xlm_roberta_sequence"
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "task.json").write_text(json.dumps({"labels": labels}))
-    with pytest.raises(DyntokError, match=r"task\.json: labels are .* valid is a list of names"):
+    with pytest.raises(DyntokError, match=r"task\.json: labels is .* valid is a list of names"):
         read_adapter(tmp_path / "adapter", load_model(folder).architecture)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "valid"),
+    [
+        ("task", 3, "a name"),
+        ("seed", [1], "a whole number"),
+        ("rows", None, "a name"),
+        ("row_provider", " ", "a name"),
+        ("tokenization", "static", "a mapping"),
+    ],
+)
+def test_what_an_adapter_says_of_its_training_is_checked(key, value, valid, tmp_path):
+    folder = FOLDER / "xlm_roberta_sequence"
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "task.json").write_text(json.dumps({"labels": ["a"], key: value}))
+    said = re.escape(f"task.json: {key} is {value!r}; valid is {valid}")
+    with pytest.raises(DyntokError, match=said):
+        read_adapter(tmp_path / "adapter", load_model(folder).architecture)
+
+
+def test_an_adapters_weights_take_their_place_last(tmp_path, monkeypatch):
+    folder = FOLDER / "xlm_roberta_sequence"
+    architecture = load_model(folder).architecture
+    adapter = read_adapter(folder / "adapter", architecture)
+    written: list[str] = []
+    replace = os.replace
+
+    def noted(source: str, target: str) -> None:
+        written.append(Path(target).name)
+        if "task" in written[-1]:
+            raise OSError(errno.ENOSPC, "No space left")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    with pytest.raises(DyntokError, match="task.json: cannot be written"):
+        write_adapter(tmp_path, adapter, architecture, "base")
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    with pytest.raises(DyntokError):
+        read_adapter(tmp_path, architecture)
 
 
 def test_an_adapter_is_not_written_over_a_file(tmp_path):

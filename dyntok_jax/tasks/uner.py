@@ -155,6 +155,8 @@ def _sentence(record: Record, where: str) -> Sentence:
     words, given = (listed(record, name, where) for name in ("tokens", "ner_tags"))
     if odd := [word for word in words if not isinstance(word, str)]:
         raise DyntokError(f"{where}: word {odd[0]!r}; valid are texts")
+    if not words:
+        raise DyntokError(f"{where}: no words; valid is one at least")
     if len(words) != len(given):
         raise DyntokError(f"{where}: {len(words)} words and {len(given)} tags")
     tags = [_tag(tag, where) for tag in given]

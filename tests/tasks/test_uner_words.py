@@ -88,6 +88,7 @@ def test_a_dataset_by_name(monkeypatch):
             "line 1: ner_tags 'O'; valid is a list",
         ),
         ("x.jsonl", '{"words": ["a"]}\n', "line 1: no field 'tokens'"),
+        ("x.jsonl", '{"tokens": [], "ner_tags": []}\n', "line 1: no words; valid is one"),
         ("x.txt", "Ana B-PER\n", "valid are .iob2 and .jsonl"),
     ],
 )

@@ -65,9 +65,16 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    settings = read_config(LoraRun, options.config, options.overrides)
-    settings = replace(settings, rows="base", base_rows=None, language=None)
-    settings = replace(settings, tokenization=TokenizationConfig(), held_out_reductions=(0.0,))
+    given = read_config(LoraRun, options.config, options.overrides)
+    # Beside torch, which knows no others, base tokens by the model's own rows.
+    settings = replace(
+        given,
+        rows="base",
+        base_rows=None,
+        language=None,
+        tokenization=TokenizationConfig(),
+        held_out_reductions=(0.0,),
+    )
     figures: dict[str, Any] = {"model": settings.model, "adapter": settings.task}
     figures |= {"rank": settings.lora.rank, "sequences": settings.sequences}
     if options.float64:
@@ -79,7 +86,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         figures["torch_skipped"] = "torch is not installed"
     if options.reduction is not None:
-        merged = merged_run(settings, options.rows, options.reduction)
+        merged = merged_run(given, options.rows, options.reduction)
         figures["merged"] = {"reduction": options.reduction, "rows": options.rows}
         figures["merged"] |= against_merged(task, make_task(merged), options.steps)
     return figures
@@ -104,11 +111,18 @@ def exact(settings: LoraRun, dtype: str) -> LoraRun:
     return replace(settings, training=training, compute=replace(settings.compute, dtype=dtype))
 
 
-def merged_run(settings: LoraRun, rows: str, reduction: float) -> LoraRun:
-    """The run with merged batches, and without evaluations."""
-    training = replace(settings.training, evaluate_every=0)
-    mode = TokenizationConfig("fixed", reduction)
-    return replace(settings, rows=rows, tokenization=mode, held_out=(), training=training)
+def merged_run(given: LoraRun, rows: str, reduction: float) -> LoraRun:
+    """The run with batches merged within its boundary, and without evaluations."""
+    training = replace(given.training, evaluate_every=0)
+    mode = TokenizationConfig("fixed", reduction, boundary=given.tokenization.boundary)
+    return replace(
+        given,
+        rows=rows,
+        tokenization=mode,
+        held_out=(),
+        held_out_reductions=(0.0,),
+        training=training,
+    )
 
 
 class JaxSide:

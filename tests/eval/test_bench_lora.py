@@ -13,6 +13,7 @@ import pytest
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.tasks.source import TaskSource
+from eval import bench_lora
 from eval.bench_lora import JaxSide, against_merged, against_torch, exact, main, merged_run
 from train.loop import TrainingConfig
 from train.lora import make_task
@@ -110,6 +111,26 @@ def test_comparisons_in_float64_refuse_what_they_do_not_do(options, said, capsys
     with pytest.raises(SystemExit, match=r"[12]"):
         main()
     assert said in capsys.readouterr().err
+
+
+def test_merged_batches_are_of_a_joint_configs_own_kind(monkeypatch, tmp_path):
+    """Base tokens stand beside torch whatever the config reads, merged ones are as it says."""
+    monkeypatch.setenv("UNER", "folder")
+    monkeypatch.setenv("LABELS", "labels")
+    seen = []
+    monkeypatch.setattr(bench_lora, "make_task", lambda run: seen.append(run) or run)
+    monkeypatch.setattr(bench_lora, "against_torch", lambda *_: {})
+    monkeypatch.setattr(bench_lora, "against_merged", lambda *_: {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torch")
+    config = Path(__file__).parents[2] / "configs/lora/uner_e5_self.yaml"
+    command = ["bench_lora", "--config", str(config), "--out", str(tmp_path / "out.json")]
+    command += ["--reduction", "75", "tokenization.boundary=word", "base_rows=predicted"]
+    monkeypatch.setattr("sys.argv", [*command, "--rows", "default"])
+    main()
+    static, merged = seen[0], seen[-1]
+    assert (static.rows, static.tokenization.mode, static.base_rows) == ("base", "static", None)
+    assert (merged.rows, merged.tokenization.reduction, merged.held_out) == ("default", 75, ())
+    assert merged.tokenization.boundary == "word" and merged.base_rows == "predicted"
 
 
 @pytest.mark.slow

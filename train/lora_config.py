@@ -98,6 +98,8 @@ class LoraRun:
                 raise DyntokError(f"{name}: {getattr(self, name)} is not at least 1")
         if not self.data:
             raise DyntokError("data is empty; give a source of examples at least")
+        if self.epochs < 0:
+            raise DyntokError(f"epochs: {self.epochs} is not at least 0")
         if (self.epochs > 0) == (self.training.steps > 0):
             raise DyntokError("give the run's length: either epochs or training.steps, from 1")
         if self.rows == "base" and self.tokenization.mode != "static":

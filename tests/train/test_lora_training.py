@@ -437,6 +437,7 @@ def test_eight_devices_take_the_same_step(make):
     [
         ({"data": ()}, "data is empty"),
         ({"epochs": 1}, "either epochs or training.steps"),
+        ({"epochs": -1}, "epochs: -1"),
         (
             {"rows": "base", "tokenization": tokenized("fixed")},
             "valid with them is static",

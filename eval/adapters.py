@@ -48,7 +48,7 @@ def run(task: Task, description: str | None) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, metavar="FILE", help="YAML of eval.task_config")
     add("--files", nargs="+", metavar="[LANGUAGE=]FILE", help="in place of the config's data")
-    add("--sweep", action="store_true", help="also every reduction, for all adapters and rows")
+    add("--sweep", action="store_true", help="also every reduction, where settings merge")
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
 
     def measured(options: argparse.Namespace) -> dict[str, Any]:

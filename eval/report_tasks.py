@@ -92,7 +92,9 @@ def _by_language(rows: Sequence[dict[str, Any]], languages: Sequence[str]) -> st
 def _control(row: dict[str, Any]) -> str:
     average = row["average"]
     ends = _ends(average["control_interval"], "+.1f")
-    return f"{row['name']} against {row['control']}: {average['control_delta']:+.1f}{ends}."
+    seeds = "the seeds that both have" if average["control_seeds"] else "all seeds of each"
+    difference = f"{average['control_delta']:+.1f}{ends}, over {seeds}"
+    return f"{row['name']} against {row['control']}: {difference}."
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> str:

@@ -194,6 +194,7 @@ class TaskRun:
                     f"setting {setting.name!r}: no control {setting.control!r}"
                     f"{did_you_mean(setting.control, others)}; valid is another setting's name"
                 )
-        sizes = self.batch_size, self.max_length, self.sweep_examples or 1
+        first = 1 if self.sweep_examples is None else self.sweep_examples
+        sizes = self.batch_size, self.max_length, first
         if min(sizes) < 1:
             raise DyntokError("batch_size, max_length and sweep_examples: valid are numbers from 1")

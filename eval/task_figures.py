@@ -59,7 +59,8 @@ def figures(
     settings and seeds; the spread over seeds is the standard deviation of their values.
     Differences are to the first setting, between means over the seeds that both have, which are
     the row's ``delta_seeds``; between means over all where a seed is not known or none is shared.
-    ``control_delta`` of a setting's average is the same to the setting's control.
+    ``control_delta`` of a setting's average is the same to the setting's control, over
+    ``control_seeds``.
 
     Args:
         outcomes: of all settings.
@@ -86,14 +87,17 @@ def figures(
         return row, drawn[name][language], seeds[name]
 
     for name, row in rows.items():
-        row["average"]["delta_seeds"] = _paired(seeds[name], seeds[base])[0]
         for language in (*row["languages"], None):
             part, own, _ = mine = parts(name, language)
             part["interval"] = ends(own.mean(axis=0))
-            part["delta"], part["delta_interval"] = _difference(mine, parts(base, language))
+            shared, *difference = _difference(mine, parts(base, language))
+            part["delta"], part["delta_interval"] = difference
+            if language is None:
+                part["delta_seeds"] = shared
         if control := (controls or {}).get(name):
+            names = "control_seeds", "control_delta", "control_interval"
             found = _difference(parts(name, None), parts(control, None))
-            row["average"]["control_delta"], row["average"]["control_interval"] = found
+            row["average"] |= dict(zip(names, found, strict=True))
     return [*rows.values()]
 
 
@@ -101,11 +105,11 @@ _Part: TypeAlias = tuple[dict[str, Any], Float[np.ndarray, "K R"], Seeds]
 """Figures of a setting, the metric of resampled examples for each of its K seeds, and these."""
 
 
-def _difference(one: _Part, other: _Part) -> tuple[float, Any]:
-    """Between means over the seeds that ``figures`` says, and its interval."""
-    _, mine, others = _paired(one[2], other[2])
+def _difference(one: _Part, other: _Part) -> tuple[list[int] | None, float, Any]:
+    """The seeds that both have, the difference over them, as ``figures`` says, its interval."""
+    shared, mine, others = _paired(one[2], other[2])
     delta = _mean(one[0]["by_seed"], mine) - _mean(other[0]["by_seed"], others)
-    return delta, ends(one[1][mine].mean(axis=0) - other[1][others].mean(axis=0))
+    return shared, delta, ends(one[1][mine].mean(axis=0) - other[1][others].mean(axis=0))
 
 
 def _paired(seeds: Seeds, first: Seeds) -> tuple[list[int] | None, list[int], list[int]]:

@@ -166,6 +166,10 @@ def show(run: dict[str, Any]) -> None:
             f"{average['processor_seconds']:.1f}",
         )
     record.print_table(table)
+    for row in filter(lambda row: row.get("control"), run["settings"]):
+        average = row["average"]
+        ends = _ends(average["control_interval"], "+.1f")
+        print(f"{row['name']} against {row['control']}: {average['control_delta']:+.1f} ({ends})")
 
 
 def _spread(average: dict[str, Any]) -> str:

@@ -309,6 +309,7 @@ def test_entities_count_unread_words(encoder, tmp_path, command):
         ),
         ("adapters", {"task": ["nowhere"], "joint": ["nowhere"]}, "nowhere"),
         ("batch_size", 0, "from 1"),
+        ("sweep_examples", 0, "from 1"),
         ("colour", 1, "colour"),
     ],
 )

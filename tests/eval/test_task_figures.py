@@ -54,6 +54,11 @@ def test_differences_to_a_control_are_between_shared_seeds_too():
     # 17 against 9 and 6 against 12, of 20.
     assert average["joint"]["control_delta"] == pytest.approx(5)
     low, high = average["joint"]["control_interval"]
-    assert low < 5 < high
+    assert low < 5 < high and average["joint"]["control_seeds"] == [1, 2]
     assert average["joint"]["delta"] == pytest.approx(7.5)
     assert "control_delta" not in average["control"]
+
+    others = seeds | {"control": [4, 5, 6]}
+    row = figures(outcomes, accuracy, ["xx"], settings, others, {"joint": "control"})[2]["average"]
+    assert row["control_seeds"] is None and row["delta_seeds"] == [1, 2]
+    assert row["control_delta"] == pytest.approx(5 * 23 / 2 - 5 * 23 / 3)

@@ -283,7 +283,7 @@ def test_an_adapters_weights_take_their_place_last(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", noted)
-    with pytest.raises(DyntokError, match="task.json: cannot be written"):
+    with pytest.raises(DyntokError, match=r"task\.json: cannot be written"):
         write_adapter(tmp_path, adapter, architecture, "base")
     assert not (tmp_path / "adapter_model.safetensors").exists()
     with pytest.raises(DyntokError):

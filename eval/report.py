@@ -65,7 +65,10 @@ def main() -> None:
     try:
         for path in options.runs:
             run = json.loads(path.read_text("utf-8"))
-            found.setdefault(kind(run, path), []).append(_with_plots(run, path, options.readme))
+            name = kind(run, path)
+            run = _with_plots(run, path, options.readme)
+            _check_whole(name, run, path)
+            found.setdefault(name, []).append(run)
         text = options.readme.read_text("utf-8")
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
@@ -77,6 +80,14 @@ def main() -> None:
         text = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.DOTALL)
     with atomic_path(options.readme) as partial:
         partial.write_text(text, "utf-8")
+
+
+def _check_whole(name: str, run: Run, path: Path) -> None:
+    """Raises ValueError where a run lacks what its table is made of."""
+    try:
+        TABLES[name]([run])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: no whole run of {name} ({error!r})") from error
 
 
 def _with_plots(run: Run, path: Path, readme: Path) -> Run:

@@ -68,7 +68,8 @@ def lora(run: dict[str, Any]) -> str:
         rows.append((what, measured, "≤ 0.85"))
     lines = ["| what | measured | bound |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}, {run['model']}:"
+    head = f"`{run['command']}` at commit {run['commit']}, {run['machine']}, {run['model']}"
+    head += " (medians of a step; × of all steps together):" * ("jax_s" in run) or ":"
     return "\n".join([head, "", *lines])
 
 

@@ -132,9 +132,14 @@ def test_settings_that_merge_have_differences_by_language():
 def test_a_setting_with_a_control_has_its_difference_to_that_too():
     original, word = TASK["settings"]
     average = word["average"] | {"control_delta": -1.25, "control_interval": [-2.0, -0.5]}
+    average |= {"control_seeds": [42]}
     settings = [original | {"control": None}, word | {"control": "longer", "average": average}]
     table = report.TABLES["uner"]([TASK | {"settings": settings}])
-    assert "\n\nword against longer: -1.2 (-2.0 to -0.5).\n\n" in table
+    said = "\n\nword against longer: -1.2 (-2.0 to -0.5), over the seeds that both have.\n\n"
+    assert said in table
+    unpaired = settings[1] | {"average": average | {"control_seeds": None}}
+    table = report.TABLES["uner"]([TASK | {"settings": [settings[0], unpaired]}])
+    assert "(-2.0 to -0.5), over all seeds of each." in table
     assert " against " not in report.TABLES["uner"]([TASK])
 
 
@@ -283,7 +288,12 @@ def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, ca
     readme, run = tmp_path / "README.md", tmp_path / "run.json"
     readme.write_text("text")
     run.write_text("{}")
-    for content, words in (("{}", "not a run of"), (json.dumps(RETRIEVAL), "no <!-- retrieval")):
+    part = json.dumps({"task": "uner", "metric": "F1"})
+    for content, words in (
+        ("{}", "not a run of"),
+        (json.dumps(RETRIEVAL), "no <!-- retrieval"),
+        (part, "run.json: no whole run of uner (KeyError('settings'))"),
+    ):
         run.write_text(content)
         monkeypatch.setattr(sys, "argv", ["eval.report", str(run), str(readme)])
         with pytest.raises(SystemExit):

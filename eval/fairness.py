@@ -164,7 +164,7 @@ def gini(values: Float[np.ndarray, " N"]) -> float:
 
 
 def _has_weights(name: str) -> bool:
-    return (resolve(name) / "model.safetensors").is_file()
+    return any(resolve(name).glob("model.safetensors*"))
 
 
 def _check_timed(name: str) -> None:

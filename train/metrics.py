@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from dyntok_jax.files import atomic_path
@@ -37,15 +43,12 @@ class Metrics:
         if jax.process_index() != 0:
             return
         path = folder / "metrics.jsonl"
-        try:
+        with _writing(path):
             _drop_after(path, done)
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise DyntokError(f"{path}: cannot be written ({error.strerror})") from error
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+            with _writing(folder / "tensorboard"):
+                self._board = _Board(folder / "tensorboard", done + 1)
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
@@ -63,14 +66,12 @@ class Metrics:
         if self._file is None:
             return
         record = {name: _plain(value) for name, value in values.items()}
-        try:
+        with _writing(self._file.name):
             self._file.write(json.dumps({"step": step, "kind": kind} | record) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise DyntokError(f"{self._file.name}: cannot be written ({error.strerror})") from error
-        for name, value in record.items():
-            if self._board is not None and value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._board is not None:
+            with _writing(self._board.folder):
+                self._board.add(step, {f"{kind}/{name}": value for name, value in record.items()})
 
     def advance(self) -> None:
         """One more step on the bar."""
@@ -89,6 +90,44 @@ class Metrics:
                 # Records are flushed one by one: what cannot be written was said then.
                 with contextlib.suppress(OSError):
                     part.close()
+
+
+class _Board:
+    """Event files of TensorBoard, written at once.
+
+    The library's own writer has a thread for it; where the disk is full that ends, and the run
+    waits for ever for room in its queue.
+    """
+
+    def __init__(self, folder: Path, purge: int):
+        """Begins a file, by which TensorBoard forgets what it has of steps from ``purge`` on."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._file.write_event(Event(step=purge, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(step=purge, session_log=start))
+        self._file.flush()
+
+    def add(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Adds scalars; None has no place there."""
+        for name, value in values.items():
+            if value is not None:
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._file.write_event(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DyntokError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _drop_after(path: Path, done: int) -> None:

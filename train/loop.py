@@ -200,7 +200,8 @@ class _Run:
             stop_signals() as stop,
         ):
             self._steps(stop)
-        self.checkpoints.wait()
+            # A signal now must not cost the last checkpoint, which may be the only one.
+            self.checkpoints.wait()
 
     def trained(self) -> Trained:
         """The parameters that the run was for; the log says of which step."""
@@ -353,8 +354,6 @@ class _Run:
         return parts[self.part.index if len(parts) == self.part.count else 0]
 
     def _fail(self, flight: Flight, report: Report) -> None:
-        self._save(None)
-        self.checkpoints.wait()
         found = f"loss {report.loss}, gradient norm {report.grad_norm}"
         if np.isfinite([report.loss, report.grad_norm]).all():
             found += ", but the optimizer's update is not finite"
@@ -362,9 +361,14 @@ class _Run:
             where = f"is in {save_batch(self.config.out, flight.step, flight.fed.loaded.batch)}"
         except (DyntokError, OSError) as error:
             where = f"could not be saved ({error})"
+        said = f"step {flight.step}: {found}; the batch {where}"
+        try:
+            self._save(None)
+            self.checkpoints.wait()
+        except DyntokError as lost:
+            raise DyntokError(f"{said}; and {lost}") from lost
         raise DyntokError(
-            f"step {flight.step}: {found}; the batch {where}, the parameters before it are in the "
-            f"checkpoint of step {self.done}"
+            f"{said}, the parameters before it are in the checkpoint of step {self.done}"
         )
 
 

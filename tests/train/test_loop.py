@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +225,44 @@ def test_a_loss_that_is_not_finite_keeps_the_parameters_before(tmp_path):
     assert checkpoints(tmp_path)[-1] == 6
     resumed = train(Regression(), config(tmp_path, 20))
     equal(resumed, train(Regression(), config(tmp_path / "good", 20)))
+
+
+def test_a_loss_that_is_not_finite_is_told_where_nothing_can_be_saved(tmp_path, monkeypatch):
+    def full(self, *_: object) -> None:
+        raise DyntokError("no space left")
+
+    monkeypatch.setattr(loop.Checkpoints, "save", full)
+    said = r"step 3: loss nan.* the batch is in .*nan_batch_3\.safetensors; and no space left"
+    with pytest.raises(DyntokError, match=said):
+        train(Regression(bad=(3,)), config(tmp_path, 20, checkpoint_every=0))
+    assert np.isnan(load_file(tmp_path / "nan_batch_3.safetensors")["y"]).any()
+
+
+def test_a_signal_does_not_interrupt_the_last_checkpoint(tmp_path, monkeypatch):
+    wait = loop.Checkpoints.wait
+
+    def told(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(loop.Checkpoints, "wait", told)
+    before = signal.getsignal(signal.SIGTERM)
+    train(Regression(), config(tmp_path, 4, checkpoint_every=0))
+    assert checkpoints(tmp_path) == [4] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_event_files_that_cannot_be_written_end_the_run_in_one_line(tmp_path, monkeypatch):
+    train(Regression(), config(tmp_path / "good", 4, tensorboard=True))
+    (file,) = (tmp_path / "good" / "tensorboard").iterdir()
+    assert b"train/loss" in file.read_bytes()
+
+    def full(self, event: Any) -> None:
+        if event.HasField("summary"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.metrics.EventsWriter.write_event", full)
+    with pytest.raises(DyntokError, match=r"tensorboard: cannot be written \(No space left"):
+        train(Regression(), config(tmp_path / "full", 4, tensorboard=True))
 
 
 def test_other_settings_are_all_named(tmp_path):

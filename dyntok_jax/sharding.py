@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,8 @@ from dyntok_jax.models.layers import constrain
 from dyntok_jax.types import DyntokError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "model")
 
@@ -146,6 +148,24 @@ def of_all_processes(value: Any) -> list[Any]:
     padded = np.pad(said, (0, longest - len(said)), constant_values=ord(" "))
     rows = np.reshape(multihost_utils.process_allgather(padded), (-1, longest))
     return [json.loads(bytes(row)) for row in rows]
+
+
+def made_by_all(make: Callable[[], T]) -> T:
+    """What ``make`` gives, where it fails in no process; else what failed is raised in all.
+
+    A process that ends alone leaves the others waiting for it.
+
+    Raises:
+        DyntokError: what another process found wrong.
+    """
+    try:
+        made = make()
+    except Exception as error:  # whatever it is, the others have to know
+        of_all_processes(str(error) or type(error).__name__)
+        raise
+    for said in filter(None, of_all_processes(None)):
+        raise DyntokError(said)
+    return made
 
 
 def param_shardings(abstract: Any, mesh: Mesh) -> Any:

@@ -40,7 +40,7 @@ from dyntok_jax.models.weights import (
     load_source,
     save_model,
 )
-from dyntok_jax.sharding import on_host
+from dyntok_jax.sharding import made_by_all, on_host
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
     parser.add_argument(
-        "--distributed", action="store_true", help="one process of several (jax.distributed)"
+        "--distributed",
+        action="store_true",
+        help="one process of several, which jax.distributed finds by itself: on TPU slices and "
+        "under Slurm, Open MPI or Kubernetes",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
     options = parser.parse_intermixed_args(arguments)
@@ -78,9 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
         run = read_config(HypernetRun, options.config, options.overrides)
         if options.distributed:
             _join_processes()
-        if not options.dry_run:
-            make_folder(run.training.out)
-        task = make_task(run)
+
+        def prepared() -> Distillation | ZettTask:
+            if not options.dry_run:
+                make_folder(run.training.out)
+            return make_task(run)
+
+        task = made_by_all(prepared)
         if options.dry_run:
             print(*dry_run(task, run.training), sep="\n")
             return
@@ -129,8 +136,16 @@ def _export_model(run: HypernetRun, model: LoadedModel) -> None:
 
 
 def make_task(run: HypernetRun) -> Distillation | ZettTask:
-    """The task of a run: model, hypernetwork, data."""
+    """The task of a run: model, hypernetwork, data.
+
+    Raises:
+        DyntokError: what of it cannot be had; a model that the run's results would replace.
+    """
     folder = resolve(run.model)
+    if run.training.out is not None and folder.resolve() == (run.training.out / "model").resolve():
+        raise DyntokError(
+            f"model: {folder} is where this run writes its own model; give another training.out"
+        )
     model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
     if run.objective == "zett":
         return _zett(run, model, tokenizer)

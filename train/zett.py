@@ -299,7 +299,7 @@ class ZettTask:
         return jax.jit(self.loss)
 
     def _held_out_batches(self, held_out: DataConfig | None) -> list[LanguageBatch]:
-        if held_out is None or self.config.identity_only:
+        if held_out is None:
             return []
         data = dataclasses.replace(held_out, workers=0)
         stream = language_batches(data, self._preparation, seed=self._seed)

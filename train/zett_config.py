@@ -103,8 +103,10 @@ def check(
         problems += _language_problems(config, model, tokenizer, parts)
         if shape.languages:
             problems += _table_problems(shape.languages, languages, data, held_out)
-    if config.targets and (held_out is None or config.identity_only):
-        problems.append("targets are for held-out texts, and with identity_only there are none")
+    if held_out is not None and config.identity_only:
+        problems.append("held_out is of texts, and with identity_only there are none")
+    if config.targets and held_out is None:
+        problems.append("targets are for held-out texts, and there are none")
     if config.train_backbone and config.identity_only:
         problems.append("train_backbone trains on texts, and with identity_only there are none")
     if config.tokenizer and config.identity_only:

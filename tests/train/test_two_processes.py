@@ -88,6 +88,30 @@ def test_two_processes_train_as_one(tmp_path):
     assert kinds.count((6, "evaluation")) == 1 and len(kinds) == 6 + 2
 
 
+@pytest.mark.slow
+def test_what_one_of_two_processes_finds_wrong_ends_both_at_once(tmp_path):
+    program = """
+import sys
+import jax
+from dyntok_jax.sharding import made_by_all
+from dyntok_jax.types import DyntokError
+index = int(sys.argv[1])
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, index)
+def make():
+    if index == 1:
+        raise DyntokError("xx.txt: no such file")
+    return index
+try:
+    made_by_all(make)
+except DyntokError as error:
+    sys.exit(f"error: {error}")
+"""
+    with both(["-c", program]) as processes:
+        said = [process.communicate(timeout=60)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert all("error: xx.txt: no such file" in words for words in said), said
+
+
 LONG = """
 import sys
 from pathlib import Path

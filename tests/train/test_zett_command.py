@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -74,7 +75,12 @@ def test_the_result_says_which_row_is_of_which_language(decoder, tmp_path, monke
     monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
     path = write_run(tmp_path, decoder)
     sources = [{"language": name, "files": str(tmp_path / "en.txt")} for name in ("fr", "en")]
-    own = ["zett.identity_only=true", "zett.train_backbone=false", f"data.sources={sources}"]
+    own = [
+        "zett.identity_only=true",
+        "zett.train_backbone=false",
+        "held_out=null",
+        f"data.sources={sources}",
+    ]
     main(["--config", str(path), *own])
     folder = tmp_path / "run" / "hypernet"
     assert table_languages(folder) == ["en", "fr"]
@@ -97,7 +103,7 @@ def test_training_starts_from_another_hypernetwork(decoder, tmp_path, monkeypatc
 
     monkeypatch.setattr("train.hypernet.train", lambda task, _: task.init(jax.random.key(0)))
     two = f"data.sources={[source('fr'), source('en')]}"
-    only = ["zett.identity_only=true", "zett.train_backbone=false"]
+    only = ["zett.identity_only=true", "zett.train_backbone=false", "held_out=null"]
     main(["--config", str(path), two, *only, "training.seed=5"])
     folder = tmp_path / "run" / "hypernet"
     start = f"hypernet.start={folder}"
@@ -128,6 +134,10 @@ def test_training_starts_from_another_hypernetwork(decoder, tmp_path, monkeypatc
         ),
         ("training.optimizer.weight_decay=0.1", "train_backbone: optimizer.weight_decay would shr"),
         ("hypernet.rescale=false", "hypernet.rescale: the objective zett always rescales"),
+        (
+            "zett.identity_only=true zett.train_backbone=false",
+            "held_out is of texts, and with identity_only there are none",
+        ),
     ],
 )
 def test_settings_that_mean_something_else_are_refused(decoder, tmp_path, overrides, message):
@@ -159,6 +169,14 @@ def test_a_rate_that_knows_nothing_of_the_identity_steps_is_warned_of(caplog):
     assert not caplog.records
     check_steps(config, 30, OptimizerConfig(phases=(Phase(steps=4), Phase())))
     assert "no phase of the optimizer ends after these 10 steps" in caplog.text
+
+
+def test_a_model_in_the_place_of_the_runs_own_is_refused(decoder, tmp_path):
+    folder = tmp_path / "run" / "model"
+    shutil.copytree(decoder, folder)
+    with pytest.raises(SystemExit, match=r"model: .* is where this run writes its own model"):
+        main(["--config", str(write_run(tmp_path, decoder)), f"model={folder}"])
+    assert load_model(folder).params
 
 
 @pytest.mark.parametrize(

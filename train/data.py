@@ -173,6 +173,8 @@ class _Sampler:
                 f"{len(config.sources)}; resume with the sources of the run"
             )
         self.batch = position["batch"] if position else 0
+        # Positions from before it was counted have none.
+        before = (position or {}).get("sizes") or [None] * len(config.sources)
         self.readers: list[_Shuffled | _Blocks] = []
         for number, (source, state) in enumerate(zip(config.sources, states, strict=True)):
             if source.streaming:
@@ -182,8 +184,14 @@ class _Sampler:
             else:
                 texts, part = open_texts(source, config.max_chars), (process_index, process_count)
                 self.readers.append(_Shuffled(texts, (seed, number), part, state))
-        sizes = [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
-        self.language_shares, self.source_shares = _shares(config, sizes)
+                # The order of the texts of an epoch is another one with another number of them.
+                if before[number] not in (None, len(texts)):
+                    raise DyntokError(
+                        f"{source.files or source.dataset or source.tfds}: {len(texts)} texts, "
+                        f"{before[number]} before; resume with the texts of the run"
+                    )
+        self.sizes = [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
+        self.language_shares, self.source_shares = _shares(config, self.sizes)
 
     def __iter__(self) -> Iterator[_Drawn]:
         return self
@@ -200,7 +208,7 @@ class _Sampler:
         names = [self.config.sources[i].language for i in chosen]
         self.batch += 1
         position = {"batch": self.batch, "sources": [reader.state() for reader in self.readers]}
-        position["parts"] = self.parts
+        position |= {"parts": self.parts, "sizes": self.sizes}
         return _Drawn(TextBatch(texts, names, batch_seed), position)
 
 

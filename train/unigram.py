@@ -7,6 +7,7 @@ probability. Nothing here needs a device, so it runs in worker processes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,17 +70,22 @@ class SamplerConfig:
 
 
 def count_substrings(texts: Iterable[str], config: SamplerConfig) -> Counter[str]:
-    """Scores of the substrings of texts; a text is read with a space in front."""
+    """Scores of the substrings of texts; a text is read with a space in front.
+
+    A substring's score is how often it is there times the length in UTF-8 of the characters that
+    spell its bytes, as in the published code: two of each byte that is no visible ASCII.
+    """
     words: Counter[str] = Counter()
     for text in texts:
         words.update([word for word, _ in _SPLIT.pre_tokenize_str(" " + text)])
     scores: Counter[str] = Counter()
     for word, count in words.items():
         spelled = to_byte_chars(word)
+        ends = [0, *itertools.accumulate(len(char.encode()) for char in spelled)]
         for start in _starts(word, config.stride):
             room = min(config.longest, len(spelled) - start)
-            for length in range(1, room + 1):
-                scores[spelled[start : start + length]] += count * length
+            for end in range(start + 1, start + room + 1):
+                scores[spelled[start:end]] += count * (ends[end] - ends[start])
     return scores
 
 

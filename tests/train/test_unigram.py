@@ -25,14 +25,15 @@ def sample(seed: int, config: SamplerConfig = SMALL):
     return sample_tokenizer([count_substrings(TEXTS, config)], SPECIALS, config, seed)
 
 
-def test_scores_are_counts_times_bytes_of_substrings_at_every_fourth_character():
+def test_scores_are_counts_times_lengths_of_substrings_at_every_fourth_character():
     scores = count_substrings(["walked walked", "ждать"], SamplerConfig())
-    assert scores["Ġwalked"] == 2 * 7
-    assert scores["Ġwa"] == 2 * 3
+    # The space is spelled by a character of two bytes.
+    assert scores["Ġwalked"] == 2 * 8
+    assert scores["Ġwa"] == 2 * 4
     assert scores["ked"] == 2 * 3
     assert "walked" not in scores
     # The fifth character of " ждать" begins at byte 1 + 3 * 2.
-    assert scores["ÑĤÑĮ"] == 4
+    assert scores["ÑĤÑĮ"] == 8
     assert max(map(len, scores)) == 11
 
 

@@ -4,8 +4,8 @@
 #   ./launch_tpu.sh NAME ZONE dyntok encode --model multilingual-e5-small --config configs/tpu.yaml \
 #       texts.jsonl --out vectors.safetensors
 #
-#   WORKER=all ./launch_tpu.sh NAME ZONE python -m train.hypernet --config FILE.yaml --distributed \
-#       training.out=FOLDER
+#   WORKER=all ./launch_tpu.sh NAME ZONE env TEXT=TEXTS python -m train.hypernet \
+#       --config FILE.yaml --distributed training.out=FOLDER
 #
 # NAME is a TPU VM that exists (gcloud compute tpus tpu-vm create). The command runs on its first
 # host or, for trainings of several processes, on all; FOLDER is then one that all hosts mount.
@@ -26,10 +26,13 @@ trap 'rm -f "$archive"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar --null -czf "$archive" -T -
 scp "$worker" "$archive" "$name:dyntok.tar.gz"
 printf -v quoted '%q ' "$@"
+status=0
 ssh_to "set -e
   mkdir -p dyntok && tar -xzf dyntok.tar.gz -C dyntok && cd dyntok && mkdir -p out
   python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'
   export PATH=\$PWD/.venv/bin:\$PATH
-  $quoted"
+  $quoted" || status=$?
+# Of a run that failed too: its batch and its metrics say why.
 mkdir -p out
 scp 0 "$name:dyntok/out" .
+exit "$status"

@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "launch_tpu.sh"
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\x1f' "$@" >> "$CALLS"
 printf '\\x1e' >> "$CALLS"
+[ "$4" != ssh ] || exit "${STATUS:-0}"
 """
 
 
@@ -46,6 +47,12 @@ def test_the_command_runs_where_it_is_sent(launch, worker):
     assert ran[6].splitlines()[-1].strip() == r"dyntok score --text it\'s\ here"
     # What all hosts wrote would overwrite itself: results are the first one's.
     assert back[3:] == ["--worker=0", "--recurse", "slice:dyntok/out", "."]
+
+
+def test_what_a_failing_command_wrote_comes_back_too(launch):
+    status, _, calls = launch("slice", "us-central2-b", "false", STATUS="3")
+    assert status == 3 and [call[0] for call in calls] == ["scp", "ssh", "scp"]
+    assert calls[-1][3:] == ["--worker=0", "--recurse", "slice:dyntok/out", "."]
 
 
 def test_without_a_command_it_says_how_it_is_called(launch):

@@ -34,6 +34,12 @@ class DryRun(NamedTuple):
     flops: int
     compile_seconds: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.batch}: {self.parameters:,} parameters, {self.bytes_per_device:,} bytes per "
+            f"device, {self.flops:,} FLOPs per step, compiled in {self.compile_seconds:.1f} s"
+        )
+
 
 def dry_run(task: Task, config: TrainingConfig) -> list[DryRun]:
     """Compiles the step for a batch of each kind that the task has, without running it."""

@@ -336,7 +336,7 @@ def test_dry_run_says_what_a_step_needs(make, capsys):
     main(["--config", str(config), "--dry-run", "compute.dtype=bfloat16"])
     said = capsys.readouterr().out
     # A and B of two maps in two layers, and a head of 7 classes.
-    assert f"parameters={2 * 2 * 2 * 16 * 4 + 16 * 7 + 7}," in said
+    assert f" {2 * 2 * 2 * 16 * 4 + 16 * 7 + 7:,} parameters, " in said
     assert not run.training.out.exists()
 
 

@@ -127,6 +127,8 @@ class ZettTask:
         self.frozen = {"rescalers": first.rescalers, **source}
         self._first = {"hypernet": first.trained}
         (self._first if config.train_backbone else self.frozen).update(backbone)
+        if config.overlap_with == "start":
+            self.frozen["first_rows"] = self._first_rows()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -134,6 +136,10 @@ class ZettTask:
         loss = dataclasses.asdict(self.config)
         for name in ("targets", "evaluation_batches"):
             del loss[name]  # they change no parameter
+        # Absent where they are as in runs from before there was a choice.
+        for name, before in (("packed", True), ("overlap_with", "own")):
+            if loss[name] == before:
+                del loss[name]
         settings = {
             "objective": "zett",
             "zett": loss,
@@ -182,18 +188,29 @@ class ZettTask:
             loss = identity_loss(predicted, self._own(frozen, ids), real)
             return loss, {"identity_loss": loss}
         rows, own = self.rows(trainables, frozen, batch)
-        scores = self.scores(trainables, frozen, rows, batch.ids, batch.mask)
-        language = label_loss(scores, batch.labels, batch.real)
-        is_shared = batch.shared != NO_LABEL
-        overlap = overlap_loss(rows, own, is_shared)
-        parts = {"language_loss": language, "overlap_loss": overlap, "overlap": is_shared.mean()}
+        language = self._language_loss(trainables, frozen, batch, rows)
+        if self.config.overlap_with == "start":
+            kept, wanted = batch.real & (batch.own == NO_LABEL), frozen["first_rows"]
+        else:
+            kept, wanted = batch.shared != NO_LABEL, own
+        overlap = overlap_loss(rows, wanted, kept, batch.real)
+        parts = {"language_loss": language, "overlap_loss": overlap, "overlap": kept.mean()}
         return language + self.config.overlap_weight * overlap, parts
 
+    def _language_loss(
+        self, trainables: Any, frozen: Any, batch: Any, rows: Rows
+    ) -> Float[Array, ""]:
+        scores = self.scores(trainables, frozen, rows, batch.ids, batch.mask)
+        return label_loss(scores, batch.labels, batch.real)
+
     def rows(self, trainables: Any, frozen: Any, batch: LanguageBatch) -> tuple[Rows, Rows]:
-        """Rows of the U tokens of a batch, and the model's own of special and shared ones."""
+        """Rows of the U tokens of a batch, and the model's own of their first pieces."""
         predicted = self.predict(trainables, frozen, batch.forms, batch.language)
-        own = self._own(frozen, jnp.maximum(jnp.maximum(batch.own, batch.shared), 0))
-        return with_own_rows(predicted, own, batch.own != NO_LABEL), own
+        is_special = batch.own != NO_LABEL
+        # The hypernetwork has ids beyond the model's.
+        pieces = jnp.minimum(batch.forms[:, 0], self.hypernet_config.vocab_size - 1)
+        own = self._own(frozen, jnp.where(is_special, batch.own, pieces))
+        return with_own_rows(predicted, own, is_special), own
 
     def predict(
         self,
@@ -281,11 +298,8 @@ class ZettTask:
         for name in parts[0] if parts else ():
             figures[name] = float(np.mean([part[name] for part in parts]))
         for target, batches in self._targets.items():
-            parts = [
-                self._jitted_loss(trainables, self.frozen, put(batch, self.mesh), key)[1]
-                for batch in batches
-            ]
-            losses = [part["language_loss"] for part in parts]
+            placed = (put(batch, self.mesh) for batch in batches)
+            losses = [self._jitted_target_loss(trainables, self.frozen, b) for b in placed]
             figures[f"language_loss_{target}"] = float(np.mean(losses))
         return figures
 
@@ -297,6 +311,21 @@ class ZettTask:
     @cached_property
     def _jitted_loss(self) -> Any:
         return jax.jit(self.loss)
+
+    @cached_property
+    def _jitted_target_loss(self) -> Any:
+        def loss(trainables: Any, frozen: Any, batch: Any) -> Float[Array, ""]:
+            rows = self.rows(trainables, frozen, batch)[0]
+            return self._language_loss(trainables, frozen, batch, rows)
+
+        return jax.jit(loss)
+
+    def _first_rows(self) -> Rows:
+        """What the hypernetwork makes of the fixed tokenizer's tokens before it is trained."""
+        row = self.languages.index(self._data.sources[0].language) if self.languages else 0
+        language = np.array(row, np.int32)
+        forms = self._preparation.fixed[0]
+        return self._jitted_predict(self._first, self.frozen, forms, language)._replace(bias=None)
 
     def _held_out_batches(self, held_out: DataConfig | None) -> list[LanguageBatch]:
         if held_out is None:
@@ -334,6 +363,7 @@ class ZettTask:
             self.languages,
             self.config.sampler,
             None if fixed is None else named(fixed, tokenizer, masking),
+            self.config.packed,
         )
 
     def _source(self) -> dict[str, Any]:

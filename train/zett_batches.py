@@ -136,6 +136,7 @@ class LanguagePreparation:
         languages: names, in the order of the language table; empty without one.
         sampler: how tokenizers are sampled.
         target: the tokenizer of all batches, where none is sampled; it can be pickled.
+        packed: texts stand behind each other; else each begins a sequence of its own.
     """
 
     hypernet_tokenizer: dict[str, Any]
@@ -152,6 +153,7 @@ class LanguagePreparation:
     languages: Sequence[str]
     sampler: SamplerConfig
     target: Target | None = None
+    packed: bool = True
 
     def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int] | None:
         """As :meth:`batch`, by a tokenizer sampled from the texts and those before them."""
@@ -195,7 +197,7 @@ class LanguagePreparation:
         known = self.languages and batch.languages[0]
         language = np.array(self.languages.index(known) if known else 0, np.int32)
         is_fixed = target is self.target
-        forms, own, shared, real = self._fixed if is_fixed else self._vocabulary(tokens, room)
+        forms, own, shared, real = self.fixed if is_fixed else self._vocabulary(tokens, room)
         prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
         return prepared, int(mask.sum()), dropped
 
@@ -204,7 +206,8 @@ class LanguagePreparation:
         return BaseTokenizer(self.hypernet_tokenizer)
 
     @cached_property
-    def _fixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def fixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As :meth:`_vocabulary`, of the tokenizer of all batches."""
         assert self.target is not None
         return self._vocabulary(self.target.tokens, padded(len(self.target.tokens)))
 
@@ -226,7 +229,7 @@ class LanguagePreparation:
         """B sequences of all texts behind each other, and how many tokens are in none.
 
         Where the texts are longer than there is room, the sequences begin at equal distances, so
-        that each long text has a part in them.
+        that each long text has a part in them. Texts that are not packed have one sequence each.
         """
         between = [row for i, row in rank.items() if i == self.separator]
         stream = np.array([i for text in texts for i in [*text, *between]], np.int32)
@@ -235,12 +238,19 @@ class LanguagePreparation:
         room = self.length - len(prefix) - len(suffix)
         ids = np.zeros((self.sequences, self.length), np.int32)
         mask = np.zeros((self.sequences, self.length), bool)
-        distance = max(room, len(stream) // self.sequences)
-        for row, start in enumerate(range(0, len(stream), distance)[: self.sequences]):
-            sequence = np.concatenate([prefix, stream[start : start + room], suffix])
+        if self.packed:
+            distance = max(room, len(stream) // self.sequences)
+            starts = range(0, len(stream), distance)[: self.sequences]
+            parts = [stream[start : start + room] for start in starts]
+            dropped = max(0, len(stream) - self.sequences * room)
+        else:
+            parts = [np.array(text[:room], np.int32) for text in texts[: self.sequences]]
+            dropped = sum(map(len, texts)) - sum(map(len, parts))
+        for row, part in enumerate(parts):
+            sequence = np.concatenate([prefix, part, suffix])
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
-        return ids, mask, max(0, len(stream) - self.sequences * room)
+        return ids, mask, dropped
 
     def _vocabulary(
         self, tokens: Sequence[Token], size: int

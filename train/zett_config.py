@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dyntok_jax.config import at_least
 from dyntok_jax.embed.hypernet import HypernetConfig
@@ -31,7 +32,10 @@ class ZettConfig:
         identity_only: there are no other steps; any model will do, one without a head too.
         sequences: B of all later steps.
         length: T of these.
-        overlap_weight: of the loss that keeps tokens of the model's vocabulary near their rows.
+        packed: texts stand behind each other in a sequence; else each is one, and cut off there.
+        overlap_weight: of the loss that keeps rows near others.
+        overlap_with: which: of tokens of the model's vocabulary near the model's own, or, with a
+            ``tokenizer``, all near those that the hypernetwork begins with (n-shot transfer).
         train_backbone: train the model as well (n-shot transfer); without weight decay, or without
             identity steps, in which only that would change it.
         tokenizer: name or folder of the tokenizer of all later steps (n-shot transfer); by default
@@ -49,7 +53,9 @@ class ZettConfig:
     identity_only: bool = False
     sequences: int = 128
     length: int = 128
+    packed: bool = True
     overlap_weight: float = 0.5
+    overlap_with: Literal["own", "start"] = "own"
     train_backbone: bool = False
     tokenizer: str | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -109,6 +115,11 @@ def check(
         problems.append("targets are for held-out texts, and there are none")
     if config.train_backbone and config.identity_only:
         problems.append("train_backbone trains on texts, and with identity_only there are none")
+    if config.overlap_with == "start":
+        if not config.tokenizer:
+            problems.append("overlap_with start is of one tokenizer's rows: give it by tokenizer")
+        elif languages and len({source.language for source in data.sources}) > 1:
+            problems.append("overlap_with start is of one language's rows, and data has several")
     if config.tokenizer and config.identity_only:
         problems.append("tokenizer reads texts, and with identity_only there are none")
     if problems:

@@ -19,18 +19,22 @@ def identity_loss(predicted: Rows, own: Rows, real: Bool[Array, " N"]) -> Float[
     return _mean_of([jnp.where(real, d, 0).sum() / real.sum() for d in distances])
 
 
-def overlap_loss(predicted: Rows, own: Rows, shared: Bool[Array, " U"]) -> Float[Array, ""]:
-    """Squared distance of the rows of shared tokens to the model's own (section 3.3).
+def overlap_loss(
+    predicted: Rows, wanted: Rows, kept: Bool[Array, " U"], real: Bool[Array, " U"]
+) -> Float[Array, ""]:
+    """Squared distance of the rows of kept tokens to those wanted (section 3.3).
 
-    Relative to the mean length of these; mean over shared tokens and over input and output.
+    Relative to the mean length of those wanted, over all real tokens; mean over kept tokens and
+    over input and output.
     """
-    count = jnp.maximum(shared.sum(), 1)
+    count = jnp.maximum(kept.sum(), 1)
 
     def distance(a: Any, b: Any) -> Float[Array, ""]:
-        length = jnp.where(shared, jnp.sqrt(jnp.square(b).sum(-1)), 0).sum() / count
-        return jnp.where(shared, _squared(a, b), 0).sum() / count / jnp.maximum(length, 1e-8)
+        lengths = jnp.where(real, jnp.sqrt(jnp.square(b).sum(-1)), 0)
+        length = lengths.sum() / jnp.maximum(real.sum(), 1)
+        return jnp.where(kept, _squared(a, b), 0).sum() / count / jnp.maximum(length, 1e-8)
 
-    tables = [(predicted.input, own.input), (predicted.output, own.output)]
+    tables = [(predicted.input, wanted.input), (predicted.output, wanted.output)]
     return _mean_of([distance(a, b) for a, b in tables if a is not None])
 
 

@@ -32,6 +32,7 @@ from dyntok_jax.text.byte_level import to_bytes
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig
 from train.loop import TrainingConfig, train
+from train.optim import OptimizerConfig, Phase
 from train.text_sources import TextSource
 from train.unigram import SamplerConfig
 from train.zett import ZettTask
@@ -349,12 +350,15 @@ def test_a_mesh_changes_nothing(make_task):
 
 
 @pytest.mark.slow
-def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path):
+@pytest.mark.parametrize("name", ["llama", "xlm_r"])
+def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path, name):
     config = replace(CONFIG, train_backbone=True, identity_steps=2)
-    task = make_task("xlm_r", config, held_out=data)
+    task = make_task(name, config, held_out=data)
     before = jax.tree.map(np.array, task.init(jax.random.key(0)))
-    assert set(before) == {"hypernet", "model", "head"}
-    params = train(task, TrainingConfig(tmp_path, 4, evaluate_every=4, log_every=1))
+    assert set(before) == {"hypernet", "model"} | ({"head"} if name == "xlm_r" else set())
+    optimizer = OptimizerConfig(phases=(Phase(peak=3e-3),))
+    settings = TrainingConfig(tmp_path, 32, optimizer=optimizer, evaluate_every=32, log_every=1)
+    params = train(task, settings)
     changed = [
         not np.array_equal(a, b)
         for a, b in zip(*map(jax.tree.leaves, (before, params)), strict=True)
@@ -363,6 +367,9 @@ def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
+    losses = [r["language_loss"] for r in records if r["kind"] == "train" and "language_loss" in r]
+    # Every step has another tokenizer and other texts.
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3, losses
     names = {name for record in records for name in record}
     assert {"identity_loss", "language_loss", "overlap_loss", "identity_cosine"} <= names
 
@@ -457,6 +464,41 @@ def test_one_tokenizer_may_read_all_texts(make_task, data, other):
         make_task("llama", replace(config, identity_only=True))
 
 
+def test_rows_of_one_tokenizer_may_be_kept_near_those_of_the_start(make_task, data, other):
+    own = replace(data, sources=data.sources[:1])
+    config = replace(CONFIG, tokenizer=str(other), identity_steps=0, overlap_with="start")
+    task = make_task("llama", config, data=own, held_out=own)
+    params = task.init(jax.random.key(0))
+    first = task.evaluate(params)
+    assert first["overlap_loss"] == 0
+    moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
+    assert task.evaluate(moved)["overlap_loss"] > 0
+    # All but the special tokens, whose rows are the model's.
+    batch = next(task.batches(None)).batch
+    wanted = (batch.real & (batch.own == NO_LABEL)).mean()
+    np.testing.assert_allclose(first["overlap"], wanted, rtol=1e-6)
+    with pytest.raises(DyntokError, match="overlap_with start is of one language's rows"):
+        make_task("llama", config, data=data)
+    with pytest.raises(DyntokError, match="overlap_with start is of one tokenizer's rows"):
+        make_task("llama", replace(CONFIG, overlap_with="start"), data=own)
+
+
+def test_a_text_may_be_a_sequence_of_its_own(make_task, data, other):
+    own = replace(data, sources=data.sources[:1])
+    config = replace(CONFIG, tokenizer=str(other), identity_steps=0)
+    packed, single = (
+        next(make_task("llama", replace(config, packed=packed), data=own).batches(None))
+        for packed in (True, False)
+    )
+    target = named(str(other), make_task("llama", config, data=own)._tokenizer, None)
+    lines = Path(own.sources[0].files or "").read_text("utf-8").splitlines()
+    # This tokenizer has none of the special tokens that stand around texts.
+    texts = [ids[: CONFIG.length] for ids in target.encode(lines)]
+    for ids, mask in zip(single.batch.ids, single.batch.mask, strict=True):
+        assert ids[mask].tolist() in texts
+    assert single.dropped > 0 and packed.batch.mask.sum() >= single.batch.mask.sum()
+
+
 def test_a_tokenizer_without_the_models_ends_is_warned_of(tokenizers, folders, other, caplog):
     named(str(folders["fallback_bpe"]), tokenizers["llama"], None)
     assert not any("texts stand without" in record.getMessage() for record in caplog.records)
@@ -530,8 +572,10 @@ def test_losses_by_hand():
     assert identity_loss(a, b, jnp.array([False, True])) == (25 + 0) / 2
     shared = jnp.array([False, True])
     one = (a._replace(output=None), b._replace(output=None))
-    assert overlap_loss(*one, shared) == 25 / 5
-    assert overlap_loss(*one, ~shared & False) == 0
+    # The mean length is of all real tokens: of 5 and 2, or of 5 alone.
+    assert overlap_loss(*one, shared, both) == 25 / 3.5
+    assert overlap_loss(*one, shared, shared) == 25 / 5
+    assert overlap_loss(*one, ~shared & False, both) == 0
     scores = jnp.log(jnp.array([[[1.0, 3.0, 99.0], [1.0, 1.0, 1.0]]]))
     real = jnp.array([True, True, False])
     found = label_loss(scores, jnp.array([[1, NO_LABEL]]), real)

@@ -35,7 +35,8 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
     if path.name == "uner_e5.yaml":
         assert further[:2] == [(100, "whole", "default"), (100, "self", "default")]
         assert further[2:] == [(0, "longer", "base"), (0, "longer_self", "base")]
-        assert [s.control for s in run.settings[6:8]] == [s.name for s in run.settings[8:]]
+        longer, then_self = (setting.name for setting in run.settings[8:])
+        assert [s.control for s in run.settings[5:8]] == [longer, longer, then_self]
         assert {len(folders) for folders in run.adapters.values()} == {3}
     else:
         assert not further

@@ -122,7 +122,10 @@ def test_a_joint_adapter_is_warned_of(case, caplog, rows, mode, warned):
     write_adapter(case.folder, written_anew, case.model.architecture, str(case.base))
     written(case)
     words = f"{case.folder}: trained on rows of {rows}, tokenization {mode}; here it reads base"
-    assert (words in caplog.text) == warned == bool(caplog.records)
+    assert (words in caplog.text) == warned
+    # Written by peft, as these were, an adapter does not say what it was trained on.
+    (other,) = [record for record in caplog.messages if "trained on rows of" not in record]
+    assert other.startswith("the adapter says no hash of its base")
 
 
 @pytest.mark.parametrize("case", ["bert_token"], indirect=True)

@@ -12,6 +12,12 @@ from dyntok_jax.model_store import cache_folder
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+def test_files_that_commands_name_are_there():
+    named = set(re.findall(r"\bconfigs/[\w/]+\.yaml", README.read_text("utf-8")))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (README.parent / name).is_file()] == []
+
+
 @pytest.mark.usefixtures("optimized")
 def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)

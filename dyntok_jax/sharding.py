@@ -155,6 +155,9 @@ def made_by_all(make: Callable[[], T]) -> T:
 
     A process that ends alone leaves the others waiting for it.
 
+    Args:
+        make: works on the host alone: of work of all processes one cannot drop out.
+
     Raises:
         DyntokError: what another process found wrong.
     """

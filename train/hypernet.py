@@ -49,6 +49,7 @@ from train.dry_run import dry_run
 from train.held_out import HeldOut
 from train.loop import make_folder, train
 from train.preparation import Preparation
+from train.text_sources import open_texts
 from train.zett import ZettTask
 from train.zett_config import check_steps
 from train.zett_hypernet import zett_shape
@@ -82,12 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
         if options.distributed:
             _join_processes()
 
-        def prepared() -> Distillation | ZettTask:
+        def prepared() -> Base:
             if not options.dry_run:
                 make_folder(run.training.out)
-            return make_task(run)
+            return load_base(run)
 
-        task = made_by_all(prepared)
+        task = make_task(run, made_by_all(prepared))
         if options.dry_run:
             print(*dry_run(task, run.training), sep="\n")
             return
@@ -135,8 +136,22 @@ def _export_model(run: HypernetRun, model: LoadedModel) -> None:
     logging.info("%s: the model, trained as well", folder)
 
 
-def make_task(run: HypernetRun) -> Distillation | ZettTask:
-    """The task of a run: model, hypernetwork, data.
+class Base(NamedTuple):
+    """What a run trains for.
+
+    Attributes:
+        folder: of the model.
+        model: its weights on the host.
+        tokenizer: its own.
+    """
+
+    folder: Path
+    model: LoadedModel
+    tokenizer: BaseTokenizer
+
+
+def load_base(run: HypernetRun) -> Base:
+    """Load the model, and open what evaluations read, without any device.
 
     Raises:
         DyntokError: what of it cannot be had; a model that the run's results would replace.
@@ -146,7 +161,24 @@ def make_task(run: HypernetRun) -> Distillation | ZettTask:
         raise DyntokError(
             f"model: {folder} is where this run writes its own model; give another training.out"
         )
-    model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
+    if held_out := run.held_out:
+        for source in held_out.sources:
+            if not source.streaming:
+                open_texts(source, held_out.max_chars)
+    return Base(folder, load_model(folder), BaseTokenizer.from_folder(folder))
+
+
+def make_task(run: HypernetRun, base: Base | None = None) -> Distillation | ZettTask:
+    """The task of a run: model, hypernetwork, data.
+
+    Args:
+        run: the config.
+        base: of :func:`load_base`, which is called by default.
+
+    Raises:
+        DyntokError: what of it cannot be had, or does not fit together.
+    """
+    folder, model, tokenizer = base or load_base(run)
     if run.objective == "zett":
         return _zett(run, model, tokenizer)
     shape = hypernet_config(run.hypernet, model, tokenizer)

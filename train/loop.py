@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.config import at_least
 from dyntok_jax.files import atomic_path
-from dyntok_jax.sharding import batch_part, of_all_processes, replicated
+from dyntok_jax.sharding import batch_part, made_by_all, of_all_processes, replicated
 from dyntok_jax.types import DyntokError
 from train.feed import Fed, Feed
 from train.metrics import Clock, Metrics
@@ -192,7 +192,7 @@ class _Run:
     def go(self) -> None:
         """Trains up to the last step."""
         config = self.config
-        batches = self.task.batches(self.position)
+        batches = made_by_all(lambda: self.task.batches(self.position))
         self.metrics = Metrics(config.out, self.done, config.steps, config.tensorboard)
         with (
             contextlib.closing(self.metrics),
@@ -359,7 +359,7 @@ class _Run:
             found += ", but the optimizer's update is not finite"
         try:
             where = f"is in {save_batch(self.config.out, flight.step, flight.fed.loaded.batch)}"
-        except (DyntokError, OSError) as error:
+        except Exception as error:  # whatever it is, the loss has to be told
             where = f"could not be saved ({error})"
         said = f"step {flight.step}: {found}; the batch {where}"
         try:

@@ -112,6 +112,35 @@ except DyntokError as error:
     assert all("error: xx.txt: no such file" in words for words in said), said
 
 
+WITHOUT_TEXTS = """
+import sys
+from pathlib import Path
+import jax
+from dyntok_jax.types import DyntokError
+from regression_task import config
+from train.loop import train
+from two_processes import Part
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+class Missing(Part):
+    def batches(self, position):
+        if jax.process_index() == 1:
+            raise DyntokError("xx.txt: no such file")
+        return super().batches(position)
+try:
+    train(Missing(devices=2), config(Path(sys.argv[3]), 4))
+except DyntokError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_texts_that_one_of_two_processes_lacks_end_both(tmp_path):
+    with both(["-c", WITHOUT_TEXTS], tmp_path) as processes:
+        said = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert all("error: xx.txt: no such file" in words for words in said)
+
+
 LONG = """
 import sys
 from pathlib import Path

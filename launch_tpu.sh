@@ -34,5 +34,5 @@ ssh_to "set -e
   $quoted" || status=$?
 # Of a run that failed too: its batch and its metrics say why.
 mkdir -p out
-scp 0 "$name:dyntok/out" .
+scp 0 "$name:dyntok/out" . || [ "$status" -ne 0 ] || status=$?
 exit "$status"

@@ -14,6 +14,7 @@ GCLOUD = """#!/usr/bin/env bash
 printf '%s\\x1f' "$@" >> "$CALLS"
 printf '\\x1e' >> "$CALLS"
 [ "$4" != ssh ] || exit "${STATUS:-0}"
+[ "${*: -1}" != . ] || exit "${BACK:-0}"
 """
 
 
@@ -53,6 +54,9 @@ def test_what_a_failing_command_wrote_comes_back_too(launch):
     status, _, calls = launch("slice", "us-central2-b", "false", STATUS="3")
     assert status == 3 and [call[0] for call in calls] == ["scp", "ssh", "scp"]
     assert calls[-1][3:] == ["--worker=0", "--recurse", "slice:dyntok/out", "."]
+    # Where nothing was written either, the command's status counts.
+    assert launch("slice", "us-central2-b", "false", STATUS="3", BACK="1")[0] == 3
+    assert launch("slice", "us-central2-b", "true", BACK="1")[0] == 1
 
 
 def test_without_a_command_it_says_how_it_is_called(launch):

@@ -212,11 +212,12 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DyntokError(f"{folder}: cannot be written ({error.strerror})") from error
-    # The weights take their place last: without them a folder is no adapter.
-    with atomic_path(folder / WEIGHTS) as weights:
-        write_tensors(weights, tensors, {HASH: adapter.base} if adapter.base else None)
-        _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
-        _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
+    # The weights go first and come last: without them a folder is no adapter, and those of an
+    # older one do not stand beside what is said of this one.
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    _write_json(folder / CONFIG, _peft_config(adapter, whole, name))
+    _write_json(folder / TASK, {**adapter.task, "labels": list(adapter.labels)})
+    write_tensors(folder / WEIGHTS, tensors, {HASH: adapter.base} if adapter.base else None)
 
 
 def read_adapter(folder: Path, architecture: Architecture, base: Path | None = None) -> Adapter:

@@ -118,8 +118,11 @@ def check(
     if config.overlap_with == "start":
         if not config.tokenizer:
             problems.append("overlap_with start is of one tokenizer's rows: give it by tokenizer")
-        elif languages and len({source.language for source in data.sources}) > 1:
-            problems.append("overlap_with start is of one language's rows, and data has several")
+        sources = [*data.sources, *(held_out.sources if held_out else ())]
+        if languages and len({source.language for source in sources}) > 1:
+            problems.append("overlap_with start is of one language's rows, and texts have several")
+        if config.identity_steps:
+            problems.append("overlap_with start keeps rows as identity_steps found them: give 0")
     if config.tokenizer and config.identity_only:
         problems.append("tokenizer reads texts, and with identity_only there are none")
     if problems:

@@ -138,6 +138,8 @@ def test_files_come_back_as_peft_wrote_them(case):
     jax.tree.map(np.testing.assert_array_equal, again.lora, case.adapter.lora)
 
 
+# peft asks transformers by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_peft_reads_our_files(case):
     peft = pytest.importorskip("peft", reason="needs torch and peft")
     torch = pytest.importorskip("torch")

@@ -45,7 +45,7 @@ def settings(run: dict[str, Any]) -> str:
     parts = [head, table(columns, lines), tail]
     if merging := [row for row in rows[1:] if row.get("reduction")]:
         parts.append(_by_language(merging, languages))
-    parts += [_control(row) for row in rows if row.get("control")]
+    parts += controls(run)
     if run["sweep"]:
         parts.append(_sweep(run))
     return "\n\n".join(parts)
@@ -89,12 +89,17 @@ def _by_language(rows: Sequence[dict[str, Any]], languages: Sequence[str]) -> st
     return f"Δ by language (tokens saved):\n\n{table(['', *languages], lines)}"
 
 
-def _control(row: dict[str, Any]) -> str:
-    average = row["average"]
-    ends = _ends(average["control_interval"], "+.1f")
-    seeds = "the seeds that both have" if average["control_seeds"] else "all seeds of each"
-    difference = f"{average['control_delta']:+.1f}{ends}, over {seeds}"
-    return f"{row['name']} against {row['control']}: {difference}."
+def controls(run: dict[str, Any]) -> list[str]:
+    """A line for each setting that has a control: the difference to it."""
+    said = []
+    for row in run["settings"]:
+        if row.get("control"):
+            average = row["average"]
+            ends = _ends(average["control_interval"], "+.1f")
+            seeds = "the seeds that both have" if average["control_seeds"] else "all seeds of each"
+            difference = f"{average['control_delta']:+.1f}{ends}, over {seeds}"
+            said.append(f"{row['name']} against {row['control']}: {difference}.")
+    return said
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from dyntok_jax.files import atomic_path
-from eval import record
+from eval import record, report_tasks
 from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, spread, value
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
@@ -166,10 +166,8 @@ def show(run: dict[str, Any]) -> None:
             f"{average['processor_seconds']:.1f}",
         )
     record.print_table(table)
-    for row in filter(lambda row: row.get("control"), run["settings"]):
-        average = row["average"]
-        ends = _ends(average["control_interval"], "+.1f")
-        print(f"{row['name']} against {row['control']}: {average['control_delta']:+.1f} ({ends})")
+    for line in report_tasks.controls(run):
+        print(line)
 
 
 def _spread(average: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import sys
@@ -13,15 +14,14 @@ from typing import Any
 
 import jax
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import (
-    Event,  # pyright: ignore[reportAttributeAccessIssue]
-    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
-)
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
+
+# Its classes are made when it is imported, which a type checker does not see.
+EVENTS: Any = importlib.import_module("tensorboardX.proto.event_pb2")
 
 
 class Metrics:
@@ -104,16 +104,16 @@ class _Board:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
-        self._file.write_event(Event(step=purge, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(step=purge, session_log=start))
+        self._file.write_event(EVENTS.Event(step=purge, file_version="brain.Event:2"))
+        start = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
+        self._file.write_event(EVENTS.Event(step=purge, session_log=start))
         self._file.flush()
 
     def add(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Adds scalars; None has no place there."""
         for name, value in values.items():
             if value is not None:
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                event = EVENTS.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
                 self._file.write_event(event)
         self._file.flush()
 

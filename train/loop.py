@@ -230,11 +230,11 @@ class _Run:
             try:
                 fed = self.feed.next(flight and flight.report)
             except Exception as error:
-                # It should not cost the steps so far. One of several processes does not save: the
-                # others would have to take part.
+                # It should not cost the steps so far. Of several processes all have to save, and
+                # only where they agree on batches do all know that there is none.
                 if flight is not None:
                     self._settle(flight)
-                if self.done and jax.process_count() == 1:
+                if self.done and (self.task.agree is not None or jax.process_count() == 1):
                     try:
                         self._save(None)
                         self.checkpoints.wait()

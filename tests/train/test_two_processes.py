@@ -166,3 +166,44 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tmp_path):
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert 3 < int(saved.name) < 4000
     assert all(f"stopped by signal after step {saved.name};" in words for words in said)
+
+
+ENDING = """
+import sys
+from itertools import islice
+from pathlib import Path
+import jax
+from jax.experimental import multihost_utils
+from dyntok_jax.types import DyntokError
+from regression_task import config
+from train.loop import train
+from two_processes import Part
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+class Ending(Part):
+    @property
+    def agree(self):
+        return self.agreed
+    def agreed(self, batch):
+        if not multihost_utils.process_allgather(batch is not None).all() and batch is not None:
+            raise DyntokError("the other process has no batch")
+        return batch
+    def batches(self, position):
+        if jax.process_index() == 0:
+            yield from super().batches(position)
+        yield from islice(super().batches(position), 3)
+        raise DyntokError("xx.txt: changed while it was read")
+try:
+    train(Ending(devices=2), config(Path(sys.argv[3]), 10, checkpoint_every=0))
+except DyntokError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_an_input_that_ends_in_one_of_two_processes_keeps_the_steps_of_both(tmp_path):
+    with both(["-c", ENDING], tmp_path) as processes:
+        said = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "error: the other process has no batch" in said[0]
+    assert "error: xx.txt: changed while it was read" in said[1]
+    assert [saved.name for saved in (tmp_path / "checkpoints").iterdir()] == ["3"]

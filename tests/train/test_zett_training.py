@@ -2,143 +2,57 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import logging
 import pickle
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from zett_parts import CONFIG, SAMPLER, SIZE, Maker, texts, tiny_llama, with_mask_token
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet
-from dyntok_jax.models.decoder import DecoderConfig
-from dyntok_jax.models.encoder import EncoderConfig
-from dyntok_jax.models.hf_config import Architecture
-from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.weights import LoadedModel, head_module, model_module
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.byte_level import to_bytes
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig
 from train.loop import TrainingConfig, train
 from train.optim import OptimizerConfig, Phase
 from train.text_sources import TextSource
-from train.unigram import SamplerConfig
 from train.zett import ZettTask
 from train.zett_batches import (
     NO_LABEL,
     IdentityBatch,
     LanguageBatch,
-    LanguagePreparation,
     QueuedTexts,
     identity_batch,
     language_batches,
     mask_tokens,
     next_tokens,
 )
-from train.zett_config import ZettConfig
-from train.zett_hypernet import first_parameters, hypernet_tokenizer, zett_shape
+from train.zett_hypernet import first_parameters, zett_shape
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-from train.zett_targets import named, short_names, target_batches
-
-WIDTH = 16
-SIZE = 512
-SAMPLER = SamplerConfig(mean=500, minimum=480, maximum=SIZE, std=10, texts=24)
-CONFIG = ZettConfig(3, 64, sequences=8, length=24, sampler=SAMPLER, evaluation_batches=1)
-ONE = ComputeConfig(mesh=MeshConfig(1))
-TEXT = (
-    "the quick brown fox jumps over the lazy dog and the children walked along the river while "
-    "der alte Mann erzählte heute Abend Geschichten über ferne Länder und seine Brüder in 1999 "
-    "watoto wanacheza mpira nje ya nyumba ya babu yao asubuhi, (not here); über allem steht."
-)
-
-
-def random_params(module: nn.Module, *inputs):
-    """Without a compilation for each of the module's operations, as its own ``init`` would have."""
-    random = np.random.default_rng(1)
-
-    def value(path, leaf):
-        is_scale = path[-1].key == "scale"
-        drawn = random.normal(float(is_scale), 0.06, leaf.shape)
-        return drawn.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(value, nn.unbox(abstract_params(module, *inputs)))
-
-
-def tiny_llama(tokenizer: BaseTokenizer) -> LoadedModel:
-    rows = tokenizer.vocab_size
-    config = DecoderConfig(WIDTH, 2, 2, 1, 8, 32, vocab_size=rows, sliding_window=None)
-    architecture = Architecture(config, "llama", None, False, 64)
-    random = np.random.default_rng(0)
-    source = Rows(*random.normal(0, 0.05, (2, rows, WIDTH)).astype(np.float32))
-    params = random_params(model_module(architecture))
-    return LoadedModel(architecture, params, None, source, {"model_type": "llama"})
-
-
-def tiny_xlm_r(tokenizer: BaseTokenizer) -> LoadedModel:
-    rows = tokenizer.vocab_size
-    config = EncoderConfig(WIDTH, 2, 2, 32, 66, vocab_size=rows)
-    architecture = Architecture(config, "xlm-roberta", "masked_lm", True, 64)
-    random = np.random.default_rng(0)
-    table = random.normal(0, 0.1, (rows, WIDTH)).astype(np.float32)
-    bias = random.normal(0, 0.1, rows).astype(np.float32)
-    params = random_params(model_module(architecture))
-    hidden = jnp.zeros((1, 1, WIDTH))
-    module = head_module(architecture)
-    assert module is not None
-    head = random_params(module, hidden, hidden[0])
-    return LoadedModel(architecture, params, head, Rows(table, None, bias), {"model_type": "x"})
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:
-    random = np.random.default_rng(0)
-    sources = []
-    for language in ("de", "en"):
-        path = tmp_path_factory.mktemp("text") / f"{language}.txt"
-        lines = [" ".join(random.choice(TEXT.split(), 24)) for _ in range(64)]
-        path.write_text("\n".join(lines) + "\n", "utf-8")
-        sources.append(TextSource(language, files=str(path)))
-    return DataConfig(tuple(sources), one_language=True, texts=8, workers=0)
+    return texts(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny_tokenizers) -> dict[str, BaseTokenizer]:
-    unigram = copy.deepcopy(tiny_tokenizers["unigram"].json)
-    number = len(unigram["model"]["vocab"])
-    unigram["model"]["vocab"].append(["<mask>", 0.0])
-    unigram["added_tokens"].append(unigram["added_tokens"][0] | {"id": number, "content": "<mask>"})
-    llama = tiny_tokenizers["fallback_bpe"]
-    return {
-        "llama": BaseTokenizer(llama.json, llama.config),
-        "xlm_r": BaseTokenizer(unigram, tiny_tokenizers["unigram"].config),
-    }
+    return with_mask_token(tiny_tokenizers)
 
 
 @pytest.fixture(scope="module")
-def make_task(tokenizers, data):
-    def make(
-        name: str, config: ZettConfig = CONFIG, compute=ONE, held_out=None, data=data, **shape
-    ):
-        tokenizer = tokenizers[name]
-        model = {"llama": tiny_llama, "xlm_r": tiny_xlm_r}[name](tokenizer)
-        languages = len(data.sources)
-        sizes: dict[str, Any] = {"hidden": 32, "layers": 1, "heads": 2} | shape
-        hypernet = zett_shape(model, tokenizer, languages, **sizes)
-        return ZettTask(model, tokenizer, hypernet, config, data, compute, 0, held_out)
-
-    return make
+def make_task(tokenizers, data) -> Maker:
+    return Maker(tokenizers, data)
 
 
 @pytest.fixture(scope="module", params=["llama", "xlm_r"])
@@ -372,139 +286,6 @@ def test_the_loop_trains_it_and_the_backbone(make_task, data, tmp_path, name):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3, losses
     names = {name for record in records for name in record}
     assert {"identity_loss", "language_loss", "overlap_loss", "identity_cosine"} <= names
-
-
-@pytest.fixture
-def other(folders, tmp_path) -> Path:
-    """The folder of another model's tokenizer, with a mask token."""
-    content = json.loads((folders["byte_bpe"] / "tokenizer.json").read_text("utf-8"))
-    count = len(content["model"]["vocab"])
-    content["added_tokens"].append(content["added_tokens"][0] | {"id": count, "content": "<mask>"})
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content), "utf-8")
-    return tmp_path / "other"
-
-
-@pytest.mark.parametrize("name", ["llama", "xlm_r"])
-def test_fixed_tokenizers_give_the_same_batches_each_time(name, tokenizers, data, other):
-    own, read = tokenizers[name], BaseTokenizer.from_folder(other)
-    prefix = [own.opening_id]
-    mask_id = own.special_ids.get("<mask>")
-    prepare = LanguagePreparation(
-        *(hypernet_tokenizer(own)[0], own.special_ids, prefix, [], own.closing_id, mask_id),
-        *(own.vocab_size, own.pad_id or 0, 4, 8, 24, ["de", "en"], SAMPLER),
-    )
-    names = ["500", str(other)]
-    found, again = (target_batches(names, own, prepare, data, 2, seed=3) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, found, again)
-    assert list(found) == names and all(len(batches) == 2 for batches in found.values())
-    sampled, named = (found[name][0] for name in names)
-    np.testing.assert_array_equal(sampled.forms, found["500"][1].forms)
-    assert sampled.real.sum() == 500 and named.real.sum() == read.vocab_size
-    for batch in (sampled, named):
-        specials = batch.own != NO_LABEL
-        assert set(batch.own[specials]) <= set(own.special_ids.values())
-        assert not specials[np.argmin(specials) :].any()  # they come first
-        assert own.closing_id in batch.own[batch.ids[batch.mask]]
-        assert (batch.labels != NO_LABEL).sum() > 10
-    shared = np.flatnonzero(named.shared != NO_LABEL)
-    spelled = own.spelled()
-    theirs = set(read.spelled().values())
-    assert len(shared) > 100 and all(spelled[int(named.shared[i])] in theirs for i in shared)
-    if mask_id is not None:
-        with pytest.raises(DyntokError, match=r"fallback_bpe.* has no mask token"):
-            bare = other.parent / "fallback_bpe"
-            write_json(bare / "tokenizer.json", tokenizers["llama"].tokenizer_json)
-            target_batches([str(bare)], own, prepare, data, 1, seed=3)
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir()
-    path.write_text(json.dumps(content), "utf-8")
-
-
-def test_targets_are_named_by_what_tells_them_apart():
-    assert short_names(["500", "a/roberta"]) == {"500": "500", "a/roberta": "roberta"}
-    alike = ["500", "/out/en/tokenizer", "/out/de/tokenizer"]
-    assert list(short_names(alike).values()) == ["500", "en/tokenizer", "de/tokenizer"]
-    with pytest.raises(DyntokError, match="named twice"):
-        short_names(["out/en", "out/en/"])
-
-
-def test_evaluations_read_by_fixed_tokenizers(make_task, data, other):
-    copied = shutil.copytree(other, other.parent / "copied" / "other")
-    config = replace(CONFIG, targets=("500", str(other), str(copied)))
-    task = make_task("llama", config, held_out=data)
-    figures = task.evaluate(task.init(jax.random.key(0)))
-    for target in ("500", f"{other.parent.name}/other", "copied/other"):
-        assert abs(figures[f"language_loss_{target}"] - np.log(490)) < 1
-    with pytest.raises(DyntokError, match="targets are for held-out texts"):
-        make_task("llama", config)
-
-
-def test_one_tokenizer_may_read_all_texts(make_task, data, other):
-    config = replace(CONFIG, tokenizer=str(other), identity_steps=0)
-    own = replace(data, sources=data.sources[:1])
-    task = make_task("llama", config, data=own)
-    # No earlier texts are waited for.
-    assert next(task.batches(None)).position["language"]["batch"] == 1
-    first, second = (item.batch for item in itertools.islice(task.batches(None), 2))
-    read = BaseTokenizer.from_folder(other)
-    for name in ("forms", "own", "shared", "real"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert first.real.sum() == read.vocab_size
-    tokens = named(str(other), task._tokenizer, None).tokens
-    spelled = "".join(str(tokens[i]) for i in first.ids[0] if not isinstance(tokens[i], int))
-    text = Path(data.sources[0].files or "").read_text("utf-8")
-    assert len(spelled) > 24 and to_bytes(spelled).decode("utf-8", "ignore").strip() in text
-    in_worker = language_batches(replace(own, workers=1), task._preparation, seed=0)
-    (again,) = itertools.islice(in_worker, 1)
-    jax.tree.map(np.testing.assert_array_equal, again.batch, first)
-    with pytest.raises(DyntokError, match="tokenizer reads texts"):
-        make_task("llama", replace(config, identity_only=True))
-
-
-def test_rows_of_one_tokenizer_may_be_kept_near_those_of_the_start(make_task, data, other):
-    own = replace(data, sources=data.sources[:1])
-    config = replace(CONFIG, tokenizer=str(other), identity_steps=0, overlap_with="start")
-    task = make_task("llama", config, data=own, held_out=own)
-    params = task.init(jax.random.key(0))
-    first = task.evaluate(params)
-    assert first["overlap_loss"] == 0
-    moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
-    assert task.evaluate(moved)["overlap_loss"] > 0
-    # All but the special tokens, whose rows are the model's.
-    batch = next(task.batches(None)).batch
-    wanted = (batch.real & (batch.own == NO_LABEL)).mean()
-    np.testing.assert_allclose(first["overlap"], wanted, rtol=1e-6)
-    with pytest.raises(DyntokError, match="overlap_with start is of one language's rows"):
-        make_task("llama", config, data=data)
-    with pytest.raises(DyntokError, match="overlap_with start is of one tokenizer's rows"):
-        make_task("llama", replace(CONFIG, overlap_with="start"), data=own)
-
-
-def test_a_text_may_be_a_sequence_of_its_own(make_task, data, other):
-    own = replace(data, sources=data.sources[:1])
-    config = replace(CONFIG, tokenizer=str(other), identity_steps=0)
-    packed, single = (
-        next(make_task("llama", replace(config, packed=packed), data=own).batches(None))
-        for packed in (True, False)
-    )
-    target = named(str(other), make_task("llama", config, data=own)._tokenizer, None)
-    lines = Path(own.sources[0].files or "").read_text("utf-8").splitlines()
-    # This tokenizer has none of the special tokens that stand around texts.
-    texts = [ids[: CONFIG.length] for ids in target.encode(lines)]
-    for ids, mask in zip(single.batch.ids, single.batch.mask, strict=True):
-        assert ids[mask].tolist() in texts
-    assert single.dropped > 0 and packed.batch.mask.sum() >= single.batch.mask.sum()
-
-
-def test_a_tokenizer_without_the_models_ends_is_warned_of(tokenizers, folders, other, caplog):
-    named(str(folders["fallback_bpe"]), tokenizers["llama"], None)
-    assert not any("texts stand without" in record.getMessage() for record in caplog.records)
-    named(str(other), tokenizers["llama"], None)
-    said = caplog.records[-1].getMessage()
-    assert f"{other} has no <s>: texts stand without" in said
 
 
 def test_preparation_goes_to_a_worker_and_back(task, loaded):

@@ -23,6 +23,7 @@ from dyntok_jax.embed.providers import identity
 from dyntok_jax.files import folder_digest
 from dyntok_jax.lora import Adapter, base_hash, numbered_labels, params_digest
 from dyntok_jax.merging.batch import DynamicTokens
+from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.hf_config import Architecture
@@ -33,7 +34,7 @@ from dyntok_jax.run_settings import plain_settings
 from dyntok_jax.sharding import apply, param_shardings, shard_params
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.types import DyntokError, Token
-from train.lora_config import LoraRun, TokenizationConfig
+from train.lora_config import LoraRun
 from train.task import Loaded
 from train.task_batches import TaskBatches
 from train.task_examples import UNLABELLED, Examples, read_examples
@@ -172,9 +173,10 @@ class LoraTask:
             return self._placed(self._start)
         first, second = jax.random.split(key)
         inputs = jnp.zeros((1, 1, self.module.config.width)), jnp.ones((1, 1), bool)
-        head = meta.unbox(jax.jit(self.module.init)(second, *inputs))["params"]["head"]
+        # Within the program, so that no second encoder is ever made.
+        head = jax.jit(lambda key: meta.unbox(self.module.init(key, *inputs))["params"]["head"])
         lora = init_lora(self._abstract["lora"], first)
-        return self._placed({"lora": lora, "head": head})
+        return self._placed({"lora": lora, "head": head(second)})
 
     def _placed(self, values: Any) -> Any:
         # In float64 steps of float32 values would be rounded all the same.
@@ -231,12 +233,24 @@ class LoraTask:
         """By reduction and language: examples, merged sequences, and their tokens for the rows."""
         held: dict[float, dict[str, Any]] = {}
         for reduction in self.run.held_out_reductions:
-            mode = TokenizationConfig("fixed", reduction, boundary=self.run.tokenization.boundary)
             held[reduction] = {
-                language: (examples, *_in_order(self.model, examples, mode, self.run.sequences))
+                language: (examples, *self._in_order(examples, reduction))
                 for language, examples in self._held_out.items()
             }
         return held
+
+    def _in_order(
+        self, examples: Examples, reduction: float
+    ) -> tuple[list[DynamicTokens], list[list[Token]]]:
+        """Examples merged in the order they come, and their tokens as rows are looked up for."""
+        found: list[DynamicTokens] = []
+        budget, boundary = Budget(reduction=reduction), self.run.tokenization.boundary
+        for start in range(0, len(examples.base), self.run.sequences):
+            part = examples.base[start : start + self.run.sequences]
+            found += self.model.merge(part, budget, boundary).sequences
+        if self.model.rows == "base":
+            return found, [sequence.ids.tolist() for sequence in examples.base]
+        return found, [sequence.tokens for sequence in found]
 
     @cached_property
     def _other_model(self) -> DynamicModel:
@@ -246,16 +260,19 @@ class LoraTask:
         other.module = self.module
         return other
 
-    def _network(self, trainables: Any) -> DynamicModel:
+    @cached_property
+    def _merged(self) -> Any:
+        """Parameters of the classifier, of the frozen model's and the trained ones."""
+
+        def merge(model: Any, trained: Any) -> Any:
+            lora = merged(model, trained["lora"], self.run.lora)
+            return {"model": lora, "head": trained["head"]}
+
         where = param_shardings(abstract_params(self.module), self.mesh)
-        merge = jax.jit(
-            lambda model, trained: {
-                "model": merged(model, trained["lora"], self.run.lora),
-                "head": trained["head"],
-            },
-            out_shardings=where,
-        )
-        return replace(self._other_model, params=merge(self.frozen["model"], trainables))
+        return jax.jit(merge, out_shardings=where)
+
+    def _network(self, trainables: Any) -> DynamicModel:
+        return replace(self._other_model, params=self._merged(self.frozen["model"], trainables))
 
     def adapter(self, trainables: Any, step: int | None = None) -> Adapter:
         """What was trained, for ``lora.write_adapter``.
@@ -292,16 +309,3 @@ class LoraTask:
 
 def _digest(examples: Sequence[Any]) -> str:
     return hashlib.sha256(repr(examples).encode()).hexdigest()
-
-
-def _in_order(
-    model: DynamicModel, examples: Examples, mode: TokenizationConfig, sequences: int
-) -> tuple[list[DynamicTokens], list[list[Token]]]:
-    """Examples merged in the order they come, and their tokens as rows are looked up for."""
-    batcher = TaskBatches(model, examples, mode, sequences, 1, 1, 0)
-    found: list[DynamicTokens] = []
-    for start in range(0, len(examples.base), sequences):
-        found += batcher.merged(range(start, min(start + sequences, len(examples.base))), 0)
-    if model.rows == "base":
-        return found, [[*sequence.ids.tolist()] for sequence in examples.base]
-    return found, [sequence.tokens for sequence in found]

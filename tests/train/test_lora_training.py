@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from head_commands import commands
 
 from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
 from dyntok_jax.embed.cache import RowCache
@@ -536,9 +536,10 @@ def test_files_are_valid_and_say_their_command(path, monkeypatch):
     if run.tokenization.mode == "fixed":
         overrides += ["tokenization.reduction=null"]
     assert read_config(LoraRun, path, overrides).tokenization.mode == "merges"
-    # Commands at the head are those of other modes.
-    for command in re.findall(r"tokenization\.mode=fixed [^\n]*", head):
-        assert re.search(r"tokenization\.reduction=\d+ ", command)
+    # Those at the head are all valid, and each makes a folder of its own.
+    runs = [read_config(LoraRun, path, each) for each in commands(path, "train.lora")]
+    assert len(runs) > 1 and runs[0] == run
+    assert len({found.training.out for found in runs}) == len(runs)
 
 
 def _plain(run: LoraRun):

@@ -26,24 +26,30 @@ from eval import report_bench, report_decoder, report_rows, report_tasks, report
 
 Run = dict[str, Any]
 
+
+def _each(table: Callable[[Run], str]) -> Callable[[Sequence[Run]], str]:
+    """A table of each run, one under the other."""
+    return lambda runs: "\n\n".join([table(run) for run in runs])
+
+
 TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
-    "bench": lambda runs: "\n\n".join(map(report_bench.markdown, runs)),
-    "distill": lambda runs: "\n\n".join(map(report_bench.distill, runs)),
-    "lora": lambda runs: "\n\n".join(map(report_bench.lora, runs)),
-    "generation": lambda runs: "\n\n".join(map(report_bench.generation, runs)),
-    "retrieval": lambda runs: "\n\n".join(map(report_rows.retrieval, runs)),
+    "bench": _each(report_bench.markdown),
+    "distill": _each(report_bench.distill),
+    "lora": _each(report_bench.lora),
+    "generation": _each(report_bench.generation),
+    "retrieval": _each(report_rows.retrieval),
     "continuation": report_rows.continuation,
-    "xnli": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
-    "uner": lambda runs: "\n\n".join(map(report_tasks.settings, runs)),
-    "recall": lambda runs: "\n\n".join(map(report_vocabulary.recall, runs)),
-    "saving": lambda runs: "\n\n".join(map(report_vocabulary.saving, runs)),
-    "likelihood": lambda runs: "\n\n".join(map(report_vocabulary.likelihood, runs)),
-    "diversity": lambda runs: "\n\n".join(map(report_vocabulary.diversity, runs)),
-    "rewriting": lambda runs: "\n\n".join(map(report_vocabulary.rewriting, runs)),
-    "mmlu": lambda runs: "\n\n".join(map(report_decoder.mmlu, runs)),
-    "mt_bench": lambda runs: "\n\n".join(map(report_decoder.mt_bench, runs)),
-    "efficiency": lambda runs: "\n\n".join(map(report_decoder.efficiency, runs)),
-    "fairness": lambda runs: "\n\n".join(map(report_tasks.fairness, runs)),
+    "xnli": _each(report_tasks.settings),
+    "uner": _each(report_tasks.settings),
+    "recall": _each(report_vocabulary.recall),
+    "saving": _each(report_vocabulary.saving),
+    "likelihood": _each(report_vocabulary.likelihood),
+    "diversity": _each(report_vocabulary.diversity),
+    "rewriting": _each(report_vocabulary.rewriting),
+    "mmlu": _each(report_decoder.mmlu),
+    "mt_bench": _each(report_decoder.mt_bench),
+    "efficiency": _each(report_decoder.efficiency),
+    "fairness": _each(report_tasks.fairness),
 }
 """Mark of a table -> what makes it of its runs."""
 

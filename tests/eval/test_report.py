@@ -250,6 +250,9 @@ def test_steps_of_an_adapter_stand_with_torch_or_without():
         in shown
     )
     assert "| F1 after them | 61.2, theirs 61.3 | within 0.5 |" in shown
+    # Without held-out examples there is no figure of them.
+    unread = {name: value for name, value in (run | torch).items() if not name.startswith("f1_")}
+    assert "3.1e-03 in 200 |" in table([unread]) and "after them" not in table([unread])
     compared = {name: run[name] for name in ("model", "adapter", "command", "commit", "machine")}
     compared |= {"rank": 64, "sequences": 32, "dtype": "float64", "steps": 200}
     compared |= {"apart_50": 1e-13, "apart": 2e-9, "f1_jax": 61.2, "f1_torch": 61.2}

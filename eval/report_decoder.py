@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dyntok_jax.tasks.mmlu import SHOTS
 from eval import report_tasks
 from eval.efficiency_figures import hit_shares, operation_cells
-from eval.report_rows import table
+from eval.report_rows import ends, table
 
 
 def mmlu(run: dict[str, Any]) -> str:
@@ -19,7 +18,7 @@ def mmlu(run: dict[str, Any]) -> str:
     for row in run["likelihood"]:
         average = row["average"]
         cells = [f"{row['languages'][name]['value']:.3f}" for name in names]
-        delta = f"{average['delta']:+.3f}{_ends(average['delta_interval'])}"
+        delta = f"{average['delta']:+.3f}{ends(average['delta_interval'], '+.3f')}"
         first = row is run["likelihood"][0]
         lines.append([row["name"], *cells, f"{average['value']:.3f}", "" if first else delta])
     parts = [
@@ -30,10 +29,6 @@ def mmlu(run: dict[str, Any]) -> str:
     if run["likelihood_sweep"]:
         parts.append(f"![bits per byte by reduction]({run['likelihood_plot']})")
     return "\n\n".join(parts)
-
-
-def _ends(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:+.3f} to {interval[1]:+.3f})"
 
 
 def mt_bench(run: dict[str, Any]) -> str:

@@ -65,13 +65,22 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _above(row: dict[str, Any]) -> str:
-    low, high = row["above_static_interval"]
-    return f"{row['above_static_percent']:+.1f} % ({low:+.1f} to {high:+.1f})"
+    return f"{row['above_static_percent']:+.1f} %{ends(row['above_static_interval'], '+.1f')}"
 
 
 def _closed(row: dict[str, Any]) -> str:
-    low, high = row["gap_closed_interval"]
-    return f"{100 * row['gap_closed']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    """Empty where there is no gap, as where nothing is merged."""
+    if row["gap_closed"] is None:
+        return ""
+    return _percent(row["gap_closed"]) + ends(row["gap_closed_interval"], ".0f", 100)
+
+
+def ends(interval: Sequence[float] | None, form: str, factor: float = 1) -> str:
+    """An interval behind its figure; nothing where there is none."""
+    if interval is None:
+        return ""
+    low, high = (factor * end for end in interval)
+    return f" ({low:{form}} to {high:{form}})"
 
 
 def _percent(share: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.report_rows import table
+from eval.report_rows import ends, table
 
 
 def settings(run: dict[str, Any]) -> str:
@@ -57,15 +57,11 @@ def _cell(row: dict[str, Any]) -> str:
 
 def _mean(row: dict[str, Any]) -> str:
     spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
-    return f"{row['value']:.1f}{spread}{_ends(row['interval'], '.1f')}"
+    return f"{row['value']:.1f}{spread}{ends(row['interval'], '.1f')}"
 
 
 def _delta(row: dict[str, Any]) -> str:
-    return f"{row['delta']:+.1f}{_ends(row['delta_interval'], '+.1f')}"
-
-
-def _ends(interval: Sequence[float] | None, form: str) -> str:
-    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
+    return f"{row['delta']:+.1f}{ends(row['delta_interval'], '+.1f')}"
 
 
 def _pairs(rows: Sequence[dict[str, Any]]) -> str:
@@ -95,9 +91,9 @@ def controls(run: dict[str, Any]) -> list[str]:
     for row in run["settings"]:
         if row.get("control"):
             average = row["average"]
-            ends = _ends(average["control_interval"], "+.1f")
+            interval = ends(average["control_interval"], "+.1f")
             seeds = "the seeds that both have" if average["control_seeds"] else "all seeds of each"
-            difference = f"{average['control_delta']:+.1f}{ends}, over {seeds}"
+            difference = f"{average['control_delta']:+.1f}{interval}, over {seeds}"
             said.append(f"{row['name']} against {row['control']}: {difference}.")
     return said
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report_rows import table
+from eval.report_rows import ends, table
 
 
 def recall(run: dict[str, Any]) -> str:
@@ -64,8 +64,8 @@ def likelihood(run: dict[str, Any]) -> str:
         static = f"{part['static_bits_per_byte']:.3f}"
         lines.append([_short(name), "static", str(part["tokens_static"]), static, "", ""])
         for rows, row in part["rows"].items():
-            low, high = row["above_static_interval"]
-            above = f"{row['above_static_percent']:+.1f} % ({low:+.1f} to {high:+.1f})"
+            above = f"{row['above_static_percent']:+.1f} %"
+            above += ends(row["above_static_interval"], "+.1f")
             closed = row.get("gap_closed")
             share = "" if closed is None else f"{100 * closed:.0f} %"
             tokens = str(part["tokens_large"])
@@ -82,8 +82,7 @@ def diversity(run: dict[str, Any]) -> str:
     """A line a text."""
     lines = []
     for name, row in run["files"].items():
-        low, high = row["difference_interval"]
-        difference = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        difference = f"{row['difference']:+.3f}{ends(row['difference_interval'], '+.3f')}"
         shares = (f"{row[key]:.3f}" for key in ("static_distinct_4", "large_distinct_4"))
         lines.append([_short(name), str(row["words"]), *shares, difference])
     what = f"distinct-4 of {run['prompts']} continuations at temperature {run['temperature']:g}"
@@ -96,8 +95,7 @@ def rewriting(run: dict[str, Any]) -> str:
     lines = []
     for name, part in run["files"].items():
         for words, row in part["words"].items():
-            low, high = row["above_interval"]
-            above = f"{row['above_percent']:+.1f} % ({low:+.1f} to {high:+.1f})"
+            above = f"{row['above_percent']:+.1f} %{ends(row['above_interval'], '+.1f')}"
             cells = [f"{row['bits_per_byte']:.3f}", above, f"{row['cache_shorter_percent']:.0f} %"]
             lines.append([_short(name), words, *cells])
     what = f"finished words rewritten in the cache, {run['windows']} windows"

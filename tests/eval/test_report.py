@@ -287,6 +287,20 @@ def test_continuation_names_the_command_of_every_run():
     assert f"```\n{first}\n{other}\n```" in table
 
 
+def test_a_continuation_of_unmerged_prefixes_has_no_gap():
+    run = json.loads(json.dumps(CONTINUATION))
+    (part,) = run["files"]["text/wiki/de.txt"]["reductions"]
+    part |= {"reduction": 0.0, "prefix_shorter_percent": 0.0}
+    for row in part["rows"].values():
+        row |= {"above_static_percent": 0.0, "above_static_interval": [0.0, 0.0]}
+    part["rows"]["out/trained"] |= {"gap_closed": None, "gap_closed_interval": None}
+    above = "+0.0 % (+0.0 to +0.0)"
+    table = report.TABLES["continuation"]([run])
+    assert f"| 0 % | 0 % | 2.500 | {above} | {above} |  |" in table
+    part["rows"]["fvt"]["above_static_interval"] = None
+    assert f"| 2.500 | +0.0 % | {above} |  |" in report.TABLES["continuation"]([run])
+
+
 def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, capsys):
     readme, run = tmp_path / "README.md", tmp_path / "run.json"
     readme.write_text("text")

@@ -85,7 +85,10 @@ def measure(run: EfficiencyRun) -> dict[str, Any]:
     Raises:
         DyntokError: a model, rows or questions that cannot be had.
     """
-    model = None if run.decoder else load(run.model, run.rows, run.compute)
+    base_rows = None if run.rows == "base" else run.base_rows
+    model = None
+    if not run.decoder:
+        model = load(run.model, run.rows, run.compute, base_rows=base_rows)
     tokenizer = model.tokenizer if model else BaseTokenizer.from_folder(resolve(run.model))
     decoder, hypernet = _shapes(run, model)
     if run.latency and model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def latencies(
     """Language -> milliseconds of a prompt by reduction.
 
     A prompt is read alone, padded to its bucket of lengths. Times are medians over repeats in which
-    the reductions take turns, and means over prompts; compiling is in none of them.
+    the reductions take turns, but for those with new rows, which are taken once, and means over
+    prompts; compiling is in none of them.
     """
     found = {}
     for language, prompts in latency_prompts(model, run).items():
@@ -67,10 +69,10 @@ def _prompt(
     """Tokens and milliseconds of one prompt at every reduction."""
     for value in reductions:
         _first_token(model, prompt, value, boundary)  # compiles, and fills the cache
-    new = [
-        _first_token(model.with_rows(model.rows), prompt, value, boundary)["first_token_ms"]
-        for value in reductions
-    ]
+    new = []
+    for value in reductions:
+        empty = replace(model, cache=model.cache.emptied())
+        new.append(_first_token(empty, prompt, value, boundary)["first_token_ms"])
     turns = [
         [_first_token(model, prompt, value, boundary) for value in reductions]
         for _ in range(run.repeats)

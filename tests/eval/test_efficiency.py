@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from tiny_folders import of_languages
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
@@ -19,7 +20,8 @@ from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.tasks import mmlu as task
-from eval import efficiency, efficiency_figures
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from eval import efficiency, efficiency_figures, efficiency_latency
 from eval.efficiency_config import EfficiencyRun
 from eval.efficiency_flops import (
     decoder_flops,
@@ -151,6 +153,26 @@ def test_a_run(content, tmp_path, command):
     assert steps[0]["tokens"] == 64 > steps[-1]["tokens"]
     assert all(0 < step["prefill_ms"] <= step["first_token_ms"] for step in steps)
     assert all(abs(ratio - 1) < 0.2 for ratio in found["check"]["decoder"].values())
+
+
+def test_what_is_timed_is_what_is_counted(content, decoder, tmp_path, command, monkeypatch):
+    content["rows"] = str(of_languages(tmp_path / "rows", decoder, []))
+    providers = []
+    real = efficiency_latency._first_token
+
+    def noted(model, *rest):
+        providers.append(model.cache._provider)
+        return real(model, *rest)
+
+    monkeypatch.setattr(efficiency_latency, "_first_token", noted)
+    for base_rows, alike in (("own", True), ("predicted", False)):
+        providers.clear()
+        measured(content | {"base_rows": base_rows}, tmp_path, command)
+        # Those with an empty cache too.
+        (provider,) = set(providers)
+        token = BaseTokenizer.from_folder(decoder).spelled()[100]
+        rows = provider.rows([100, token]).input
+        assert np.allclose(*rows) == alike
 
 
 def test_a_shape_needs_no_weights(content, folders, tmp_path, command):

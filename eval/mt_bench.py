@@ -69,6 +69,9 @@ class Answering:
 
     def __init__(self, run: MtBenchRun):
         self.run = run
+        tabled = any(record.has_languages(setting.rows) for setting in run.settings)
+        if run.language is not None and not tabled:
+            raise DyntokError("language: the rows of no setting have a table of languages")
         questions = read(run.questions)
         self._questions = [questions[i] for i in spread(len(questions), run.first)]
         self.model = load(run.model, "fvt", run.compute)
@@ -104,7 +107,8 @@ class Answering:
         name = f"{Path(self.run.model).name}-{setting.name}"
         if turns < self.run.turns:
             name += "-turn1"
-        network = self.model.with_rows(setting.rows, self.run.language, setting.base_rows)
+        language = self._language(setting)
+        network = self.model.with_rows(setting.rows, language, setting.base_rows)
         settings = self._settings(setting, turns) | {"row_provider": identity(network.rows)}
         file = Answers(Path(self.run.answers) / f"{name}.jsonl", name, settings)
         waiting = [question for question in self._questions if not file.answered(question)]
@@ -116,6 +120,10 @@ class Answering:
                 bar.update(len(part))
         chosen = [file.lines[question.number] for question in self._questions]
         return {**asdict(setting), "file": str(file.path), **measured(chosen)}
+
+    def _language(self, setting: MtBenchSetting) -> int | None:
+        """Row of the language in the table of a setting's rows; None where they have no table."""
+        return self.run.language if record.has_languages(setting.rows) else None
 
     def _settings(self, setting: MtBenchSetting, turns: int) -> dict[str, Any]:
         """What answers depend on, beside the question."""
@@ -209,8 +217,9 @@ class Answering:
         def tables(separate: bool) -> SourceEmbeddings:
             return source if separate else SourceEmbeddings(source.input)
 
+        language = self._language(setting)
         provider = row_provider(
-            setting.rows, tables, model.tokenizer, self.run.language, "predicted", model.mesh
+            setting.rows, tables, model.tokenizer, language, "predicted", model.mesh
         )
         tokens = base_tokens(model.tokenizer)
         rows = provider.rows(tokens)

@@ -94,7 +94,7 @@ class MtBenchRun:
         sweep: reductions in percent of the sweeps, which ``--sweep`` adds, for the first turn.
         max_new_tokens: of a turn.
         batch_size: questions answered together.
-        language: row of the hypernetwork's language table.
+        language: row of the language table of the hypernetworks that have one.
         boundary: what merges do not cross.
         seed: of the draws.
         compute: dtype and mesh.

@@ -166,8 +166,12 @@ def language_row(rows: str, language: str | None) -> int | None:
     Raises:
         DyntokError: a name that a table does not have.
     """
-    has_table = Path(rows).is_dir() and table_size(Path(rows)) > 0
-    return shipped.language_row(rows, language) if has_table else None
+    return shipped.language_row(rows, language) if has_languages(rows) else None
+
+
+def has_languages(rows: str) -> bool:
+    """Whether rows are a hypernetwork's that has a table of languages."""
+    return Path(rows).is_dir() and table_size(Path(rows)) > 0
 
 
 def _command(program: str) -> str:

@@ -16,6 +16,7 @@ from dyntok_jax.embed.zett import table_size
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.types import DyntokError, did_you_mean
+from eval.record import has_languages
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def hypernet_language(given: Sequence[str], rows: str, language: str) -> int | N
     Raises:
         DyntokError: not in the table, or languages that are not the table's.
     """
-    if not Path(rows).is_dir() or not table_size(Path(rows)):
+    if not has_languages(rows):
         return None
     known = _table(given, Path(rows))
     if not known:

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tiny_folders import of_languages
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
@@ -90,6 +92,36 @@ def test_answers_are_what_generate_says_of_the_conversation(answered, content):
     assert original["answers"] == 6 and 6 <= original["new_tokens"] <= 36
     # Predicted by FVT, rows of the vocabulary are the model's own.
     assert lines(predicted)[1]["choices"] == dynamic_line["choices"]
+
+
+def test_a_language_is_of_rows_with_a_table(answered, content, decoder, tmp_path, monkeypatch):
+    rows = str(of_languages(tmp_path / "rows", decoder, ["de", "en"]))
+    tabled = {"name": "tabled", "rows": rows, "base_rows": "predicted"}
+    settings = [*content["settings"], tabled, tabled | {"name": "all", "vocabulary": "predicted"}]
+    token = BaseTokenizer.from_folder(decoder).spelled()[100]
+    read: list[np.ndarray] = []
+    real = mt_bench.generate
+
+    def noted(model, prompts, how, vocabulary, **rest):
+        read.append(model.cache._provider.rows([token]).input[0])
+        if vocabulary is not None:
+            read.append(vocabulary.input[100])
+        return real(model, prompts, how, vocabulary, **rest)
+
+    monkeypatch.setattr(mt_bench, "generate", noted)
+    by_language = []
+    for language in (0, 1):
+        read.clear()
+        answers = str(tmp_path / str(language))
+        given = {"settings": settings, "answers": answers, "first": 1, "turns": 1}
+        done, _ = answered(**given, language=language)
+        assert done.code == 0, done.err
+        by_language.append([*read])
+    same = [np.allclose(*pair) for pair in zip(*by_language, strict=True)]
+    # Base rows, FVT's twice and what it predicts; then those of the table.
+    assert same == [True] * 4 + [False] * 3
+    done, _ = answered(language=1)
+    assert done.code == 2 and "the rows of no setting have a table of languages" in done.err
 
 
 def test_what_is_answered_is_not_answered_again(answered, content, monkeypatch):

@@ -26,11 +26,14 @@ trap 'rm -f "$archive"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar --null -czf "$archive" -T -
 scp "$worker" "$archive" "$name:dyntok.tar.gz"
 printf -v quoted '%q ' "$@"
+# The archive has no history: files that a run writes there say which commit made them.
+commit=$(git rev-parse --short HEAD)
+[ -z "$(git status --short)" ] || commit+=+changes
 status=0
 ssh_to "set -e
   mkdir -p dyntok && tar -xzf dyntok.tar.gz -C dyntok && cd dyntok && mkdir -p out
   python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'
-  export PATH=\$PWD/.venv/bin:\$PATH
+  export PATH=\$PWD/.venv/bin:\$PATH DYNTOK_COMMIT=$commit
   $quoted" || status=$?
 # Of a run that failed too: its batch and its metrics say why.
 mkdir -p out

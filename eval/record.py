@@ -79,14 +79,29 @@ def run(
 
 
 def git_commit() -> str:
-    """The checkout's commit, ``+changes`` where files differ from it."""
-    folder = Path(__file__).parent
+    """The checkout's commit, ``+changes`` where files differ from it.
+
+    Of a copy without history ``DYNTOK_COMMIT`` says it, as ``launch_tpu.sh`` does; else it is
+    ``unknown``.
+    """
+    if said := os.environ.get("DYNTOK_COMMIT"):
+        return said
+    folder = Path(__file__).parents[1]
+    # Elsewhere a folder further up may be a checkout of something else.
+    if not (folder / ".git").exists():
+        return "unknown"
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, cwd=folder, check=True
+        )
         return done.stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--short") else "")
+    try:
+        commit = git("rev-parse", "--short", "HEAD")
+        return commit + ("+changes" if git("status", "--short") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def names(text: str) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.record import git_commit
+
 SCRIPT = Path(__file__).parents[1] / "launch_tpu.sh"
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\x1f' "$@" >> "$CALLS"
@@ -46,6 +48,7 @@ def test_the_command_runs_where_it_is_sent(launch, worker):
     assert there[:4] == ["scp", *place] and there[-1] == "slice:dyntok.tar.gz"
     assert ran[:5] == ["ssh", "slice", *place] and ran[5] == "--command"
     assert ran[6].splitlines()[-1].strip() == r"dyntok score --text it\'s\ here"
+    assert f" DYNTOK_COMMIT={git_commit()}\n" in ran[6]
     # What all hosts wrote would overwrite itself: results are the first one's.
     assert back[3:] == ["--worker=0", "--recurse", "slice:dyntok/out", "."]
 

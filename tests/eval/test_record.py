@@ -50,6 +50,19 @@ def test_the_command_says_how_products_were_rounded(monkeypatch):
     assert record._command("eval.recall") == rounded
 
 
+def test_the_commit_without_a_history_is_what_was_said(tmp_path, monkeypatch):
+    monkeypatch.delenv("DYNTOK_COMMIT", raising=False)
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "eval" / "record.py"))
+    assert record.git_commit() == "unknown"
+    # A checkout, and no git or none of its commits.
+    (tmp_path / ".git").mkdir()
+    assert record.git_commit() == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record.git_commit() == "unknown"
+    monkeypatch.setenv("DYNTOK_COMMIT", "abc1234")
+    assert record.git_commit() == "abc1234"
+
+
 def test_lines_are_counted_from_one(tmp_path):
     path = tmp_path / "xx.txt"
     # Only a line feed ends a line.

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(task: Task, description: str | None) -> None:
-    """A task's command: measures, prints a table, writes JSON, and sweeps as CSV and plot."""
+    """A task's command: measures, writes JSON, and sweeps as CSV and plot."""
     parser = record.Parser(
         f"eval.{task.name}",
         description=description,
@@ -65,7 +65,7 @@ def run(task: Task, description: str | None) -> None:
             task_sweep.fill(lines, drawing, found)
         return found | {"plot": str(options.out.with_suffix(".svg"))}
 
-    record.run(parser, measured, task_sweep.show, names_model=False)
+    record.run(parser, measured, names_model=False)
 
 
 def configured(options: argparse.Namespace) -> TaskRun:

@@ -24,14 +24,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.config import read_config
 from dyntok_jax.embed.zett import save_hypernet
 from dyntok_jax.model_store import resolve
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
-from eval.record import Parser, positive, print_table, run
+from eval.record import Parser, positive, run
 from eval.timing import medians
 from train.config import HypernetRun
 from train.distill import Distillation
@@ -58,7 +57,7 @@ def main() -> None:
     add("--batches", type=positive, default=8, metavar="N", help="steps of a turn (8)")
     add("--repeats", type=positive, default=3, metavar="N", help="turns after a warm-up (3)")
     add("--loop-steps", type=positive, default=60, metavar="N", help="steps of the loop (60)")
-    run(parser, _measure, _show)
+    run(parser, _measure)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,24 +167,6 @@ def loop_figures(task: Distillation, settings: HypernetRun, steps: int) -> dict[
         lines = (Path(folder) / "metrics.jsonl").read_text("utf-8").splitlines()
     # Of an odd number of steps the last one has a record of its own.
     return {"loop_steps": steps, "idle_share": json.loads(lines[:2][-1])["input_wait"]}
-
-
-def _show(figures: dict[str, Any]) -> None:
-    title = f"distill, {figures['model']}, batches {figures['shape']}: steps a second"
-    table = Table("products", "jax", "torch", "ratio", "difference of losses", title=title)
-    for products, speed in figures["jax"].items():
-        cells = (
-            [figures["torch_skipped"], "", ""]
-            if not figures["torch"]
-            else [
-                f"{figures['torch'][products]:.3g}",
-                f"{speed / figures['torch'][products]:.2f}",
-                f"{figures['loss_difference'][products]:.1g}",
-            ]
-        )
-        table.add_row(products, f"{speed:.3g}", *cells)
-    print_table(table)
-    print(f"waiting for batches: {100 * figures['idle_share']:.1f} % of the time")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import DynamicModel, load
@@ -40,7 +39,7 @@ from dyntok_jax.types import DyntokError
 from eval.continuation import text_prefixes
 from eval.efficiency_config import LatencyRun
 from eval.efficiency_latency import latencies
-from eval.record import Parser, names, positive, print_table, run
+from eval.record import Parser, names, positive, run
 from eval.timing import medians
 
 PROMPT = 64
@@ -89,7 +88,7 @@ def main() -> None:
     )
     add("--vocabulary", metavar="DIR", help="a large one, for recompute and index")
     add("--index", metavar="DIR", help="of the large vocabulary, for index")
-    run(parser, _measure, _show)
+    run(parser, _measure)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -343,15 +342,6 @@ def _generate(
         max_new_tokens=new, reduction=reduction, batch_size=len(prompts), **settings
     )
     return [text.ids for text in generate(model, prompts, how, vocabulary)]
-
-
-def _show(figures: dict[str, Any]) -> None:
-    from eval.report_bench import generation_rows
-
-    table = Table("what", "measured", "bound")
-    for row in generation_rows(figures):
-        table.add_row(*row)
-    print_table(table)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.config import read_config
 from dyntok_jax.lora import write_adapter
@@ -34,7 +33,7 @@ from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.sharding import replicated
 from dyntok_jax.types import DyntokError
-from eval.record import Parser, percent, positive, print_table, run
+from eval.record import Parser, percent, positive, run
 from train.feed import put
 from train.lora import make_task
 from train.lora_config import LoraRun, TokenizationConfig
@@ -61,7 +60,7 @@ def main() -> None:
     add("--float64", action="store_true", help="only compare losses, computed in float64")
     add("--rows", default="fvt", help="rows of the merged batches (fvt)")
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
-    run(parser, _measure, _show, names_model=False)
+    run(parser, _measure, names_model=False)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -285,20 +284,6 @@ def against_merged(static: LoraTask, merged: LoraTask, steps: int) -> dict[str, 
     found["share_of_time_known_rows"] = 1 / known["merged_ratio"]
     found["new_rows"] = np.diff([*predicted, merged.model.cache.misses]).tolist()
     return found | {"share_of_tokens": float(tokens[1] / tokens[0])}
-
-
-def _show(figures: dict[str, Any]) -> None:
-    table = Table("what", "measured")
-    for name in ("jax", "configured"):
-        if f"{name}_ratio" in figures:
-            said = f"{figures[f'{name}_s']:.3f} s, torch {figures['torch_s']:.3f} s"
-            table.add_row(f"step, {name}", f"{said}: {figures[f'{name}_ratio']:.2f}×")
-    for name, value in figures.items():
-        if name.startswith("apart") or name.endswith(("_jax", "_torch")):
-            table.add_row(name, f"{value:.6g}")
-    for name, value in figures.get("merged", {}).items():
-        table.add_row(f"merged: {name}", str(value))
-    print_table(table)
 
 
 if __name__ == "__main__":

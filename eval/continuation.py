@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.dynamic_model import DynamicModel, load
@@ -44,7 +43,7 @@ LINES_TOGETHER = 2000
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.continuation",
         description=__doc__,
@@ -62,7 +61,7 @@ def main() -> None:
     add("--kept-words", type=record.from_zero, default=1, metavar="N", help=kept)
     table = "of a hypernetwork's table, its name or row; for the rows that have one"
     add("--language", metavar="NAME|N", help=table)
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 @dataclass(frozen=True)
@@ -252,35 +251,6 @@ def figures(
             table[name]["gap_closed"] = record.gap_closed(*map(float, sums))
             table[name]["gap_closed_interval"] = interval(closed, static, fvt, other)
     return table
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a line for each file, reduction and rows."""
-    size = f"{report['windows']} windows of {report['prefix_tokens']} tokens"
-    title = f"{report['model']}: the {report['continuation_tokens']} tokens after {size}"
-    columns = ("text", "reduction", "shorter by", "rows", "bits/byte", "above static", "gap closed")
-    table = Table(*columns, title=title)
-    for name, part in report["files"].items():
-        short = "/".join(Path(name).parts[-2:])
-        table.add_row(short, "", "", STATIC, f"{part['static_bits_per_byte']:.4f}")
-        for step in part["reductions"]:
-            saved = f"{step['prefix_shorter_percent']:.1f} %"
-            for rows, row in step["rows"].items():
-                table.add_row("", f"{step['reduction']:g} %", saved, rows, *cells(row))
-        table.add_section()
-    record.print_table(table)
-
-
-def cells(row: dict[str, Any]) -> Iterator[str]:
-    """The figures of some rows as a table shows them."""
-    yield f"{row['bits_per_byte']:.4f}"
-    yield f"{row['above_static_percent']:+.2f} %" + _range(row["above_static_interval"], 1, "+.2f")
-    if row.get("gap_closed") is not None:
-        yield f"{100 * row['gap_closed']:.0f} %" + _range(row["gap_closed_interval"], 100, ".0f")
-
-
-def _range(ends: Sequence[float] | None, factor: float, form: str) -> str:
-    return "" if ends is None else " [" + ", ".join(f"{end * factor:{form}}" for end in ends) + "]"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.generate import GenerationConfig, generate
@@ -32,7 +31,7 @@ from eval.mt_bench_answers import GRAM, distinct_share
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.diversity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +46,7 @@ def main() -> None:
     add("--temperature", type=float, default=1.0, metavar="T", help="(1)")
     add("--top-k", **number, default=64, help="best tokens to draw from (64)")
     add("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -112,24 +111,6 @@ def compared(static: Sequence[str], large: Sequence[str]) -> dict[str, Any]:
         "words": sum(size for size in sizes if size >= GRAM),
         "left_out": len(pairs) - len(shares),
     }
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a line for each file."""
-    title = f"{report['model']}: distinct-4 at temperature {report['temperature']:g}"
-    columns = ("text", "words", "left out", "static", "large", "difference")
-    table = Table(*columns, title=title)
-    for name, row in report["files"].items():
-        low, high = row["difference_interval"]
-        table.add_row(
-            "/".join(Path(name).parts[-2:]),
-            str(row["words"]),
-            str(row["left_out"]),
-            f"{row['static_distinct_4']:.4f}",
-            f"{row['large_distinct_4']:.4f}",
-            f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
-        )
-    record.print_table(table)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ CHECKED_TOKENS = 256
 
 
 def main() -> None:
-    """Measures, prints tables and writes the figures as JSON, and a plot beside it."""
+    """Measures, writes the figures as JSON, and a plot beside it."""
     parser = record.Parser(
         "eval.efficiency",
         description=__doc__,
@@ -76,7 +76,7 @@ def main() -> None:
             canvas.savefig(partial, format="svg", metadata={"Date": None})
         return found | {"plot": str(drawn)}
 
-    record.run(parser, measured, efficiency_figures.show, names_model=False)
+    record.run(parser, measured, names_model=False)
 
 
 def measure(run: EfficiencyRun) -> dict[str, Any]:

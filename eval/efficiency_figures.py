@@ -1,4 +1,4 @@
-"""Tables and plots of a measurement of efficiency."""
+"""Cells and plots of a measurement of efficiency."""
 
 from __future__ import annotations
 
@@ -7,39 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-
-from eval import record
 
 
 def hit_shares(curve: Mapping[str, Sequence[int]]) -> list[float]:
     """Percent of the tokens looked up so far that were in the cache, batch by batch."""
     hits, misses = np.cumsum(curve["hits"]), np.cumsum(curve["misses"])
     return (100 * hits / (hits + misses)).tolist()
-
-
-def show(run: Mapping[str, Any]) -> None:
-    """Prints a line for each language and reduction."""
-    for table in (_operations(run), _caches(run), _latencies(run)):
-        if table.rows:
-            record.print_table(table)
-
-
-def _operations(run: Mapping[str, Any]) -> Table:
-    ratios = [*run["check"]["decoder"].values()]
-    if "hypernet" in run["check"]:
-        ratios.append(run["check"]["hypernet"])
-    title = (
-        f"{run['model']}: MMLU prompts; formula ÷ XLA {min(ratios):.3f} to {max(ratios):.3f}; "
-        f"keys and values in {run['kv_dtype']}"
-    )
-    columns = ("", "reduction", "tokens", "shorter", "model", "hypernetwork", "of all", "uncached")
-    table = Table(*columns, "in all", "saved", "KV cache", title=title)
-    for language, part in run["efficiency"].items():
-        for point in part["points"]:
-            table.add_row(language, *operation_cells(point))
-        table.add_section()
-    return table
 
 
 def operation_cells(point: Mapping[str, Any]) -> list[str]:
@@ -61,44 +34,6 @@ def operation_cells(point: Mapping[str, Any]) -> list[str]:
 def operations(count: float) -> str:
     """A number of operations in T or G."""
     return f"{count / 1e12:.2f}T" if count >= 1e12 else f"{count / 1e9:.1f}G"
-
-
-def _caches(run: Mapping[str, Any]) -> Table:
-    reduction = next(iter(run["efficiency"].values()))["points"][-1]["reduction"]
-    size = run["cache_batch_size"]
-    title = f"cache of rows, batches of {size} prompts merged to {reduction:g} %"
-    table = Table("", "rows", "grown to", "hits of the first batch", "of all", title=title)
-    for language, part in run["efficiency"].items():
-        for curve in part["cache"]:
-            shares = hit_shares(curve)
-            grown = "" if curve["grown_to"] == curve["capacity"] else str(curve["grown_to"])
-            cells = (f"{shares[0]:.1f} %", f"{shares[-1]:.1f} %")
-            table.add_row(language, str(curve["capacity"]), grown, *cells)
-    return table
-
-
-def _latencies(run: Mapping[str, Any]) -> Table:
-    title = (
-        f"milliseconds to the first token of {run.get('latency_prompts')} prompts of "
-        f"{run.get('latency_tokens')} base tokens"
-    )
-    columns = ("", "reduction", "tokens", "padded", "prefill", "÷ static", "tokens ÷ static")
-    table = Table(*columns, "with merging", "and new rows", title=title)
-    for language, steps in run["latency"].items():
-        for step in steps:
-            table.add_row(
-                language,
-                f"{step['reduction']:g} %",
-                f"{step['tokens']:.0f}",
-                f"{step['padded']:.0f}",
-                f"{step['prefill_ms']:.0f}",
-                f"{step['prefill_ms'] / steps[0]['prefill_ms']:.2f}",
-                f"{step['tokens'] / steps[0]['tokens']:.2f}",
-                f"{step['first_token_ms']:.0f}",
-                f"{step['first_token_new_rows_ms']:.0f}",
-            )
-        table.add_section()
-    return table
 
 
 def plot(run: Mapping[str, Any]) -> Any:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.dynamic_model import load
@@ -49,7 +48,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON, and a plot beside it."""
+    """Measures, writes the figures as JSON, and a plot beside it."""
     parser = record.Parser(
         "eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +60,7 @@ def main() -> None:
     add("--languages", nargs="+", metavar="XX", help="besides en (all)")
     add("--reduction", type=record.percent, default=100, metavar="PCT", help="of the saving (100)")
     add("--time", type=record.positive, metavar="N", help="time so many lines, too")
-    record.run(parser, measure, show, names_model=False)
+    record.run(parser, measure, names_model=False)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,24 +226,3 @@ def plot(run: Mapping[str, Any]) -> Any:
         axes.grid(axis="x", alpha=0.3)
         axes.legend(fontsize="small", loc="lower right")
     return canvas
-
-
-def show(run: dict[str, Any]) -> None:
-    """Prints a table for each model."""
-    for model in run["fairness"]:
-        title = f"{model['model']}: tokens of {run['texts']} texts relative to English"
-        table = Table("", "static", "dynamic", "shorter", "time saved", title=title)
-        for language, row in model["languages"].items():
-            table.add_row(
-                language,
-                f"{row['static_to_english']:.2f}",
-                f"{row['dynamic_to_english']:.2f}",
-                f"{row['shorter_percent']:.0f} %",
-                f"{row['time_saved_percent']:.0f} %" if "time_saved_percent" in row else "",
-            )
-        for which, where in (("spread", ""), ("spread_spaced", ", spaced")):
-            table.add_section()
-            for key, words in (("max_over_min", "max ÷ min"), ("gini", "Gini")):
-                cells = (f"{model[which][kind][key]:.2f}" for kind in ("static", "dynamic"))
-                table.add_row(words + where, *cells)
-        record.print_table(table)

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
@@ -41,7 +40,7 @@ from dyntok_jax.sharding import forward, gathered
 from dyntok_jax.text.layouts import ids_layout
 from dyntok_jax.types import DyntokError, Rows
 from eval import record
-from eval.continuation import Windows, bits, cells, cut_windows, figures
+from eval.continuation import Windows, bits, cut_windows, figures
 
 STORED = "stored"
 """The name, among rows, of those in the vocabulary's folder."""
@@ -58,7 +57,7 @@ RowsOf = Callable[[Int[np.ndarray, " U"]], Rows]
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.large_likelihood",
         description=__doc__,
@@ -72,7 +71,7 @@ def main() -> None:
     add("--windows", type=record.positive, default=100, metavar="N", help="of each file (100)")
     add("--prefix-tokens", type=record.positive, default=192, metavar="N", help="(192)")
     add("--continuation-tokens", type=record.positive, default=64, metavar="N", help="(64)")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -236,24 +235,6 @@ def _output(rows: Rows) -> tuple[Float[np.ndarray, "U D"], Float[np.ndarray, " U
     output = rows.input if rows.output is None else rows.output
     bias = np.zeros(len(output), np.float32) if rows.bias is None else rows.bias
     return output, bias
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a line for each file and rows."""
-    size = f"{report['windows']} windows of {report['prefix_tokens']} tokens"
-    title = (
-        f"{report['model']}, {report['size']} tokens: the {report['continuation_tokens']} base "
-        f"tokens after {size}"
-    )
-    table = Table("text", "rows", "tokens", "bits/byte", "above static", "gap closed", title=title)
-    for name, part in report["files"].items():
-        short = "/".join(Path(name).parts[-2:])
-        own = f"{part['static_bits_per_byte']:.4f}"
-        table.add_row(short, record.STATIC, str(part["tokens_static"]), own)
-        for rows, row in part["rows"].items():
-            table.add_row("", rows, str(part["tokens_large"]), *cells(row))
-        table.add_section()
-    record.print_table(table)
 
 
 if __name__ == "__main__":

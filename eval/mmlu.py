@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.config import read_config
@@ -46,7 +45,7 @@ METRICS = {
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.mmlu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +64,7 @@ def main() -> None:
         task_sweep.remove_companions(options.out, _of_bits(options.out))
         return found
 
-    record.run(parser, measured, show, names_model=False)
+    record.run(parser, measured, names_model=False)
 
 
 def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
@@ -216,24 +215,6 @@ class Evaluation:
         budget = Budget(reduction=setting.reduction)
         merged = network.merge(prompts, budget, self.run.boundary, per_sample=True)
         return [part.tokens for part in merged.sequences]
-
-
-def show(run: Mapping[str, Any]) -> None:
-    """Prints a line for each setting: accuracies, then bits per byte."""
-    task_sweep.show(dict(run))
-    languages = list(run["settings"][0]["languages"])
-    title = f"bits per byte of the right answer's text, {run['model']}"
-    table = Table("", *languages, "mean", "95 %", "Δ", "95 %", title=title)
-    for row in run["likelihood"]:
-        average = row["average"]
-        ends = [
-            "" if average[key] is None else "{:.3f} to {:.3f}".format(*average[key])
-            for key in ("interval", "delta_interval")
-        ]
-        cells = [f"{row['languages'][name]['value']:.3f}" for name in languages]
-        mean, delta = f"{average['value']:.3f}", f"{average['delta']:+.3f}"
-        table.add_row(row["name"], *cells, mean, ends[0], delta, ends[1])
-    record.print_table(table)
 
 
 if __name__ == "__main__":

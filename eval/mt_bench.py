@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.config import read_config
@@ -43,7 +42,7 @@ from eval.spread import spread
 
 
 def main() -> None:
-    """Answers, prints a table and writes what was measured as JSON."""
+    """Answers, writes what was measured as JSON."""
     parser = record.Parser(
         "eval.mt_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +55,7 @@ def main() -> None:
         run = read_config(MtBenchRun, options.config, options.overrides)
         return Answering(run).measure(options.sweep)
 
-    record.run(parser, answered, show, names_model=False)
+    record.run(parser, answered, names_model=False)
 
 
 class Answering:
@@ -247,27 +246,6 @@ def _temperature(setting: MtBenchSetting, question: Question) -> float:
     if setting.temperature is not None:
         return setting.temperature
     return TEMPERATURES.get(question.category, 0.7)
-
-
-def show(run: Mapping[str, Any]) -> None:
-    """Prints a line for each setting and each point of the sweeps."""
-    title = f"MT-Bench, {run['model']}: {run['questions']} questions; answers are for a judge"
-    columns = ("", "prompts", "shorter", "new tokens", "characters", "ended", "distinct-4")
-    table = Table(*columns, "prefill", "decode", title=title)
-    for row in [*run["mt_bench"], *run["sweep"]]:
-        distinct = "" if row["distinct_4"] is None else f"{row['distinct_4']:.3f}"
-        table.add_row(
-            row["name"],
-            str(row["tokens_dynamic"]),
-            f"{row['shorter_percent']:.1f} %",
-            str(row["new_tokens"]),
-            str(row["characters"]),
-            f"{row['ended']} of {row['answers']}",
-            distinct,
-            f"{row['prefill_seconds']:.1f} s",
-            f"{row['decode_seconds']:.1f} s",
-        )
-    record.print_table(table)
 
 
 if __name__ == "__main__":

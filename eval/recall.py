@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Int
-from rich.table import Table
 
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.generation.opening import check_width
@@ -42,7 +41,7 @@ _TOGETHER = 16  # queries of one exact search, whose scores fill 4 MB each
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.recall", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +62,7 @@ def main() -> None:
     add("--queries", type=record.positive, default=500, metavar="N", help="of each file (500)")
     add("--timed", type=record.positive, default=50, metavar="N", help="searches timed (50)")
     add("--k", type=record.positive, default=10, metavar="K", help="of recall@K (10)")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,21 +151,6 @@ def _milliseconds(index: Index, hidden: np.ndarray, k: int) -> float:
         search(hidden[i : i + 1])
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Prints recall and times of every number of leaves."""
-    table = Table(title=f"{figures['model']}, {figures['size']} rows, recall@{figures['k']}")
-    names = list(figures["recall"])
-    asked_for = ("leaves", "reorder")
-    for name in (*asked_for, *(Path(name).name for name in names), "ms a search"):
-        table.add_column(name, justify="right")
-    for i, asked in enumerate(zip(*(figures[name] for name in asked_for), strict=True)):
-        recalls = [f"{figures['recall'][name][i]:.3f}" for name in names]
-        table.add_row(*map(str, asked), *recalls, f"{figures['milliseconds'][i]:.2f}")
-    for label, key in (("exact", "milliseconds_exact"), ("original", "milliseconds_original")):
-        table.add_row(label, "", *("" for _ in names), f"{figures[key]:.2f}")
-    record.print_table(table)
 
 
 if __name__ == "__main__":

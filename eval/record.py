@@ -11,18 +11,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
+from eval import report
 
 STATIC = "static"
 """The name, among rows, of reading base tokens by the model's own rows."""
@@ -39,15 +40,15 @@ class Parser(argparse.ArgumentParser):
 def run(
     parser: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
-    show: Callable[[dict[str, Any]], None],
     names_model: bool = True,
 ) -> None:
-    """Parses, measures, writes ``--out`` atomically with what made it, and shows the figures.
+    """Parses, measures, writes ``--out`` atomically with what made it, and prints its table.
+
+    The table is the one that ``eval.report`` makes of the file.
 
     Args:
         parser: with the command's options; ``--model`` and ``--out`` are added.
         measure: figures of the parsed options, JSON values.
-        show: prints the figures.
         names_model: whether ``--model`` is an option of this command.
     """
     if names_model:
@@ -75,7 +76,14 @@ def run(
         parser.error(" ".join(str(error).split()))
     except OSError as error:
         parser.error(f"{error.filename or options.out}: {error.strerror}")
-    show(figures)
+    _show(report.markdown(json.loads(text), options.out))
+
+
+def _show(text: str) -> None:
+    """Prints Markdown; tables as wide as they are, since cells that are cut say nothing."""
+    console, wide = Console(), Console(width=1000)
+    for block in text.encode("utf-8", "backslashreplace").decode("utf-8").split("\n\n"):
+        (wide if block.startswith("|") else console).print(Markdown(block))
 
 
 def git_commit() -> str:
@@ -114,16 +122,6 @@ def names(text: str) -> list[str]:
     if "" in found or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r}: valid are different names between commas")
     return found
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Names of rows for a table: the ends of paths, as many parts of them as tell all apart."""
-    longest = max((len(Path(name).parts) for name in names), default=1)
-    for count in range(1, longest + 1):
-        short = ["/".join(Path(name).parts[-count:]) for name in names]
-        if len(set(short)) == len(short):
-            return short
-    return [*names]
 
 
 def numbers(text: str) -> list[int]:
@@ -214,14 +212,6 @@ def read_lines(path: Path, lines: tuple[int, int] | None) -> list[str]:
     if last > len(found):
         raise DyntokError(f"{path}: has {len(found)} lines; lines {first}-{last} are asked for")
     return found[first - 1 : last]
-
-
-def print_table(table: Table) -> None:
-    """Prints a table; as wide as it is where that is no terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
 
 
 def gap_closed(static: float, fvt: float, other: float) -> float | None:

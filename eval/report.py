@@ -107,6 +107,15 @@ def _with_plots(run: Run, path: Path, readme: Path) -> Run:
     return run | drawn
 
 
+def markdown(run: Run, path: Path) -> str:
+    """The table of a run.
+
+    Raises:
+        ValueError: as :func:`kind`.
+    """
+    return TABLES[kind(run, path)]([run])
+
+
 def kind(run: Run, path: Path) -> str:
     """Which table a run belongs to.
 

@@ -20,7 +20,8 @@ def mmlu(run: dict[str, Any]) -> str:
         cells = [f"{row['languages'][name]['value']:.3f}" for name in names]
         delta = f"{average['delta']:+.3f}{ends(average['delta_interval'], '+.3f')}"
         first = row is run["likelihood"][0]
-        lines.append([row["name"], *cells, f"{average['value']:.3f}", "" if first else delta])
+        mean = f"{average['value']:.3f}{ends(average['interval'], '.3f')}"
+        lines.append([row["name"], *cells, mean, "" if first else delta])
     parts = [
         report_tasks.settings(run),
         "Bits per byte of the right answer's text behind the same prompts:",

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.record import short_names
-
 
 def retrieval(run: dict[str, Any]) -> str:
     """Accuracies by language, with the share of the gap between FVT and static that is closed."""
@@ -48,8 +46,8 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         for path, figures in run["files"].items():
             for part in figures["reductions"]:
-                cells = [_above(row) for row in part["rows"].values()]
-                cells += [_closed(row) for row in part["rows"].values() if "gap_closed" in row]
+                cells = [above(row) for row in part["rows"].values()]
+                cells += [closed(row) for row in part["rows"].values() if "gap_closed" in row]
                 static = f"{figures['static_bits_per_byte']:.3f}"
                 saved = f"{part['prefix_shorter_percent']:.0f} %"
                 place = "/".join(Path(path).parts[-2:])
@@ -64,15 +62,26 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
     return f"{head}\n\n```\n{commands}\n```\n\n{table(columns, lines)}"
 
 
-def _above(row: dict[str, Any]) -> str:
+def above(row: dict[str, Any]) -> str:
+    """How far some rows' bits are above static ones, in percent, with its interval."""
     return f"{row['above_static_percent']:+.1f} %{ends(row['above_static_interval'], '+.1f')}"
 
 
-def _closed(row: dict[str, Any]) -> str:
-    """Empty where there is no gap, as where nothing is merged."""
-    if row["gap_closed"] is None:
+def closed(row: dict[str, Any]) -> str:
+    """The share of FVT's gap that some rows close; empty where there is none to close."""
+    if row.get("gap_closed") is None:
         return ""
     return _percent(row["gap_closed"]) + ends(row["gap_closed_interval"], ".0f", 100)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of rows for a table: the ends of paths, as many parts of them as tell all apart."""
+    longest = max((len(Path(name).parts) for name in names), default=1)
+    for count in range(1, longest + 1):
+        short = ["/".join(Path(name).parts[-count:]) for name in names]
+        if len(set(short)) == len(short):
+            return short
+    return [*names]
 
 
 def ends(interval: Sequence[float] | None, form: str, factor: float = 1) -> str:

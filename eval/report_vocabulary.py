@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report_rows import ends, table
+from eval.report_rows import above, closed, ends, table
 
 
 def recall(run: dict[str, Any]) -> str:
@@ -64,13 +64,8 @@ def likelihood(run: dict[str, Any]) -> str:
         static = f"{part['static_bits_per_byte']:.3f}"
         lines.append([_short(name), "static", str(part["tokens_static"]), static, "", ""])
         for rows, row in part["rows"].items():
-            above = f"{row['above_static_percent']:+.1f} %"
-            above += ends(row["above_static_interval"], "+.1f")
-            closed = row.get("gap_closed")
-            share = "" if closed is None else f"{100 * closed:.0f} %"
-            tokens = str(part["tokens_large"])
-            cells = [Path(rows).name, tokens, f"{row['bits_per_byte']:.3f}", above, share]
-            lines.append([_short(name), *cells])
+            cells = [Path(rows).name, str(part["tokens_large"]), f"{row['bits_per_byte']:.3f}"]
+            lines.append([_short(name), *cells, above(row), closed(row)])
     what = (
         f"an exact softmax over {run['size']} tokens, the {run['continuation_tokens']} base tokens "
         f"after {run['windows']} prefixes of {run['prefix_tokens']}"
@@ -84,9 +79,10 @@ def diversity(run: dict[str, Any]) -> str:
     for name, row in run["files"].items():
         difference = f"{row['difference']:+.3f}{ends(row['difference_interval'], '+.3f')}"
         shares = (f"{row[key]:.3f}" for key in ("static_distinct_4", "large_distinct_4"))
-        lines.append([_short(name), str(row["words"]), *shares, difference])
+        counts = str(row["words"]), str(row["left_out"])
+        lines.append([_short(name), *counts, *shares, difference])
     what = f"distinct-4 of {run['prompts']} continuations at temperature {run['temperature']:g}"
-    columns = ["text", "words", "own vocabulary", "large", "difference"]
+    columns = ["text", "words", "left out", "own vocabulary", "large", "difference"]
     return f"{_head(run, what)}\n\n{table(columns, lines)}"
 
 
@@ -95,8 +91,8 @@ def rewriting(run: dict[str, Any]) -> str:
     lines = []
     for name, part in run["files"].items():
         for words, row in part["words"].items():
-            above = f"{row['above_percent']:+.1f} %{ends(row['above_interval'], '+.1f')}"
-            cells = [f"{row['bits_per_byte']:.3f}", above, f"{row['cache_shorter_percent']:.0f} %"]
+            over = f"{row['above_percent']:+.1f} %{ends(row['above_interval'], '+.1f')}"
+            cells = [f"{row['bits_per_byte']:.3f}", over, f"{row['cache_shorter_percent']:.0f} %"]
             lines.append([_short(name), words, *cells])
     what = f"finished words rewritten in the cache, {run['windows']} windows"
     columns = ["text", "words together", "bits per byte", "above the cache as it was", "shorter by"]

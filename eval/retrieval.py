@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.table import Table
 from tqdm import tqdm
 
 from dyntok_jax.dynamic_model import DynamicModel, load
@@ -38,7 +37,7 @@ BATCH_SIZE = 32
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.retrieval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +50,7 @@ def main() -> None:
     add("--prefix", default="query: ", help="put before every line (default: %(default)r)")
     add("--reduction", type=record.percent, default=100, metavar="PCT", help="of the saving (100)")
     add("--max-pieces", type=record.positive, metavar="N", help="most base tokens of a merged one")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -195,28 +194,6 @@ def averages(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for key in ("reduction", "reduction_text_only")
     }
     return {"accuracy": means, **saved, "gap_closed": gaps(means)}
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Prints a line for each language and one for the mean."""
-    title = f"{figures['model']}: accuracy@1 xx→en over {figures['texts']} texts, percent"
-    if figures["mean"]["gap_closed"]:
-        title += " (share of the gap between fvt and static closed)"
-    table = Table("", *record.short_names(figures["rows"]), "shorter by", "text only", title=title)
-    for language, row in [*figures["languages"].items(), ("mean", figures["mean"])]:
-        if language == "mean":
-            table.add_section()
-        table.add_row(
-            language,
-            *(_cell(row, name) for name in figures["rows"]),
-            *(f"{row[key]:.1f} %" for key in ("reduction", "reduction_text_only")),
-        )
-    record.print_table(table)
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    share = row["gap_closed"].get(name)
-    return f"{row['accuracy'][name]:.1f}" + ("" if share is None else f" ({100 * share:.0f} %)")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from rich.table import Table
 
 from dyntok_jax.batching import TOKEN_BUCKETS, bucket, make_batch
 from dyntok_jax.dynamic_model import DynamicModel, load
@@ -41,7 +40,7 @@ from eval.bootstrap import interval
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.rewriting",
         description=__doc__,
@@ -56,7 +55,7 @@ def main() -> None:
     add("--windows", type=record.positive, default=64, metavar="N", help="of each file (64)")
     add("--prefix-tokens", type=record.positive, default=128, metavar="N", help="(128)")
     add("--continuation-tokens", type=record.positive, default=64, metavar="N", help="(64)")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -202,23 +201,6 @@ def _scored(
     end = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.where(count[:, None] > 0, end, last)
     return jnp.where(real, chosen, 0).sum(axis=1), last, cache
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a line for each file and number of words."""
-    size = f"{report['windows']} windows of {report['prefix_tokens']} tokens"
-    title = f"{report['model']}: the {report['continuation_tokens']} tokens after {size}"
-    table = Table("text", "words", "bits/byte", "above left", "cache shorter by", title=title)
-    for name, part in report["files"].items():
-        table.add_row("/".join(Path(name).parts[-2:]), "never", f"{part['bits_per_byte']:.4f}")
-        for words, row in part["words"].items():
-            ends = row["above_interval"]
-            above = f"{row['above_percent']:+.2f} %"
-            above += "" if ends is None else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]"
-            saved = f"{row['cache_shorter_percent']:.1f} %"
-            table.add_row("", str(words), f"{row['bits_per_byte']:.4f}", above, saved)
-        table.add_section()
-    record.print_table(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sweeps over reductions: curves, their CSV and plot; and the table in the terminal."""
+"""Sweeps over reductions: curves, their CSV and plot."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.files import atomic_path
-from eval import record, report_tasks
 from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, spread, value
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
@@ -144,36 +142,3 @@ def plot(run: dict[str, Any]) -> Any:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return canvas
-
-
-def show(run: dict[str, Any]) -> None:
-    """Prints a line for each setting."""
-    languages = list(run["settings"][0]["languages"])
-    title = f"{run['task']} {run['metric']}, {run['model']}; mean of {', '.join(run['average_of'])}"
-    columns = ["", *languages, "mean", "95 %", "Δ", "95 %", "shorter", "seconds", "processor"]
-    table = Table(*columns, title=title)
-    for row in run["settings"]:
-        average = row["average"]
-        table.add_row(
-            row["name"],
-            *(f"{row['languages'][name]['value']:.1f}" for name in languages),
-            f"{average['value']:.1f}" + _spread(average),
-            _ends(average["interval"], ".1f"),
-            f"{average['delta']:+.1f}",
-            _ends(average["delta_interval"], "+.1f"),
-            f"{average['shorter_percent']:.1f} %",
-            f"{average['seconds']:.1f}",
-            f"{average['processor_seconds']:.1f}",
-        )
-    record.print_table(table)
-    for line in report_tasks.controls(run):
-        print(line)
-
-
-def _spread(average: dict[str, Any]) -> str:
-    seeds = len(average["by_seed"])
-    return "" if seeds == 1 else f" ± {average['spread']:.1f} of {seeds} seeds"
-
-
-def _ends(interval: Sequence[float] | None, form: str) -> str:
-    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"

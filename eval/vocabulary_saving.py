@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.model_store import resolve
@@ -34,7 +33,7 @@ TOGETHER = 2000
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures as JSON."""
+    """Measures, writes the figures as JSON."""
     parser = record.Parser(
         "eval.vocabulary_saving",
         description=__doc__,
@@ -47,7 +46,7 @@ def main() -> None:
     add("--lines", type=record.line_range, metavar="A-B", help="lines of texts to read (all)")
     add("--mmlu", **files, help="of a kind that eval.mmlu reads")
     add("--mt-bench", **files, help="FastChat's question.jsonl")
-    record.run(parser, measure, show)
+    record.run(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,22 +108,6 @@ def saving(vocabulary: LargeVocabulary, prompts: Sequence[str]) -> dict[str, Any
         "mb_per_second": megabytes / cutting,
         "mb_per_second_with_base": megabytes / (time.perf_counter() - begin),
     }
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a line for each file."""
-    columns = ("file", "prompts", "base tokens", "large", "pre-tokens", "of the saving", "MB/s")
-    table = Table(*columns, title=f"{report['model']}, {report['size']} tokens")
-    for name, row in report["files"].items():
-        share = row["share_of_saving"]
-        counts = ("prompts", "tokens_static", "tokens_large", "pretokens")
-        table.add_row(
-            "/".join(Path(name).parts[-2:]),
-            *(str(row[count]) for count in counts),
-            "" if share is None else f"{100 * share:.1f} %",
-            f"{row['mb_per_second']:.2f} ({row['mb_per_second_with_base']:.2f} with base tokens)",
-        )
-    record.print_table(table)
 
 
 if __name__ == "__main__":

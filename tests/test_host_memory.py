@@ -131,7 +131,8 @@ def test_commands_that_compute_keep_it(monkeypatch, tmp_path, module, arguments)
     if arguments is None:
         monkeypatch.setattr(sys, "argv", ["eval", "--out", str(tmp_path / "run.json")])
         parser = eval.record.Parser(prog="eval")
-        eval.record.run(parser, lambda _: {}, lambda _: None, names_model=False)
+        found = {"task": "rewriting", "model": "m", "windows": 1, "files": {}}
+        eval.record.run(parser, lambda _: found, names_model=False)
     elif module is cli:
         cli.dyntok.main(arguments, standalone_mode=False)
     else:

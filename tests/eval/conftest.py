@@ -19,6 +19,11 @@ class Run(NamedTuple):
     out: str
     err: str
 
+    @property
+    def shown(self) -> str:
+        """What was printed, with single spaces between words."""
+        return " ".join(self.out.split())
+
 
 @pytest.fixture
 def command(monkeypatch, capsys) -> Callable[..., Run]:

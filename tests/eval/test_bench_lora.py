@@ -113,20 +113,22 @@ def test_comparisons_in_float64_refuse_what_they_do_not_do(options, said, capsys
     assert said in capsys.readouterr().err
 
 
-def test_merged_batches_are_of_a_joint_configs_own_kind(monkeypatch, tmp_path):
+def test_merged_batches_are_of_a_joint_configs_own_kind(monkeypatch, tmp_path, capsys):
     """Base tokens stand beside torch whatever the config reads, merged ones are as it says."""
     monkeypatch.setenv("UNER", "folder")
     monkeypatch.setenv("LABELS", "labels")
     seen = []
     monkeypatch.setattr(bench_lora, "make_task", lambda run: seen.append(run) or run)
     monkeypatch.setattr(bench_lora, "against_torch", lambda *_: {})
-    monkeypatch.setattr(bench_lora, "against_merged", lambda *_: {})
+    shares = {"share_of_time": 0.8123, "share_of_tokens": 0.75}
+    monkeypatch.setattr(bench_lora, "against_merged", lambda *_: shares)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torch")
     config = Path(__file__).parents[2] / "configs/lora/uner_e5_self.yaml"
     command = ["bench_lora", "--config", str(config), "--out", str(tmp_path / "out.json")]
     command += ["--reduction", "75", "tokenization.boundary=word", "base_rows=predicted"]
     monkeypatch.setattr("sys.argv", [*command, "--rows", "default"])
     main()
+    assert "0.81 (0.75 of the tokens)" in capsys.readouterr().out
     static, merged = seen[0], seen[-1]
     assert (static.rows, static.tokenization.mode, static.base_rows) == ("base", "static", None)
     assert (merged.rows, merged.tokenization.reduction, merged.held_out) == ("default", 75, ())

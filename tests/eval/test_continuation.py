@@ -75,7 +75,7 @@ def test_the_command(command, decoder, text, tmp_path):
         continuation.main, *("--model", decoder, "--rows", "static,fvt,weighted,ridge"),
         *("--reduction", "0,50,100", "--text", text, "--out", out), *SHORT,
     )  # fmt: skip
-    assert run.code == 0 and "static" in run.out and "ridge" in run.out
+    assert run.code == 0, run.err
     (figures,) = json.loads(out.read_text("utf-8"))["files"].values()
     none, half, full = figures["reductions"]
     assert none["prefix_shorter_percent"] == 0
@@ -91,6 +91,13 @@ def test_the_command(command, decoder, text, tmp_path):
     assert (
         full["rows"]["fvt"]["above_static_percent"] != half["rows"]["fvt"]["above_static_percent"]
     )
+    static = f"{figures['static_bits_per_byte']:.3f}"
+    assert "static fvt weighted ridge weighted closes ridge closes" in run.shown
+    assert f" 6 0 % 0 % {static} " in run.shown
+    for part in (half, full):
+        row, saved = part["rows"]["fvt"], part["prefix_shorter_percent"]
+        above = f"{row['above_static_percent']:+.1f} % ({row['above_static_interval'][0]:+.1f} to"
+        assert f" 6 {part['reduction']:.0f} % {saved:.0f} % {static} {above}" in run.shown
 
 
 def test_a_language_of_a_table_by_name_and_by_row(command, decoder, text, tmp_path):

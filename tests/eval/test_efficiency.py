@@ -128,7 +128,10 @@ def measured(content, tmp_path, command) -> dict[str, Any]:
     run = command(efficiency.main, "--config", tmp_path / "run.yaml", "--out", out)
     assert run.code == 0, run.err
     assert "<svg" in out.with_suffix(".svg").read_text("utf-8")
-    return json.loads(out.read_text("utf-8"))
+    found = json.loads(out.read_text("utf-8"))
+    for point in found["efficiency"]["xx"]["points"]:
+        assert f" xx {' '.join(efficiency_figures.operation_cells(point))}" in run.shown
+    return found
 
 
 def test_a_run(content, tmp_path, command):

@@ -74,7 +74,11 @@ def test_what_is_timed_predicts_rows_and_loads_nothing(encoder, tmp_path, comman
         (tmp_path / f"{name}.txt").write_text("The quick fox\n")
     out = tmp_path / "fair.json"
     arguments = ["--models", encoder, "--text", tmp_path, "--time", 1, "--out", out]
-    assert command(fairness.main, "fairness", *arguments).code == 0
+    run = command(fairness.main, "fairness", *arguments)
+    (model,) = json.loads(out.read_text("utf-8"))["fairness"]
+    german = model["languages"]["de"]
+    saved = [f"{german[f'{what}_percent']:.0f} %" for what in ("shorter", "time_saved")]
+    assert run.code == 0 and f" de 1.00 1.00 {saved[0]} {saved[1]}" in run.shown
     # One provider, asked for no row as the model is loaded and as each run begins.
     (rows,) = asked
     static, dynamic = rows[2:6:2]

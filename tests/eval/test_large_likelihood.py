@@ -86,7 +86,10 @@ def test_the_command(large, decoder, tmp_path, command):
     above = 100 * (fvt["bits_per_byte"] / part["static_bits_per_byte"] - 1)
     assert fvt["above_static_percent"] == pytest.approx(above)
     assert fvt["bits_per_byte"] != stored["bits_per_byte"] and "gap_closed" in stored
-    assert "bits/byte" in run.out
+    for name, row in part["rows"].items():
+        above = f"{row['above_static_percent']:+.1f} %"
+        said = f" {name} {part['tokens_large']} {row['bits_per_byte']:.3f} {above}"
+        assert said in run.shown
 
 
 def test_mistakes_are_one_line(large, decoder, tmp_path, command):

@@ -72,8 +72,12 @@ def found(config, tmp_path, command) -> dict[str, Any]:
     out = tmp_path / "found.json"
     run = command(mmlu.main, "--config", config, "--sweep", "--out", out)
     assert run.code == 0, run.err
-    assert "bits per byte" in run.out and "dynamic" in run.out
-    return json.loads(out.read_text("utf-8"))
+    made = json.loads(out.read_text("utf-8"))
+    for row in (*made["settings"], *made["likelihood"]):
+        form = ".1f" if row in made["settings"] else ".3f"
+        value = f"{row['average']['value']:{form}}"
+        assert f"{row['name']} {value} {value} ({row['average']['interval'][0]:{form}}" in run.shown
+    return made
 
 
 def test_figures_are_those_of_scored_choices(found, decoder, tmp_path):

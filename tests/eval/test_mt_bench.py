@@ -68,6 +68,9 @@ def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
 def test_answers_are_what_generate_says_of_the_conversation(answered, content):
     done, found = answered()
     assert done.code == 0, done.err
+    for row in found["mt_bench"]:
+        counts = f"{row['tokens_dynamic']} {row['shorter_percent']:.1f} % {row['new_tokens']} "
+        assert f" {row['name']} {counts}" in done.shown
     original, dynamic, predicted = found["mt_bench"]
     name = Path(content["model"]).name
     assert Path(original["file"]).name == f"{name}-original.jsonl"

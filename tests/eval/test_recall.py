@@ -49,7 +49,10 @@ def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
     few, every = found["recall"][str(built / "de.txt")]
     assert few < 0.9 < every == pytest.approx(1, abs=0.02)
     assert found["leaves"] == [1, 12] and found["reorder"] == [200, 200]
-    assert "recall@10" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "recall@10 among" in shown and "exact 1 " in shown
+    for leaves, share, ms in zip((1, 12), (few, every), found["milliseconds"], strict=True):
+        assert f"{leaves} leaves, 200 compared {share:.3f} {ms:.1f}" in shown
     times = [found["milliseconds_exact"], found["milliseconds_original"], *found["milliseconds"]]
     assert len(times) == 4 and min(times) > 0
 

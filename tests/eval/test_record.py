@@ -63,6 +63,28 @@ def test_the_commit_without_a_history_is_what_was_said(tmp_path, monkeypatch):
     assert record.git_commit() == "abc1234"
 
 
+@pytest.mark.parametrize("columns", [40, 200])
+def test_what_is_printed_is_the_table_of_the_file(command, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = {"bits_per_byte": 1.2345, "above_percent": -3.21, "above_interval": (-4.0, -2.0)}
+    row["cache_shorter_percent"] = 31.4
+    # Numbers as keys, as only the memory has them.
+    files = {"a/long/place/of.txt": {"words": {1: row, 4: row | {"above_interval": None}}}}
+
+    def measure(options):
+        return {"task": "rewriting", "model": "m", "windows": 3, "files": files}
+
+    def main():
+        record.run(record.Parser("eval.rewriting"), measure, names_model=False)
+
+    # A name that is not UTF-8.
+    run = command(main, "--out", tmp_path / "\udcff.json")
+    assert run.code == 0 and "\\udcff.json" in "".join(run.out.split())
+    # No cell is cut, however narrow the place.
+    assert " place/of.txt 1 1.234 -3.2 % (-4.0 to -2.0) 31 % " in run.shown
+    assert " place/of.txt 4 1.234 -3.2 % 31 %" in run.shown and "…" not in run.out
+
+
 def test_lines_are_counted_from_one(tmp_path):
     path = tmp_path / "xx.txt"
     # Only a line feed ends a line.
@@ -86,12 +108,6 @@ def test_files_that_are_refused(tmp_path, content: bytes | None, message: str):
         path.write_bytes(content)
     with pytest.raises(DyntokError, match=message):
         record.read_lines(path, (2, 3))
-
-
-def test_names_of_rows_are_as_short_as_tells_them_apart():
-    assert record.short_names(["static", "out/a/hypernet"]) == ["static", "hypernet"]
-    trained = ["out/a/hypernet", "out/b/hypernet"]
-    assert record.short_names(["fvt", *trained]) == ["fvt", "a/hypernet", "b/hypernet"]
 
 
 def test_the_gap_closed():

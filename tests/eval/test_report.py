@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval import report
+from eval import report, report_rows
 
 RETRIEVAL = {
     "model": "e5",
@@ -278,6 +278,12 @@ def test_the_readme_has_the_tables_of_the_committed_runs():
     for name, found in runs.items():
         table = report.TABLES[name](found)
         assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in text, name
+
+
+def test_names_of_rows_are_as_short_as_tells_them_apart():
+    assert report_rows.short_names(["static", "out/a/hypernet"]) == ["static", "hypernet"]
+    trained = ["out/a/hypernet", "out/b/hypernet"]
+    assert report_rows.short_names(["fvt", *trained]) == ["fvt", "a/hypernet", "b/hypernet"]
 
 
 def test_continuation_names_the_command_of_every_run():

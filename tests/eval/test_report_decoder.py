@@ -36,8 +36,8 @@ def test_mmlu_has_accuracies_and_bits():
     assert report.kind(run, Path("x.json")) == "mmlu"
     said = report.TABLES["mmlu"]([run])
     assert "| dynamic | 30.0 | 30.0 (0.1 to 0.9) | +5.0 (-0.2 to +0.1) | 12.5 % | 3 |" in said
-    assert "| original | 0.750 | 0.750 |  |" in said
-    assert "| dynamic | 0.760 | 0.760 | +0.010 (-0.200 to +0.100) |" in said
+    assert "| original | 0.750 | 0.750 (0.100 to 0.900) |  |" in said
+    assert "| dynamic | 0.760 | 0.760 (0.100 to 0.900) | +0.010 (-0.200 to +0.100) |" in said
     assert "by reduction, evenly spread 20 examples of each:" in said
     assert "(out/mmlu_bits.svg)" in said and "7 tokens cut off" in said
 
@@ -159,6 +159,7 @@ def test_large_vocabularies_have_a_table_each():
                             "above_static_percent": 20.0,
                             "above_static_interval": [10.0, 30.0],
                             "gap_closed": 0.571,
+                            "gap_closed_interval": [0.5, 0.64],
                         },
                     },
                 }
@@ -172,6 +173,7 @@ def test_large_vocabularies_have_a_table_each():
             "files": {
                 name: {
                     "words": 2000,
+                    "left_out": 3,
                     "static_distinct_4": 0.98,
                     "large_distinct_4": 0.991,
                     "difference": 0.011,
@@ -206,9 +208,9 @@ def test_large_vocabularies_have_a_table_each():
         "saving": ["| wiki/de.txt | 100 | 60 | 50 | 80.0 % | 1.83 | 0.33 |"],
         "likelihood": [
             "| wiki/de.txt | fvt | 844 | 1.613 | +46.4 % (+36.0 to +58.3) |  |",
-            "| wiki/de.txt | trained | 844 | 1.300 | +20.0 % (+10.0 to +30.0) | 57 % |",
+            "| wiki/de.txt | trained | 844 | 1.300 | +20.0 % (+10.0 to +30.0) | 57 % (50 to 64) |",
         ],
-        "diversity": ["| wiki/de.txt | 2000 | 0.980 | 0.991 | +0.011 (-0.010 to +0.020) |"],
+        "diversity": ["| wiki/de.txt | 2000 | 3 | 0.980 | 0.991 | +0.011 (-0.010 to +0.020) |"],
         "rewriting": ["| wiki/de.txt | 4 | 1.500 | +4.7 % (+3.0 to +6.0) | 51 % |"],
     }
     for name, run in runs.items():

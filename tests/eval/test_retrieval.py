@@ -68,7 +68,7 @@ def test_the_command(command, encoder, texts, tmp_path):
         retrieval.main, *("--model", encoder, "--rows", "static,fvt,weighted,ridge"),
         *("--text", texts, "--skip-lines", "4", "--out", out),
     )  # fmt: skip
-    assert run.code == 0 and "mean" in run.out
+    assert run.code == 0, run.err
     report = json.loads(out.read_text("utf-8"))
     languages = report["languages"]
     assert list(languages) == ["de", "sw"] and report["texts"] == 3
@@ -80,6 +80,10 @@ def test_the_command(command, encoder, texts, tmp_path):
     assert report["mean"]["accuracy"].keys() == {"static", "fvt", "weighted", "ridge"}
     assert report["command"].startswith("python -m eval.retrieval --model ")
     assert report["commit"] and report["seconds"] > 0
+    assert "static fvt weighted ridge " in run.shown
+    for name, row in [*languages.items(), ("mean", report["mean"])]:
+        cells = " ".join(f"{value:.1f}" for value in row["accuracy"].values())
+        assert f" {name} {cells} " in run.shown
 
 
 def test_each_language_is_read_by_its_row_of_a_table(

@@ -79,7 +79,9 @@ def test_the_command(command, decoder, tmp_path):
     assert run.code == 0, run.err
     (figures,) = json.loads(out.read_text("utf-8"))["files"].values()
     assert figures["words"]["1"]["cache_shorter_percent"] > 0
-    assert "above left" in run.out
+    for words, row in figures["words"].items():
+        above = f"{row['above_percent']:+.1f} %"
+        assert f" {words} {row['bits_per_byte']:.3f} {above}" in run.shown
 
 
 def test_windows_that_the_model_cannot_read_are_refused(command, decoder, tmp_path):

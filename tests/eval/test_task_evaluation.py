@@ -145,6 +145,8 @@ def test_settings_and_sweeps_agree(xnli_run, tmp_path, command):
         assert average["delta"] == pytest.approx(
             average["value"] - rows["original"]["average"]["value"]
         )
+        mean = f"{average['value']:.1f}"
+        assert f" {row['name']} {len(average['by_seed'])} {mean} {mean}" in run.shown
     assert rows["original"]["average"]["delta_interval"] == [0, 0]
     joint, word = rows["joint"]["average"], rows["word"]["average"]
     assert joint["control_delta"] == pytest.approx(joint["value"] - word["value"])

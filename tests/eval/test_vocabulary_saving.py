@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,9 @@ def test_the_saving_of_files(large, decoder, tmp_path, command):
     files = json.loads((tmp_path / "o.json").read_text())["files"]
     assert [row["prompts"] for row in files.values()] == [2, 1, 2]
     assert all(0 < row["share_of_saving"] <= 1 for row in files.values())
+    for name, row in files.items():
+        counts = f"{row['tokens_static']} {row['tokens_large']} {row['pretokens']}"
+        assert f"{Path(name).name} {counts} {100 * row['share_of_saving']:.1f} %" in run.shown
     run = command(vocabulary_saving.main, *given)
     assert run.code == 2 and "no prompts" in run.err
 
@@ -86,4 +90,6 @@ def test_the_diversity_of_a_text(large, decoder, tmp_path, command, monkeypatch)
     run = command(diversity.main, *given, *more, "--max-new-tokens", 4)
     assert run.code == 0, run.err
     (row,) = json.loads((tmp_path / "o.json").read_text())["files"].values()
-    assert 0 < row["large_distinct_4"] <= 1 and row["words"] >= 16 and "distinct-4" in run.out
+    assert 0 < row["large_distinct_4"] <= 1 and row["words"] >= 16
+    shares = f"{row['static_distinct_4']:.3f} {row['large_distinct_4']:.3f}"
+    assert f" {row['words']} 0 {shares} {row['difference']:+.3f} (" in run.shown

@@ -11,57 +11,54 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from dyntok_jax.dynamic_model import load
-from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.model_store import resolve
+from dyntok_jax.types import DyntokError
+from eval import record
 from eval.bench_merging import bench_merging
 from eval.bench_models import bench_end_to_end, bench_forward
-from eval.record import git_commit
 
 ENCODER, DECODER = "multilingual-e5-small", "smollm2-135m-instruct"
 SHARED = Path(os.environ.get("DYNTOK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def main() -> None:
-    """Runs all benchmarks, prints their tables and writes them as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    """Runs all benchmarks and writes them as JSON."""
+    parser = record.Parser(
+        "eval.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("out/bench.json"), help="JSON to write")
     parser.add_argument(
-        "--data", type=Path, default=SHARED / "data", help="folder of the sentences"
+        "--data", type=Path, default=SHARED / "data", metavar="FOLDER", help="of the sentences"
     )
-    options = parser.parse_args()
+    record.run(parser, measure, names_model=False)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of all benchmarks.
+
+    Raises:
+        DyntokError: sentences that are missing, or a model that cannot be had.
+    """
     for part in ("text/ntrex/de.txt", "xnli/dev-de.tsv"):
         if not (options.data / part).is_file():
-            parser.error(f"no {part} in {options.data} (give --data FOLDER)")
+            raise DyntokError(f"no {part} in {options.data}; give --data FOLDER")
     for name in (ENCODER, DECODER):
         resolve(name)  # so that no measured process downloads them
-    keep_freed_memory()
     # First, while this process is small: the peak that Linux gives for a child counts its parent's.
     memory = _memory(options.data)
     model = load(ENCODER, rows="fvt")
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": git_commit(),
+    return {
         "forward": bench_forward(model, resolve(ENCODER)),
         "end_to_end": bench_end_to_end(model, options.data / "xnli"),
         "merging": bench_merging(model.tokenizer, options.data / "text" / "ntrex"),
         "peak_memory_gb": memory,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    _print(report)
 
 
 def _memory(data: Path) -> dict[str, float]:
@@ -95,24 +92,6 @@ def _peak(*arguments: str) -> float:
     if status:
         raise RuntimeError(f"dyntok {' '.join(arguments)} failed")
     return usage.ru_maxrss / 1e6  # kilobytes on Linux
-
-
-def _print(report: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"{report['machine']}, commit {report['commit']}")
-    console.print(_table("Merging 32 sentences (ms; ratio to the naive rescan)", report["merging"]))
-    console.print(_table("Encoder's forward, float32", [report["forward"]]))
-    end_to_end = report["end_to_end"]
-    title = f"End to end ({end_to_end['compiled_shapes']} compiled shapes)"
-    console.print(_table(title, end_to_end["languages"]))
-    console.print(_table("Peak memory (GB)", [report["peak_memory_gb"]]))
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    return table
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ def markdown(report: dict[str, Any]) -> str:
     rows += [*_end_to_end(report["end_to_end"]), *_memory(report["peak_memory_gb"])]
     lines = ["| what | measured | bound |", "|---|---|---|"]
     lines += [f"| {what} | {measured} | {bound} |" for what, measured, bound in rows]
-    head = f"`make bench` at commit {report['commit']}, {report['machine']}:"
+    # Older runs do not say their command.
+    command = report.get("command", "make bench")
+    head = f"`{command}` at commit {report['commit']}, {report['machine']}:"
     return "\n".join([head, "", *lines])
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
 from dyntok_jax.merging.naive import merge_naive
 from dyntok_jax.text.base_tokens import BaseTokenizer
+from eval import bench
 from eval.bench_merging import LANGUAGES, bench_merging
 from eval.timing import medians
 
@@ -31,3 +38,31 @@ def test_naive_rescan_breaks_ties_by_first_occurrence():
     merged, merges = merge_naive([["c", "d"], ["a", "b"], ["a", "b"], ["c", "d"]], 1, 99)
     assert merges == [("c", "d", 2)]
     assert merged == [["cd"], ["a", "b"], ["a", "b"], ["cd"]]
+
+
+def test_a_run_is_recorded_as_every_other(tmp_path, monkeypatch, capsys):
+    results = Path(__file__).parents[1] / "eval" / "results" / "bench.json"
+    kept = json.loads(results.read_text("utf-8"))
+    out = tmp_path / "new" / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--data", str(tmp_path), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "no text/ntrex/de.txt in" in capsys.readouterr().err and not out.exists()
+    for name in ("text/ntrex/de.txt", "xnli/dev-de.tsv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(bench, "resolve", Path)
+    monkeypatch.setattr(bench, "_memory", lambda data: kept["peak_memory_gb"])
+    tokenizer = type("Model", (), {"tokenizer": None})
+    monkeypatch.setattr(bench, "load", lambda *_, **__: tokenizer)
+    for part in ("forward", "end_to_end", "merging"):
+        monkeypatch.setattr(bench, f"bench_{part}", lambda *_, part=part: kept[part])
+    bench.main()
+    found = json.loads(out.read_text("utf-8"))
+    made = {"commit", "machine", "seconds", "command"}
+    assert {k: v for k, v in found.items() if k not in made} == {
+        k: v for k, v in kept.items() if k not in made
+    }
+    assert found["command"].startswith("python -m eval.bench --data") and found["seconds"] >= 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("python -m eval.bench --data") and "1.30 GB ≤ 1.5 GB" in said

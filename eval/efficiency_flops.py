@@ -1,4 +1,4 @@
-"""Floating-point operations of a forward pass, by formula and by XLA's own count.
+"""Floating-point operations of a forward pass, by formula and counted on the program.
 
 A multiplication and an addition are two operations. Attention counts the pairs of tokens whose
 scores are computed; the output layer is left out: prefilling needs it at one token only.
@@ -6,7 +6,6 @@ scores are computed; the output layer is left out: prefilling needs it at one to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.flops import product_flops
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
-from dyntok_jax.models.encoder import EncoderStack
 from dyntok_jax.models.kv_cache import Number
 from dyntok_jax.models.layers import PREFIXES, QUERY_BLOCK, abstract_params
 
@@ -60,36 +59,23 @@ def hypernet_flops(config: HypernetConfig, tokens: Number) -> Number:
     return 2 * tokens * (read + layers + heads)
 
 
-def decoder_flops_xla(config: DecoderConfig, tokens: int) -> float:
-    """As :func:`decoder_flops`, counted by the compiler.
-
-    XLA counts a loop's body once: so the layers, which are one, are multiplied. What stands outside
-    of them (a norm, the mask, the angles) is far below a percent. Longer sequences than
-    ``QUERY_BLOCK`` have loops in attention too, and cannot be counted.
-    """
+def decoder_products(config: DecoderConfig, tokens: int) -> int:
+    """As :func:`decoder_flops`, of the matrix products in the program."""
     module = Decoder(config)
     inputs = _floats(1, tokens, config.width), jax.ShapeDtypeStruct((1, tokens), jnp.bool_)
-    return config.layers * _counted(module.apply, _variables(abstract_params(module)), *inputs)
+    return product_flops(module.apply, _variables(abstract_params(module)), *inputs)
 
 
-def hypernet_flops_xla(config: HypernetConfig, tokens: int) -> float:
-    """As :func:`hypernet_flops`, counted by the compiler; see :func:`decoder_flops_xla`."""
-    c = config
-    form = (tokens, c.surface_length)
+def hypernet_products(config: HypernetConfig, tokens: int) -> int:
+    """As :func:`hypernet_flops`, of the matrix products in the program."""
+    form = (tokens, config.surface_length)
     inputs = (
-        _floats(c.vocab_size, c.source_width),
+        _floats(config.vocab_size, config.source_width),
         jax.ShapeDtypeStruct(form, jnp.int32),
         jax.ShapeDtypeStruct(form, jnp.bool_),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
-    whole = _counted(Hypernet(c).apply, _variables(abstract_hypernet(c)), *inputs)
-    if c.layers <= 2:
-        return whole
-    slots = c.surface_length + bool(c.languages)
-    stack = EncoderStack(c.encoder)
-    inputs = _floats(tokens, slots, c.hidden), jax.ShapeDtypeStruct((tokens, slots), jnp.bool_)
-    params = abstract_params(stack, *inputs)
-    return whole + (c.layers - 2) * _counted(stack.apply, _variables(params), *inputs)
+    return product_flops(Hypernet(config).apply, _variables(abstract_hypernet(config)), *inputs)
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -98,9 +84,3 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _variables(abstract: Any) -> Any:
     return {"params": meta.unbox(abstract)}
-
-
-def _counted(function: Callable[..., Any], *inputs: Any) -> float:
-    """Operations of a compiled function; nothing is allocated or run."""
-    found: Any = jax.jit(function).lower(*inputs).compile().cost_analysis()
-    return float(found["flops"])

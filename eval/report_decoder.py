@@ -61,11 +61,12 @@ def mt_bench(run: dict[str, Any]) -> str:
 def efficiency(run: dict[str, Any]) -> str:
     """Operations by language and reduction, the cache's hits, and times to the first token."""
     ratios, checked = [*run["check"]["decoder"].values()], [*map(int, run["check"]["decoder"])]
+    against = run["check"].get("against", "XLA's count")  # older runs do not say
     ratios += [run["check"]["hypernet"]] if "hypernet" in run["check"] else []
     head = (
         f"{Path(run['model']).name}, MMLU prompts with five solved questions{_missing(run)}; "
         f"operations of a prompt by formula, which is {min(ratios):.3f} to {max(ratios):.3f} times "
-        f"XLA's count at up to {max(checked)} tokens; keys and values in {run['kv_dtype']} (commit "
+        f"{against} at up to {max(checked)} tokens; keys and values in {run['kv_dtype']} (commit "
         f"{run['commit']}, {run['machine']}):\n\n`{run['command']}`"
     )
     parts = [head, _operations(run), _caches(run)]

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dyntok_jax.flops import product_flops
 from dyntok_jax.sharding import replicated
 from train.feed import put
 from train.loop import TrainingConfig, check
 from train.optim import make_optimizer
 from train.step import initial_state, make_step
-from train.step_cost import product_flops
 from train.task import Task
 
 

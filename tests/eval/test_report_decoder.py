@@ -98,6 +98,9 @@ def test_efficiency_has_operations_hits_and_times():
     assert report.kind(run, Path("x.json")) == "efficiency"
     said = report.TABLES["efficiency"]([run])
     assert "0.980 to 0.999 times XLA's count" in said and "(out/e.svg)" in said
+    later = run | {"check": run["check"] | {"against": "the count of the products"}}
+    said_later = report.TABLES["efficiency"]([later])
+    assert "0.980 to 0.999 times the count of the products at up to 700" in said_later
     for cells in ("789 | 14.1 % | 11.49T | 90.8G | 0.8 % | 2.06T", "11.58T | 14.4 % | 98.7 MiB |"):
         assert cells in said
     # 90 of 200.

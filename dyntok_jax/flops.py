@@ -1,4 +1,4 @@
-"""What a step costs, counted on its program before it is compiled."""
+"""What a program costs, counted before it is compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def product_flops(function: Any, *inputs: Any) -> int:
 
     A multiplication and an addition are two. The compiler's own count takes the body of a loop over
     layers once, however often it runs; here it counts as often as it runs. The bodies of loops
-    without a fixed number of turns, which no step has around its products, count once.
+    without a fixed number of turns, which no training step has around its products, count once.
     """
     whole = jax.make_jaxpr(function)(*inputs).jaxpr
     # Gradients that nobody asks for, such as a frozen kernel's, stand there and are not computed.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from dyntok_jax.flops import product_flops
 from dyntok_jax.models.encoder import EncoderConfig, EncoderStack
-from train.step_cost import product_flops
 
 
 def test_loops_count_as_often_as_they_run():

@@ -52,8 +52,6 @@ def run(task: Task, description: str | None) -> None:
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
 
     def measured(options: argparse.Namespace) -> dict[str, Any]:
-        if options.sweep and options.out.suffix != ".json":
-            raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         evaluation = Evaluation(task, configured(options))
         if not options.sweep:
             found = evaluation.measure(False)
@@ -160,9 +158,8 @@ class Evaluation:
                 sweep of nothing; two adapters of one list that were trained with one seed.
         """
         run, task = self.run, self.task
-        curves = self._curves() if sweep else []
-        if sweep and not (curves and run.sweep):
-            raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
+        merging = [setting for setting in run.settings if setting.reduction]
+        curves = task_sweep.swept(merging, run.sweep) if sweep else []
         # All adapters first: one that does not fit is known before hours of work.
         trained = {name: self._adapters(name) for name in run.adapters}
         self._warn_of_other_rows(trained)
@@ -235,14 +232,6 @@ class Evaluation:
                         "setting %r: %s was trained with rows of %s; these are of %s",
                         *(setting.name, folder, there, here),
                     )
-
-    def _curves(self) -> list[Setting]:
-        """The settings that merge, the first of those that differ in reduction only."""
-        found: dict[tuple[Any, ...], Setting] = {}
-        for setting in self.run.settings:
-            if setting.reduction:
-                found.setdefault((setting.adapter, setting.rows, setting.base_rows), setting)
-        return list(found.values())
 
     def _adapters(self, name: str) -> list[tuple[str, Adapter]]:
         """A list's folders, and what is in them."""

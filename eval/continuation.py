@@ -34,8 +34,8 @@ from dyntok_jax.text.layouts import BaseTokens, keep_last
 from dyntok_jax.types import DyntokError, Token
 from eval import record
 from eval.bootstrap import interval
+from eval.evenly_spaced import evenly_spaced
 from eval.record import STATIC
-from eval.spread import spread
 
 BATCH_SIZE = 8
 LINES_TOGETHER = 2000
@@ -125,7 +125,7 @@ def _starts(path: Path, pieces: Pieces, windows: int, size: int) -> Int[np.ndarr
             f"{path}: {len(pieces.ids)} tokens hold {room} windows of {size}; "
             f"{windows} are asked for"
         )
-    return np.array(spread(len(pieces.ids), windows))
+    return np.array(evenly_spaced(len(pieces.ids), windows))
 
 
 def cut_windows(tokenizer: BaseTokenizer, path: Path, options: argparse.Namespace) -> Windows:

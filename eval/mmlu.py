@@ -55,8 +55,6 @@ def main() -> None:
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the config")
 
     def measured(options: argparse.Namespace) -> dict[str, Any]:
-        if options.sweep and options.out.suffix != ".json":
-            raise DyntokError(f"{options.out}: with --sweep a CSV and a plot stand beside a .json")
         run = read_config(MmluRun, options.config, options.overrides)
         if options.sweep:
             return _with_sweep(run, options.out)
@@ -69,10 +67,10 @@ def main() -> None:
 
 def _with_sweep(run: MmluRun, out: Path) -> dict[str, Any]:
     """The figures, and the sweeps of both metrics as CSV and plot."""
-    evaluation, bits = Evaluation(run), _of_bits(out)
+    bits = _of_bits(out)
     # Before measuring: hours of work must not end in a file that cannot be written.
     with task_sweep.companions(out) as files, task_sweep.companions(bits, out) as files_of_bits:
-        found = evaluation.measure(True)
+        found = Evaluation(run).measure(True)
         likelihood = {"metric": "bits per byte", "sweep": found["likelihood_sweep"]}
         task_sweep.fill(*files, found)
         task_sweep.fill(*files_of_bits, found | likelihood)
@@ -115,12 +113,11 @@ class Evaluation:
         """Figures of all settings, and of the sweeps where they are wanted.
 
         Raises:
-            DyntokError: rows that cannot be had or do not fit.
+            DyntokError: rows that cannot be had or do not fit; a sweep of nothing.
         """
         run = self.run
-        curves = self._curves() if sweep else []
-        if sweep and not (curves and run.sweep):
-            raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
+        merging = [s for s in run.settings if s.reduction and not s.longest_prefix]
+        curves = task_sweep.swept(merging, run.sweep) if sweep else []
         total = len(run.settings) + len(curves) * len(run.sweep)
         with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
             outcomes = {s.name: [self._outcomes(s, None, bar)] for s in run.settings}
@@ -150,14 +147,6 @@ class Evaluation:
             "sweep_choice": "evenly spread",
         }
 
-    def _curves(self) -> list[MmluSetting]:
-        """The settings that merge, the first of those that differ in reduction only."""
-        found: dict[tuple[Any, ...], MmluSetting] = {}
-        for setting in self.run.settings:
-            if setting.reduction and not setting.longest_prefix:
-                found.setdefault((setting.rows, setting.base_rows, setting.output), setting)
-        return list(found.values())
-
     def _outcomes(self, setting: MmluSetting, first: int | None, bar: tqdm) -> dict[str, Outcome]:
         """What a setting does in every language."""
         found: dict[str, Outcome] = {}
@@ -166,7 +155,7 @@ class Evaluation:
             number = hypernet_language(self.run.hypernet_languages, setting.rows, language)
             if number not in models:
                 models[number] = self._network(setting, number)
-            found[language] = self._outcome(*models[number], setting, part.spread(first))
+            found[language] = self._outcome(*models[number], setting, part.evenly_spaced(first))
         bar.update()
         return found
 

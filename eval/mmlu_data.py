@@ -14,8 +14,8 @@ from dyntok_jax.text.base_tokens import BaseTokenizer, Pieces
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens, prompt_layout
 from dyntok_jax.types import DyntokError
+from eval.evenly_spaced import evenly_spaced
 from eval.mmlu_config import MmluData
-from eval.spread import spread
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Asked:
     bytes: Int[np.ndarray, " N"]
     notes: dict[str, int]
 
-    def spread(self, first: int | None) -> Asked:
+    def evenly_spaced(self, first: int | None) -> Asked:
         """So many of the questions, spread evenly."""
-        place = spread(len(self.prompts), first)
+        place = evenly_spaced(len(self.prompts), first)
         prompts = [self.prompts[i] for i in place]
         targets = [self.targets[i] for i in place]
         return replace(
@@ -64,7 +64,7 @@ def asked(tokenizer: BaseTokenizer, data: MmluData, boundary: Boundary, longest:
             answer that leaves no room for a prompt.
     """
     questions = mmlu.read(data.questions)
-    questions = [questions[i] for i in spread(len(questions), data.first)]
+    questions = [questions[i] for i in evenly_spaced(len(questions), data.first)]
     shots = mmlu.by_subject(mmlu.read(data.shots))
     for question in questions:
         if question.subject not in shots:

@@ -35,10 +35,10 @@ from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary, base_tokens
 from dyntok_jax.lora import base_hash
 from dyntok_jax.text.layouts import messages_layout
 from dyntok_jax.types import DyntokError
-from eval import record
+from eval import record, task_sweep
+from eval.evenly_spaced import evenly_spaced
 from eval.mt_bench_answers import Answers, Question, measured, read
 from eval.mt_bench_config import OWN, PREDICTED, TEMPERATURES, MtBenchRun, MtBenchSetting
-from eval.spread import spread
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ class Answering:
         if run.language is not None and not tabled:
             raise DyntokError("language: the rows of no setting have a table of languages")
         questions = read(run.questions)
-        self._questions = [questions[i] for i in spread(len(questions), run.first)]
+        self._questions = [questions[i] for i in evenly_spaced(len(questions), run.first)]
         self.model = load(run.model, "fvt", run.compute)
         self._opened: dict[tuple[Any, ...], OutputVocabulary] = {}
         self._contents: dict[tuple[str, str], dict[str, str]] = {}
@@ -231,13 +231,13 @@ class Answering:
 
 
 def sweep_points(run: MtBenchRun) -> Iterator[MtBenchSetting]:
-    """The settings that can merge, the first of those that differ in reduction only, swept."""
-    seen: set[MtBenchSetting] = set()
-    for setting in run.settings:
-        key = replace(setting, name="x", reduction=0.0)
-        if setting.reduction is None or setting.rows == "base" or key in seen:
-            continue
-        seen.add(key)
+    """The settings that can merge, the first of those that differ in reduction only, swept.
+
+    Raises:
+        DyntokError: a sweep of nothing.
+    """
+    merging = [s for s in run.settings if s.reduction is not None and s.rows != "base"]
+    for setting in task_sweep.swept(merging, run.sweep):
         for value in run.sweep:
             yield replace(setting, name=f"{setting.name}-{value:g}", reduction=value)
 

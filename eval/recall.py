@@ -32,7 +32,7 @@ from dyntok_jax.large_vocabulary.scann_index import load_index
 from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.types import DyntokError, Rows
 from eval import record
-from eval.spread import spread
+from eval.evenly_spaced import evenly_spaced
 
 LONGEST = 256
 """Tokens of a line that are read, at most."""
@@ -119,7 +119,7 @@ def _texts(options: argparse.Namespace) -> dict[str, list[str]]:
         if not lines:
             raise DyntokError(f"{path}: blank lines only; valid is one text a line")
         # Each gives some tokens at least, so that more lines than queries are not needed.
-        texts[str(path)] = [lines[i] for i in spread(len(lines), options.queries)]
+        texts[str(path)] = [lines[i] for i in evenly_spaced(len(lines), options.queries)]
     return texts
 
 

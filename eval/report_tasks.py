@@ -56,8 +56,8 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _mean(row: dict[str, Any]) -> str:
-    spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
-    return f"{row['value']:.1f}{spread}{ends(row['interval'], '.1f')}"
+    std = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
+    return f"{row['value']:.1f}{std}{ends(row['interval'], '.1f')}"
 
 
 def _delta(row: dict[str, Any]) -> str:

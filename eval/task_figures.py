@@ -134,7 +134,7 @@ def by_seed(outcomes: Sequence[Outcome], figure: Figure) -> list[float]:
     return [float(figure(outcome.counts.sum(axis=0))) for outcome in outcomes]
 
 
-def spread(values: Sequence[float]) -> float | None:
+def std(values: Sequence[float]) -> float | None:
     """The standard deviation over seeds, None of a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
@@ -168,7 +168,7 @@ def _average(languages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "value": float(values.mean()),
         "by_seed": values.tolist(),
-        "spread": spread(values.tolist()),
+        "spread": std(values.tolist()),
         "shorter_percent": float(np.mean([row["shorter_percent"] for row in languages])),
         **{key: sum(row[key] for row in languages) for key in ("seconds", "processor_seconds")},
     }

@@ -8,15 +8,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dyntok_jax.files import atomic_path
-from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, spread, value
+from dyntok_jax.types import DyntokError
+from eval.mmlu_config import MmluSetting
+from eval.mt_bench_config import MtBenchSetting
+from eval.task_config import Setting
+from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, std, value
+
+S = TypeVar("S", Setting, MmluSetting, MtBenchSetting)
+"""A setting: a dataclass with a name and a reduction."""
 
 Points = Mapping[str, Mapping[float, Sequence[Mapping[str, Outcome]]]]
 """Curve -> reduction -> seed -> language."""
+
+
+def swept(settings: Sequence[S], reductions: Sequence[float]) -> list[S]:
+    """The first of settings that differ in their reduction only, names and controls aside.
+
+    Args:
+        settings: that merge.
+        reductions: of the sweeps.
+
+    Raises:
+        DyntokError: there are none of either.
+    """
+    if not (settings and reductions):
+        raise DyntokError("--sweep: no setting merges, or sweep is empty; valid is one of each")
+    found: dict[tuple[Any, ...], S] = {}
+    for setting in settings:
+        values = asdict(setting).items()
+        key = tuple(pair for pair in values if pair[0] not in ("name", "reduction", "control"))
+        found.setdefault(key, setting)
+    return [*found.values()]
 
 
 def curves(
@@ -65,8 +92,10 @@ def companions(out: Path, of: Path | None = None) -> Iterator[tuple[Path, Path]]
         of: the JSON; by default the same.
 
     Raises:
-        DyntokError: they cannot be written.
+        DyntokError: they cannot be written, or would take the JSON's name.
     """
+    if out.suffix != ".json":
+        raise DyntokError(f"{out}: with --sweep a CSV and a plot stand beside a .json")
     with (
         atomic_path(out.with_suffix(".csv")) as lines,
         atomic_path(out.with_suffix(".svg")) as drawing,
@@ -113,7 +142,7 @@ def _table(path: Path, run: dict[str, Any]) -> None:
             for point in curve["points"]:
                 for language, row in [("average", point["average"]), *point["languages"].items()]:
                     names = [*(curve[name] for name in head), point["reduction"], language]
-                    figures = [row["shorter_percent"], row["value"], spread(row["by_seed"])]
+                    figures = [row["shorter_percent"], row["value"], std(row["by_seed"])]
                     figures += [row["seconds"], row["processor_seconds"]]
                     lines.writerow([*names, *("" if f is None else f"{f:.3f}" for f in figures)])
 
@@ -132,9 +161,9 @@ def plot(run: dict[str, Any]) -> Any:
         reductions = [point["reduction"] for point in points]
         means = np.array([point["average"]["value"] for point in points])
         (line,) = axes.plot(reductions, means, marker="o", label=curve["name"])
-        spreads = [spread(point["average"]["by_seed"]) for point in points]
-        if None not in spreads:
-            ends = means - spreads, means + spreads
+        stds = [std(point["average"]["by_seed"]) for point in points]
+        if None not in stds:
+            ends = means - stds, means + stds
             axes.fill_between(reductions, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("reduction, % of the largest possible saving")
     axes.set_ylabel(f"{run['metric']}, mean of {len(run['average_of'])} sets")

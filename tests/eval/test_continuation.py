@@ -15,14 +15,14 @@ from dyntok_jax.model_store import cache_folder
 from dyntok_jax.scoring import score
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from eval import continuation
-from eval.spread import spread
+from eval.evenly_spaced import evenly_spaced
 
 
 def test_windows_are_spread_evenly_and_do_not_overlap():
-    assert spread(100, 4) == [0, 25, 50, 75]
+    assert evenly_spaced(100, 4) == [0, 25, 50, 75]
     for tokens in range(40, 80):
         for windows in range(1, 9):
-            starts = spread(tokens, windows)
+            starts = evenly_spaced(tokens, windows)
             assert np.diff(starts).min(initial=tokens) >= tokens // windows
             assert starts[0] == 0 and starts[-1] + tokens // windows <= tokens
 

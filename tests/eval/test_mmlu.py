@@ -18,8 +18,8 @@ from dyntok_jax.scoring import score
 from dyntok_jax.tasks import mmlu as task
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from eval import mmlu
+from eval.evenly_spaced import evenly_spaced
 from eval.mmlu_config import MmluRun
-from eval.mmlu_data import spread
 from eval.mmlu_scoring import letter_ids, rehearse, vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -140,8 +140,8 @@ def test_long_prompts_lose_their_beginning(config, tmp_path, command):
 
 
 def test_questions_are_spread_evenly():
-    assert spread(10, 3) == [0, 3, 6] and spread(3, 5) == [0, 1, 2]
-    assert spread(2, None) == [0, 1]
+    assert evenly_spaced(10, 3) == [0, 3, 6] and evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(2, None) == [0, 1]
 
 
 def test_longest_prefixes_of_the_models_own_vocabulary(folders):

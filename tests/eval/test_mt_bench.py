@@ -190,6 +190,8 @@ def test_a_sweep_is_of_the_first_turn(answered, content):
     assert points[0]["shorter_percent"] == 0 < points[1]["shorter_percent"]
     assert all(point["answers"] == 1 for point in points)
     assert lines(points[1])[0]["model_id"].endswith("-dynamic-100-turn1")
+    done, _ = answered("--sweep", settings=content["settings"][:1])
+    assert done.code == 2 and "no setting merges" in done.err
 
 
 def test_distinct_stretches():

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from dyntok_jax.types import DyntokError
 from eval import task_sweep
+from eval.task_config import Setting
+
+
+def test_settings_that_differ_in_reduction_are_swept_once():
+    first = Setting("half", "task", 50, control="whole")
+    others = [
+        replace(first, name="rows", rows="fvt"),
+        replace(first, name="joint", adapter="joint"),
+    ]
+    whole = replace(first, name="whole", reduction=100, control=None)
+    assert task_sweep.swept([first, whole, *others], [0.0]) == [first, *others]
+    for settings, reductions in (([], [0.0]), ([first], [])):
+        with pytest.raises(DyntokError, match="no setting merges, or sweep is empty"):
+            task_sweep.swept(settings, reductions)
+
+
+@pytest.mark.parametrize("name", ["found.svg", "found.csv", "found"])
+def test_curves_stand_beside_a_json(tmp_path, name):
+    refused = pytest.raises(DyntokError, match=r"stand beside a \.json")
+    with refused, task_sweep.companions(tmp_path / name):
+        pytest.fail("measured")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_new_companions_stand_beside_no_old_json(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def spread(size: int, count: int | None) -> list[int]:
+def evenly_spaced(size: int, count: int | None) -> list[int]:
     """Where equal parts of ``size`` places begin: so many, or all places where there are no more.
 
     Stretches from them on do not overlap as long as none is longer than ``size // count``.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,12 @@ def _found(index: Index, hidden: np.ndarray, k: int) -> Int[np.ndarray, "Q K"]:
 def _search(index: Index, k: int) -> Any:
     if not index.on_device:
         return lambda hidden: index.search(hidden, k)
-    compiled = jax.jit(lambda index, hidden: index.search(hidden, k))
-    return lambda hidden: jax.block_until_ready(compiled(index, hidden))
+    return lambda hidden: jax.block_until_ready(_on_device(index, hidden, k))
+
+
+@partial(jax.jit, static_argnames="k")
+def _on_device(index: Any, hidden: np.ndarray, k: int) -> Any:
+    return index.search(hidden, k)
 
 
 def _recall(found: Int[np.ndarray, "Q K"], best: Int[np.ndarray, "Q K"]) -> float:

@@ -119,10 +119,15 @@ def _made_by(run: VocabularyRun) -> dict[str, Any]:
 
 def _named(source: TextSource) -> list[dict[str, Any]]:
     """A source's files with their sizes, or the name of its dataset."""
-    lines = {"lines": source.lines, "exclude_lines": source.exclude_lines}
-    chosen = {name: value for name, value in lines.items() if value}
+    # Absent where they are not set, as in manifests from before they were told apart.
+    chosen = {
+        name: value
+        for name in ("lines", "exclude_lines", "config_name", "column")
+        if (value := getattr(source, name)) != getattr(TextSource, name)
+    }
     if not source.files:
-        return [{"dataset": source.dataset or source.tfds, "split": source.split or "train"}]
+        split = source.split or "train"
+        return [{"dataset": source.dataset or source.tfds, "split": split, **chosen}]
     files = sorted(map(Path, glob.glob(source.files, recursive=True)))
     # The folder above the files is the machine's own.
     return [{"file": "/".join(f.parts[-2:]), "bytes": f.stat().st_size, **chosen} for f in files]
@@ -147,12 +152,14 @@ def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabula
     if name == "default":
         name = default_rows(source, vocabulary.tokenizer)
     made_by = {"model": run.model, "rows": identity(name)}
+    if config.language is not None:
+        made_by["language"] = str(config.language)
     file = vocabulary.rows_file
     if file.path.is_file():
         found = file.metadata()
         differing = [
             f"{key} {found.get(key)} (now {value})"
-            for key, value in {**made_by, "dtype": config.dtype}.items()
+            for key, value in {"language": None, **made_by, "dtype": config.dtype}.items()
             if found.get(key) != value
         ]
         if differing:

@@ -84,9 +84,22 @@ def test_what_is_there_is_not_made_again(config, tmp_path, capsys):
         ("min_frequency=3", "another min_frequency"),
         ("rows.provider=ridge", r"rows fvt \(now ridge\)"),
         ("rows.dtype=bfloat16", "dtype float32"),
+        ("rows.language=1", r"language None \(now 1\)"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             run(config, override)
+
+
+def test_another_part_of_a_dataset_is_another_corpus(config, tmp_path, monkeypatch):
+    lines = (tmp_path / "a.txt").read_text("utf-8").splitlines()
+    monkeypatch.setattr("train.vocabulary.open_texts", lambda *_: lines)
+    source = "sources=[{{language: de, dataset: wiki, config_name: de, column: {}}}]"
+    run(config, source.format("text"))
+    (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["corpus"]
+    assert entry == {"dataset": "wiki", "split": "train", "config_name": "de"}
+    for other in (source.replace(": de, col", ": fr, col").format("text"), source.format("title")):
+        with pytest.raises(SystemExit, match="another corpus"):
+            run(config, other)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ScaNN is for Linux only")

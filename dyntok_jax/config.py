@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import draccus
 import yaml
@@ -126,21 +126,28 @@ def _dataclass(hint: Any) -> type | None:
     return next(filter(is_dataclass, kinds), None)
 
 
-def _check_shapes(kind: Any, tree: dict[str, Any], prefix: str = "") -> None:
-    """Refuses what is no list or mapping in the place of one.
+def _check_shapes(hint: Any, value: Any, place: str = "") -> None:
+    """Refuses what is no list or mapping in the place of one, and nothing in the place of a value.
 
-    draccus would take a text's letters for a list's items.
+    draccus would take a text's letters for a list's items, and nothing for any value.
     """
-    hints = get_type_hints(kind)
-    for name, value in tree.items():
-        hint, place = hints.get(name), f"{prefix}{name}"
-        if (inner := _dataclass(hint)) is not None:
-            if isinstance(value, dict):
-                _check_shapes(inner, value, f"{place}.")
-            elif value is not None:
-                raise DyntokError(f"{place}: {value!r}; valid is a mapping of fields")
-        elif get_origin(hint) in (list, tuple) and not isinstance(value, list):
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None:
+        if NoneType not in kinds:
+            raise DyntokError(f"{place}: is empty; give a value")
+        return
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise DyntokError(f"{place}: {value!r}; valid is a mapping of fields")
+        hints = get_type_hints(kind)
+        for name in value.keys() & hints.keys():
+            _check_shapes(hints[name], value[name], f"{place}.{name}" if place else name)
+    elif get_origin(kind) in (list, tuple):
+        if not isinstance(value, list):
             raise DyntokError(f"{place}: {value!r}; valid is a list, in square brackets")
+        for number, part in enumerate(value):
+            _check_shapes(get_args(kind)[0], part, f"{place}[{number}]")
 
 
 def _expanded(value: Any, missing: set[str]) -> Any:

@@ -125,6 +125,8 @@ class Inner:
 class Outer:
     inner: Inner | None = None
     names: tuple[str, ...] = ()
+    count: int = 1
+    inners: tuple[Inner, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,10 @@ class Outer:
         ("inner.names=abc", "inner.names: 'abc'; valid is a list"),
         ("inner=abc", "inner: 'abc'; valid is a mapping of fields"),
         ("inner.nmes=[]", "the fields are inner.names, names"),
+        ("count=", "count: is empty; give a value"),
+        ("inner.names=null", "inner.names: is empty"),
+        ("names=[a, null]", "names[1]: is empty"),
+        ("inners=[{names: abc}]", "inners[0].names: 'abc'; valid is a list"),
     ],
 )
 def test_what_stands_in_anothers_place_is_refused(override, said, tmp_path):

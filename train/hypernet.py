@@ -157,7 +157,7 @@ def load_base(run: HypernetRun) -> Base:
         DyntokError: what of it cannot be had; a model that the run's results would replace.
     """
     folder = resolve(run.model)
-    if run.training.out is not None and folder.resolve() == (run.training.out / "model").resolve():
+    if folder.resolve() == (run.training.out / "model").resolve():
         raise DyntokError(
             f"model: {folder} is where this run writes its own model; give another training.out"
         )

@@ -119,14 +119,14 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
         return run.trained()
 
 
-def make_folder(out: Path | None) -> None:
+def make_folder(out: Path) -> None:
     """Make the folder of a run, before anything is loaded that would be lost without it.
 
     Raises:
         DyntokError: it cannot be made, or is not one of its own.
     """
-    if out is None or out == Path():
-        raise DyntokError("training.out: is empty or the current folder; give the run its own")
+    if out == Path():
+        raise DyntokError("training.out: is the current folder; give the run its own")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -196,7 +196,7 @@ def test_a_failing_evaluation_keeps_the_steps_before_it(tmp_path, monkeypatch, f
 @pytest.mark.parametrize("out", ["", "."])
 def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DyntokError, match=r"training\.out: is empty or the current folder"):
+    with pytest.raises(DyntokError, match=r"training\.out: is the current folder"):
         train(Regression(), config(out))
     assert not list(tmp_path.iterdir())
 

@@ -486,6 +486,7 @@ def test_bad_fields():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("training.out=", "training.out: is empty; give a value"),
         ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
         ("lora.targets=query", "lora.targets: 'query'; valid is a list, in square brackets"),
         ("data={files: a.tsv}", "data: {'files': 'a.tsv'}; valid is a list, in square brackets"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from draccus.utils import DecodingError
 from dyntok_jax.types import DyntokError
 
 T = TypeVar("T")
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     if missing:
         raise DyntokError(f"{path}: set the environment variable {', '.join(sorted(missing))}")
     try:
-        _check_shapes(kind, tree)
-        return draccus.decode(kind, tree)
+        return draccus.decode(kind, _shaped(kind, tree))
     except DyntokError as error:
         raise DyntokError(f"{path}: {error}") from error
     except Exception as error:  # draccus raises many kinds; all mean a bad field
@@ -126,28 +128,38 @@ def _dataclass(hint: Any) -> type | None:
     return next(filter(is_dataclass, kinds), None)
 
 
-def _check_shapes(hint: Any, value: Any, place: str = "") -> None:
-    """Refuses what is no list or mapping in the place of one, and nothing in the place of a value.
+def _shaped(hint: Any, value: Any, place: str = "") -> Any:
+    """A value, if it is a list or mapping in the place of one and not nothing in that of a value.
 
     draccus would take a text's letters for a list's items, and nothing for any value.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    is_list = get_origin(kind) in (list, tuple)
+    if isinstance(value, str) and (is_list or kind is bool):
+        # As a variable gives it.
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
     if value is None:
         if NoneType not in kinds:
             raise DyntokError(f"{place}: is empty; give a value")
-        return
-    kind = next(kind for kind in kinds if kind is not NoneType)
+        return None
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise DyntokError(f"{place}: {value!r}; valid is a mapping of fields")
         hints = get_type_hints(kind)
-        for name in value.keys() & hints.keys():
-            _check_shapes(hints[name], value[name], f"{place}.{name}" if place else name)
-    elif get_origin(kind) in (list, tuple):
+        known = {
+            name: _shaped(hints[name], value[name], f"{place}.{name}" if place else name)
+            for name in value
+            if name in hints
+        }
+        return value | known
+    if is_list:
         if not isinstance(value, list):
             raise DyntokError(f"{place}: {value!r}; valid is a list, in square brackets")
-        for number, part in enumerate(value):
-            _check_shapes(get_args(kind)[0], part, f"{place}[{number}]")
+        item = get_args(kind)[0]
+        return [_shaped(item, part, f"{place}[{number}]") for number, part in enumerate(value)]
+    return value
 
 
 def _expanded(value: Any, missing: set[str]) -> Any:
@@ -158,10 +170,8 @@ def _expanded(value: Any, missing: set[str]) -> Any:
         return [_expanded(part, missing) for part in value]
     if not isinstance(value, str):
         return value
-    missing |= set(re.findall(r"\$\{(\w+)\}", value)) - set(os.environ)
-    expanded = os.path.expandvars(value)
-    # A variable by itself may be a number.
-    return yaml.safe_load(expanded) if re.fullmatch(r"\$\{\w+\}", value) else expanded
+    missing |= set(_VARIABLE.findall(value)) - set(os.environ)
+    return _VARIABLE.sub(lambda found: os.environ.get(found[1], ""), value)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

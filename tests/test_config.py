@@ -135,6 +135,7 @@ class Outer:
         ("names=abc", "names: 'abc'; valid is a list"),
         ("inner.names=abc", "inner.names: 'abc'; valid is a list"),
         ("inner=abc", "inner: 'abc'; valid is a mapping of fields"),
+        ("nmes=", "`nmes` are not valid"),
         ("inner.nmes=[]", "the fields are inner.names, names"),
         ("count=", "count: is empty; give a value"),
         ("inner.names=null", "inner.names: is empty"),
@@ -159,6 +160,47 @@ def test_variables_stand_for_values(tmp_path, monkeypatch):
         load_config(path)
     found = read_config(ComputeConfig, path, ["mesh.model=4"])
     assert found == ComputeConfig("bfloat16", mesh=MeshConfig(2, 1, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    text: str = ""
+    path: Path | None = None
+    whole: int = 0
+    number: float = 0.0
+    flag: bool = False
+    numbers: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize("text", ["@x", "a: b: c", "0123", "null", "[a]", "yes", "", "${X}", "$X"])
+def test_a_variable_in_a_text_is_that_text(tmp_path, monkeypatch, text):
+    path = tmp_path / "run.yaml"
+    path.write_text('text: "${X}"\npath: "${X}/$X"\n', "utf-8")
+    monkeypatch.setenv("X", text)
+    assert read_config(Kinds, path) == Kinds(text, Path(f"{text}/$X"))
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("whole", "-5", -5),
+        ("number", "2e-4", 2e-4),
+        ("number", "3", 3.0),
+        ("flag", "true", True),
+        ("flag", "False", False),
+        ("numbers", "[1, 2.5]", (1.0, 2.5)),
+    ],
+)
+def test_a_variable_is_read_as_its_field_is(tmp_path, monkeypatch, field, text, value):
+    path = tmp_path / "run.yaml"
+    path.write_text(f'{field}: "${{X}}"\n', "utf-8")
+    monkeypatch.setenv("X", text)
+    found = getattr(read_config(Kinds, path), field)
+    assert found == value and type(found) is type(value)
+    monkeypatch.setenv("X", "a: b: c")
+    with pytest.raises(DyntokError, match=field) as error:
+        read_config(Kinds, path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

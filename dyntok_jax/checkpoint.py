@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -66,11 +67,6 @@ class Checkpoints:
             DyntokError: the folder cannot be made or written.
         """
         self.folder = folder
-        # The storage layer logs every save at length, and errors that it raises as well.
-        self._level = _STORAGE_LOGGER.level
-        _STORAGE_LOGGER.setLevel(logging.CRITICAL)
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._without_late_reads
         policies: list[Any] = [LatestN(keep)]
 
         def figure(metrics: Any) -> float:
@@ -91,10 +87,13 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        try:
-            self._manager = _Manager(folder.absolute(), best, options)
-        except OSError as error:
-            raise DyntokError(f"{folder}: cannot hold checkpoints ({_line(error)})") from error
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet())
+            try:
+                self._manager = _Manager(folder.absolute(), best, options)
+            except OSError as error:
+                raise DyntokError(f"{folder}: cannot hold checkpoints ({_line(error)})") from error
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -106,16 +105,7 @@ class Checkpoints:
             if kind is None:
                 raise
         finally:
-            _STORAGE_LOGGER.setLevel(self._level)
-            sys.unraisablehook = self._hook
-
-    def _without_late_reads(self, said: Any) -> None:
-        """Passes errors on, but for those of reads that end after their event loop.
-
-        When one fails, many others are still under way, each good for a traceback.
-        """
-        if str(said.exc_value) != "Event loop is closed":
-            self._hook(said)
+            self._stack.close()
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -334,6 +324,28 @@ class Checkpoints:
         if unranked:
             said = "; ".join(f"{step}: {reason}" for step, reason in unranked)
             logger.warning("%s: checkpoints that cannot be the best (%s)", self.folder, said)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the storage layer from logging saves at length, and errors that it raises as well.
+
+    When a read fails, many others are still under way, and end after their event loop: each is
+    good for a traceback.
+    """
+    level, hook = _STORAGE_LOGGER.level, sys.unraisablehook
+
+    def without_late_reads(said: Any) -> None:
+        if str(said.exc_value) != "Event loop is closed":
+            hook(said)
+
+    _STORAGE_LOGGER.setLevel(logging.CRITICAL)
+    sys.unraisablehook = without_late_reads
+    try:
+        yield
+    finally:
+        _STORAGE_LOGGER.setLevel(level)
+        sys.unraisablehook = hook
 
 
 class _DamageError(Exception):

@@ -93,10 +93,12 @@ def test_the_newest_comes_back_on_any_mesh(tmp_path, devices):
     assert restored.trainables["cut"].addressable_shards[0].data.shape == (8 // devices, 8)
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_an_empty_folder_has_none_and_says_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "absl")
     with Checkpoints(tmp_path / "new" / "deep") as checkpoints:
         assert restore(checkpoints) is None
         assert checkpoints.steps() == []
+    assert not caplog.records
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -347,6 +349,14 @@ def test_reads_that_end_too_late_say_nothing(tmp_path, monkeypatch):
             sys.unraisablehook(said)
     assert [str(said.exc_value) for said in heard] == ["another"]
     assert sys.unraisablehook == before
+
+
+def test_a_folder_that_cannot_be_made_leaves_logging_as_it_was(tmp_path):
+    (tmp_path / "file").touch()
+    before = logging.getLogger("absl").level, sys.unraisablehook
+    with pytest.raises(DyntokError, match="cannot hold checkpoints"):
+        Checkpoints(tmp_path / "file" / "run")
+    assert (logging.getLogger("absl").level, sys.unraisablehook) == before
 
 
 def test_nothing_but_damage_is_an_error_and_nothing_is_moved(tmp_path):

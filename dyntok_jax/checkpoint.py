@@ -267,15 +267,16 @@ class Checkpoints:
 
     def _read_run(self, step: int) -> Any:
         restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-        run = {name: restored["run"][name] for name in ("settings", "position", "sums")}
-        # Absent in checkpoints from before it was saved.
-        return run | {"evaluated": restored["run"].get("evaluated")}
+        names = ("settings", "evaluated", "position", "sums")
+        if missing := [name for name in names if name not in restored["run"]]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return restored["run"]
 
     def _check_same(
         self, run: Any, settings: Mapping[str, Any], evaluated: Mapping[str, Any]
     ) -> None:
         check_same(run["settings"], settings, self.folder)
-        if self._manager.best is not None and run["evaluated"] is not None:
+        if self._manager.best is not None:
             # Figures of other texts do not rank beside those that are there.
             before, now = {"evaluated": run["evaluated"]}, {"evaluated": dict(evaluated)}
             check_same(before, now, self.folder)

@@ -371,7 +371,7 @@ def test_nothing_but_damage_is_an_error_and_nothing_is_moved(tmp_path):
     assert (tmp_path / "3").is_dir() and (tmp_path / "7").is_dir()
 
 
-def test_a_checkpoint_that_does_not_say_what_its_figures_are_of_is_read(tmp_path):
+def test_a_checkpoint_says_what_its_figures_are_of(tmp_path):
     saved(tmp_path, 3)
     run = tmp_path / "3" / "run" / "metadata"
     content = json.loads(run.read_text("utf-8"))
@@ -380,7 +380,8 @@ def test_a_checkpoint_that_does_not_say_what_its_figures_are_of_is_read(tmp_path
         with pytest.raises(DyntokError, match=r"evaluated\.texts: absent there, 9 here"):
             restore(checkpoints, evaluated={"texts": 9})
         run.write_text(json.dumps(content), "utf-8")
-        equal(restore(checkpoints, evaluated={"texts": 9}), 3)
+        with pytest.raises(DyntokError, match=r"no checkpoint can be read \(3: it lacks evaluated"):
+            restore(checkpoints)
 
 
 FULL = """

@@ -162,7 +162,7 @@ class _Sampler:
         self.config = config
         self.seed, self.parts = seed, process_count
         states = position["sources"] if position else [None] * len(config.sources)
-        parts = position.get("parts", process_count) if position else process_count
+        parts = position["parts"] if position else process_count
         if parts != process_count and any(source.streaming for source in config.sources):
             raise DyntokError(
                 f"streams go on in as many parts as before, {parts}; these are {process_count}"
@@ -173,8 +173,6 @@ class _Sampler:
                 f"{len(config.sources)}; resume with the sources of the run"
             )
         self.batch = position["batch"] if position else 0
-        # Positions from before it was counted have none.
-        before = (position or {}).get("sizes") or [None] * len(config.sources)
         self.readers: list[_Shuffled | _Blocks] = []
         for number, (source, state) in enumerate(zip(config.sources, states, strict=True)):
             if source.streaming:
@@ -184,13 +182,15 @@ class _Sampler:
             else:
                 texts, part = open_texts(source, config.max_chars), (process_index, process_count)
                 self.readers.append(_Shuffled(texts, (seed, number), part, state))
-                # The order of the texts of an epoch is another one with another number of them.
-                if before[number] not in (None, len(texts)):
-                    raise DyntokError(
-                        f"{source.files or source.dataset or source.tfds}: {len(texts)} texts, "
-                        f"{before[number]} before; resume with the texts of the run"
-                    )
         self.sizes = [len(r.texts) if isinstance(r, _Shuffled) else None for r in self.readers]
+        before = position["sizes"] if position else self.sizes
+        for source, size, size_before in zip(config.sources, self.sizes, before, strict=True):
+            # The order of the texts of an epoch is another one with another number of them.
+            if size != size_before:
+                raise DyntokError(
+                    f"{source.files or source.dataset or source.tfds}: {size} texts, "
+                    f"{size_before} before; resume with the texts of the run"
+                )
         self.language_shares, self.source_shares = _shares(config, self.sizes)
 
     def __iter__(self) -> Iterator[_Drawn]:

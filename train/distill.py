@@ -142,15 +142,10 @@ class Distillation:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What must stay equal when a run goes on."""
-        loss = asdict(self.config)
-        # Absent where whole sequences merge, as in runs from before there was a choice.
-        for name in ("prompt_share", "repeated_words"):
-            if loss[name] == getattr(DistillConfig, name):
-                del loss[name]
         settings = {
             "objective": "distill",
             "hypernet": asdict(self.hypernet_config),
-            "distill": loss,
+            "distill": asdict(self.config),
             "data": self.data.drawn,
             "seed": self.seed,
             "dtype": jnp.dtype(self.hypernet.dtype).name,

@@ -161,8 +161,7 @@ class _Run:
                 "steps": config.steps,
                 "seed": config.seed,
                 "optimizer": dataclasses.asdict(config.optimizer),
-                # Absent where nothing is rounded, as in runs from before there was a choice.
-                **({} if config.products == "float32" else {"products": config.products}),
+                "products": config.products,
             }
         }
         self.done, self.position = 0, None

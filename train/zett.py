@@ -136,11 +136,7 @@ class ZettTask:
         loss = dataclasses.asdict(self.config)
         for name in ("targets", "evaluation_batches"):
             del loss[name]  # they change no parameter
-        # Absent where they are as in runs from before there was a choice.
-        for name, before in (("packed", True), ("overlap_with", "own")):
-            if loss[name] == before:
-                del loss[name]
-        settings = {
+        return {
             "objective": "zett",
             "zett": loss,
             "hypernet": dataclasses.asdict(self.hypernet_config),
@@ -149,10 +145,8 @@ class ZettTask:
             "dtype": self._dtype,
             "model": self._base.hf_config,
             "base": base_hash(self._base),
+            "start": self._start,
         }
-        if self._start is not None:
-            settings["start"] = self._start
-        return settings
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Trainable parameters at step 0.

@@ -329,8 +329,7 @@ def language_batches(
     part = {"seed": seed, "process_index": process_index, "process_count": process_count}
     earlier = prepare.sampler.texts if prepare.target is None else 0
     items = queued_texts(config, earlier, position, part)
-    # Positions of runs from before skipped batches were counted do not say how many.
-    skipped = position.get("skipped", 0) if position else 0
+    skipped = position["skipped"] if position else 0
     return useful(in_order(prepare, items, config.workers), skipped)
 
 

@@ -238,13 +238,6 @@ def test_too_few_words_do_not_come_again():
         assert _with_its_words(base, np.random.default_rng(0)) is base
 
 
-def test_settings_of_whole_sequences_are_those_of_earlier_runs(make):
-    names = {"prompt_share", "repeated_words"}
-    assert not names & make(output=1.0).settings["distill"].keys()
-    changed = make(output=1.0, prompt_share=(0.4, 0.5), repeated_words=0.5).settings["distill"]
-    assert names <= changed.keys()
-
-
 def test_rounded_products_are_near(make):
     losses, gradients = [], []
     task = make(output=1.0)

@@ -52,7 +52,7 @@ from train.preparation import Preparation
 from train.text_sources import open_texts
 from train.zett import ZettTask
 from train.zett_config import check_steps
-from train.zett_hypernet import zett_shape
+from train.zett_hypernet import hypernet_tokenizer
 
 THEIR_OWN = ("single_head", "languages", "predict_bias", "pad_id", "max_positions")
 """Fields of the shape of a hypernetwork for other tokenizers that no setting gives."""
@@ -181,6 +181,8 @@ def make_task(run: HypernetRun, base: Base | None = None) -> Distillation | Zett
     folder, model, tokenizer = base or load_base(run)
     if run.objective == "zett":
         return _zett(run, model, tokenizer)
+    if tokenizer.pad_id is None:
+        raise DyntokError("the tokenizer has no padding token, which surface forms need")
     shape = hypernet_config(run.hypernet, model, tokenizer)
     config = run.distill
     preparation = Preparation(
@@ -217,18 +219,8 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
     if not own.rescale:
         raise DyntokError("hypernet.rescale: the objective zett always rescales")
     check_steps(run.zett, run.training.steps, run.training.optimizer)
-    shape = zett_shape(
-        model,
-        tokenizer,
-        len({source.language for source in run.data.sources}),
-        hidden=own.hidden,
-        feed_forward=own.feed_forward,
-        layers=own.layers,
-        heads=own.heads,
-        surface_length=own.surface_length,
-        residual=own.residual,
-    )
-    start = _start(own.start, shape, THEIR_OWN)
+    languages = len({source.language for source in run.data.sources})
+    start = _start(own.start, zett_hypernet_config(own, model, tokenizer, languages), THEIR_OWN)
     return ZettTask(
         model,
         tokenizer,
@@ -284,8 +276,6 @@ def hypernet_config(
 ) -> HypernetConfig:
     """Shape of a hypernetwork that reads by the model's own tokenizer."""
     rows, width = model.source.input.shape
-    if tokenizer.pad_id is None:
-        raise DyntokError("the tokenizer has no padding token, which surface forms need")
     return HypernetConfig(
         width=width,
         hidden=own.hidden,
@@ -295,13 +285,35 @@ def hypernet_config(
         surface_length=own.surface_length,
         vocab_size=rows,
         extra_tokens=0,
-        pad_id=tokenizer.pad_id,
+        pad_id=tokenizer.pad_id or 0,
         separate_output=own.separate_output or model.source.output is not None,
         rescale=own.rescale,
         predict_bias=False,
         residual=own.residual,
         native=True,
         max_positions=own.surface_length,
+    )
+
+
+def zett_hypernet_config(
+    own: HypernetShape, model: LoadedModel, tokenizer: BaseTokenizer, languages: int
+) -> HypernetConfig:
+    """Shape of a hypernetwork for other tokenizers, as ZeTT publishes them.
+
+    Args:
+        own: sizes.
+        model: the base model.
+        tokenizer: its own.
+        languages: of the run; a single one needs no table.
+    """
+    return replace(
+        hypernet_config(own, model, tokenizer),
+        vocab_size=tokenizer.vocab_size,
+        extra_tokens=hypernet_tokenizer(tokenizer)[1],
+        languages=languages if languages > 1 else 0,
+        predict_bias=model.source.bias is not None,
+        native=False,
+        max_positions=HypernetConfig.max_positions,
     )
 
 

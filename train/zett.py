@@ -82,7 +82,7 @@ class ZettTask:
         Args:
             model: the base model; an encoder needs a masked-language-modelling head.
             tokenizer: its own.
-            hypernet: shape, from ``zett_hypernet.zett_shape``.
+            hypernet: shape, from ``hypernet.zett_hypernet_config``.
             config: the objective.
             data: texts; with a table of languages, batches of one each.
             compute: mesh, dtype of matrix products and remat.

@@ -1,4 +1,4 @@
-"""The hypernetwork that a training starts from: its shape (ZeTT's) and its first parameters."""
+"""The hypernetwork that a training starts from: its tokenizer (ZeTT's) and first parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
-from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.sharding import apply, param_shardings
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.zett_conversion import convert_to_byte_level, is_converted
@@ -45,50 +44,6 @@ def hypernet_tokenizer(tokenizer: BaseTokenizer) -> tuple[dict[str, Any], int]:
     if is_converted(tokenizer.tokenizer_json):
         return tokenizer.tokenizer_json, 0
     return convert_to_byte_level(tokenizer.tokenizer_json)
-
-
-def zett_shape(
-    model: LoadedModel,
-    tokenizer: BaseTokenizer,
-    languages: int = 0,
-    *,
-    hidden: int | None = None,
-    feed_forward: int | None = None,
-    layers: int = 3,
-    heads: int | None = None,
-    surface_length: int = 7,
-    residual: bool = False,
-) -> HypernetConfig:
-    """Shape of a model's hypernetwork; by default the published one for XLM-R.
-
-    Args:
-        model: the base model.
-        tokenizer: its own.
-        languages: of the run; a single one needs no table.
-        hidden: width of the hypernetwork; None is the model's.
-        feed_forward: inner width; None is twice ``hidden``.
-        layers: L.
-        heads: N; None is one for each 64 of ``hidden``.
-        surface_length: S.
-        residual: start from the mean of the pieces' rows.
-    """
-    width = model.config.width
-    hidden = hidden or width
-    return HypernetConfig(
-        width=width,
-        hidden=hidden,
-        feed_forward=feed_forward or 2 * hidden,
-        layers=layers,
-        heads=heads or max(1, hidden // 64),
-        surface_length=surface_length,
-        vocab_size=tokenizer.vocab_size,
-        extra_tokens=hypernet_tokenizer(tokenizer)[1],
-        pad_id=tokenizer.pad_id or 0,
-        languages=languages if languages > 1 else 0,
-        separate_output=model.source.output is not None,
-        predict_bias=model.source.bias is not None,
-        residual=residual,
-    )
 
 
 def first_parameters(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 from transferred import make_model, write_tokenizer
+from zett_parts import small_shape
 
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.embed.providers import row_provider
@@ -26,7 +27,7 @@ from train.hypernet import _export, hypernet_config
 from train.loop import TrainingConfig
 from train.text_sources import TextSource
 from train.transfer import main, transfer
-from train.zett_hypernet import hypernet_tokenizer, zett_shape
+from train.zett_hypernet import hypernet_tokenizer
 
 SMALL = HypernetShape(hidden=8, feed_forward=16, layers=1, heads=2, surface_length=12)
 TINY = HypernetConfig(
@@ -79,8 +80,8 @@ def trained(
     if kind == "distill":
         config = hypernet_config(shape, model, tokenizer)
     else:
-        config = zett_shape(
-            model, tokenizer, languages, hidden=8, layers=1, heads=2, surface_length=4
+        config = small_shape(
+            model, tokenizer, languages, hidden=8, feed_forward=16, surface_length=4
         )
     rng = np.random.default_rng(1)
 

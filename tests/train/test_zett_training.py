@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zett_parts import CONFIG, SAMPLER, SIZE, Maker, texts, tiny_llama, with_mask_token
+from zett_parts import CONFIG, SAMPLER, SIZE, Maker, small_shape, texts, tiny_llama, with_mask_token
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet
@@ -36,7 +36,7 @@ from train.zett_batches import (
     mask_tokens,
     next_tokens,
 )
-from train.zett_hypernet import first_parameters, zett_shape
+from train.zett_hypernet import first_parameters
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
 
 
@@ -229,7 +229,7 @@ def test_the_first_positions_are_those_that_are_published(task):
 def test_rescalers_are_the_same_on_every_mesh(tokenizers):
     """Also where the devices do not divide the tokens they are fitted to."""
     own = tokenizers["llama"]
-    shape = zett_shape(tiny_llama(own), own, hidden=32, layers=1, heads=2)
+    shape = small_shape(tiny_llama(own), own)
     source = np.random.default_rng(0).normal(1, 0.05, (own.vocab_size, shape.source_width))
     assert shape.vocab_size % 7
     one, seven = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
+from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import Architecture
@@ -19,12 +21,13 @@ from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import Rows
+from train.config import HypernetShape
 from train.data import DataConfig
+from train.hypernet import zett_hypernet_config
 from train.text_sources import TextSource
 from train.unigram import SamplerConfig
 from train.zett import ZettTask
 from train.zett_config import ZettConfig
-from train.zett_hypernet import zett_shape
 
 WIDTH = 16
 SIZE = 512
@@ -100,6 +103,14 @@ def with_mask_token(tiny: dict[str, Any]) -> dict[str, BaseTokenizer]:
     }
 
 
+def small_shape(
+    model: LoadedModel, tokenizer: BaseTokenizer, languages: int = 0, **sizes: Any
+) -> HypernetConfig:
+    """Shape of a small hypernetwork for other tokenizers."""
+    shape = HypernetShape(32, 64, layers=1, heads=2, surface_length=7, residual=False)
+    return zett_hypernet_config(replace(shape, **sizes), model, tokenizer, languages)
+
+
 class Maker:
     """Makes tasks of both models."""
 
@@ -112,6 +123,5 @@ class Maker:
         data = data or self.data
         tokenizer = self.tokenizers[name]
         model = {"llama": tiny_llama, "xlm_r": tiny_xlm_r}[name](tokenizer)
-        sizes: dict[str, Any] = {"hidden": 32, "layers": 1, "heads": 2} | shape
-        hypernet = zett_shape(model, tokenizer, len(data.sources), **sizes)
+        hypernet = small_shape(model, tokenizer, len(data.sources), **shape)
         return ZettTask(model, tokenizer, hypernet, config, data, compute, 0, held_out)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,6 @@ from dyntok_jax.embed.shipped import table_languages, write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.files import new_folder
-from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import (
     LoadedModel,
@@ -43,6 +41,7 @@ from dyntok_jax.models.weights import (
 from dyntok_jax.sharding import made_by_all, on_host
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
+from train.command import add_config, make_parser, run_command
 from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.dry_run import dry_run
@@ -60,12 +59,8 @@ THEIR_OWN = ("single_head", "languages", "predict_bias", "pad_id", "max_position
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.hypernet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser = make_parser("hypernet", __doc__)
+    add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
     parser.add_argument(
         "--distributed",
@@ -73,35 +68,31 @@ def main(arguments: list[str] | None = None) -> None:
         help="one process of several, which jax.distributed finds by itself: on TPU slices and "
         "under Slurm, Open MPI or Kubernetes",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
-    options = parser.parse_intermixed_args(arguments)
-    # By force: the library that stores checkpoints has set up its own on import.
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    keep_freed_memory()
-    try:
-        run = read_config(HypernetRun, options.config, options.overrides)
-        if options.distributed:
-            _join_processes()
+    run_command(parser, _train, arguments)
 
-        def prepared() -> Base:
-            if not options.dry_run:
-                make_folder(run.training.out)
-            return load_base(run)
 
-        task = make_task(run, made_by_all(prepared))
-        if options.dry_run:
-            print(*dry_run(task, run.training), sep="\n")
-            return
-        trained = train(task, run.training)
-        params = on_host(task.hypernet_params(trained))
-        model = task.trained_model(on_host(trained)) if isinstance(task, ZettTask) else None
-        if jax.process_index() == 0:
-            languages = task.languages if isinstance(task, ZettTask) else ()
-            _export(run, task.hypernet_config, params, languages)
-            if model:
-                _export_model(run, model)
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
+def _train(options: argparse.Namespace) -> None:
+    run = read_config(HypernetRun, options.config, options.overrides)
+    if options.distributed:
+        _join_processes()
+
+    def prepared() -> Base:
+        if not options.dry_run:
+            make_folder(run.training.out)
+        return load_base(run)
+
+    task = make_task(run, made_by_all(prepared))
+    if options.dry_run:
+        print(*dry_run(task, run.training), sep="\n")
+        return
+    trained = train(task, run.training)
+    params = on_host(task.hypernet_params(trained))
+    model = task.trained_model(on_host(trained)) if isinstance(task, ZettTask) else None
+    if jax.process_index() == 0:
+        languages = task.languages if isinstance(task, ZettTask) else ()
+        _export(run, task.hypernet_config, params, languages)
+        if model:
+            _export_model(run, model)
 
 
 def _join_processes() -> None:

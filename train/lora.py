@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
-from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
+from train.command import add_config, make_parser, run_command
 from train.dry_run import dry_run
 from train.loop import make_folder, trained
 from train.lora_config import LoraRun
@@ -35,40 +33,32 @@ EPOCH_ROWS = 65_536
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.lora",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser = make_parser("lora", __doc__)
+    add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
-    options = parser.parse_intermixed_args(arguments)
-    # By force: the library that stores checkpoints has set up its own on import.
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    keep_freed_memory()
-    try:
-        run = read_config(LoraRun, options.config, options.overrides)
-        if not options.dry_run:
-            make_folder(run.training.out)
-        folder = run.training.out / "adapter"
-        if folder.exists() and not folder.is_dir():
-            raise DyntokError(f"{folder}: is no folder, but the adapter is written there")
-        task = make_task(run)
-        training = replace(run.training, steps=task.steps)
-        if options.dry_run:
-            print(*dry_run(task, training), sep="\n")
-            return
-        adapter = task.adapter(*trained(task, training))
-        name = public_name(run.model)
-        write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
-        cache = task.model.cache
-        if cache.cut or cache.unknown:
-            said = "rows of the first pieces only: %d; of the unknown token: %d"
-            logging.info(said, cache.cut, cache.unknown)
-        logging.info("%s: the trained adapter", folder)
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
+    run_command(parser, _train, arguments)
+
+
+def _train(options: argparse.Namespace) -> None:
+    run = read_config(LoraRun, options.config, options.overrides)
+    if not options.dry_run:
+        make_folder(run.training.out)
+    folder = run.training.out / "adapter"
+    if folder.exists() and not folder.is_dir():
+        raise DyntokError(f"{folder}: is no folder, but the adapter is written there")
+    task = make_task(run)
+    training = replace(run.training, steps=task.steps)
+    if options.dry_run:
+        print(*dry_run(task, training), sep="\n")
+        return
+    adapter = task.adapter(*trained(task, training))
+    name = public_name(run.model)
+    write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
+    cache = task.model.cache
+    if cache.cut or cache.unknown:
+        said = "rows of the first pieces only: %d; of the unknown token: %d"
+        logging.info(said, cache.cut, cache.unknown)
+    logging.info("%s: the trained adapter", folder)
 
 
 def make_task(run: LoraRun) -> LoraTask:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import ENCODER_HEADS, ENCODERS
 from dyntok_jax.models.weights import LoadedModel, copy_companions, load_model, save_model
 from dyntok_jax.types import DyntokError, Rows
+from train.command import make_parser, run_command
 
 OF_OTHER_HEADS = ("num_labels", "problem_type", "auto_map")
 """Settings of a base's own head or classes, whose place the adapter's take."""
@@ -84,22 +83,16 @@ def merged_model(base: LoadedModel, adapter: Adapter) -> LoadedModel:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.merge_adapter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("merge_adapter", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="the adapter's base, its name or folder")
     add("--adapter", required=True, type=Path, metavar="DIR", help="train.lora's or peft's")
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write; new or empty")
-    options = parser.parse_args(arguments)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        whole = merge(resolve(options.model), options.adapter, options.out)
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
+    run_command(parser, _merge, arguments, logging.WARNING)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    whole = merge(resolve(options.model), options.adapter, options.out)
     (name,) = whole.hf_config["architectures"]
     print(f"{options.out}: {name}, labels {', '.join(whole.architecture.labels)}")
 

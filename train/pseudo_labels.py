@@ -27,13 +27,13 @@ from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.files import atomic_path
-from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.weights import load_model
 from dyntok_jax.tasks import metrics, uner
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.types import DyntokError
+from train.command import make_parser, run_command
 from train.text_files import read_files
 
 _SENTENCE_END = regex.compile(r"(?<=[.!?])\s+")
@@ -43,11 +43,7 @@ _WORD = regex.compile(r"\w[\w\p{M}\p{Cf}]*|[^\w\s\p{M}\p{Cf}]")
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.pseudo_labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("pseudo_labels", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="the adapter's base, its name or folder")
     add("--adapter", required=True, type=Path, metavar="FOLDER", help="trained for uner")
@@ -62,36 +58,34 @@ def main(arguments: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="of the drawing (%(default)s)")
     add("--max-length", type=int, default=128, help="base tokens of a sentence (%(default)s)")
     add("--out", required=True, type=Path, metavar="FILE", help=".jsonl to write")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    keep_freed_memory()
+    run_command(parser, _label, arguments)
+
+
+def _label(options: argparse.Namespace) -> None:
+    if options.sentences < 1 or options.max_length < 1:
+        raise DyntokError("--sentences and --max-length: valid are numbers from 1")
+    if options.out.suffix != ".jsonl":
+        raise DyntokError(f"{options.out}: valid is a file .jsonl")
+    drawn = sentences(
+        text
+        for pattern in options.text
+        for text in read_files(pattern, "text", None, None, sys.maxsize, pattern)
+    )
+    if not drawn:
+        raise DyntokError(f"{', '.join(options.text)}: no sentence with a word")
+    random.Random(options.seed).shuffle(drawn)
+    chosen = [words(sentence) for sentence in drawn[: options.sentences]]
     try:
-        if options.sentences < 1 or options.max_length < 1:
-            raise DyntokError("--sentences and --max-length: valid are numbers from 1")
-        if options.out.suffix != ".jsonl":
-            raise DyntokError(f"{options.out}: valid is a file .jsonl")
-        drawn = sentences(
-            text
-            for pattern in options.text
-            for text in read_files(pattern, "text", None, None, sys.maxsize, pattern)
-        )
-        if not drawn:
-            raise DyntokError(f"{', '.join(options.text)}: no sentence with a word")
-        random.Random(options.seed).shuffle(drawn)
-        chosen = [words(sentence) for sentence in drawn[: options.sentences]]
-        try:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DyntokError(f"{error.filename}: {error.strerror}") from error
-        with atomic_path(options.out) as partial:
-            found = labelled(options.model, options.adapter, chosen, options.max_length)
-            lines = [
-                json.dumps({"tokens": s.words, "ner_tags": s.tags}, ensure_ascii=False) + "\n"
-                for s in found
-            ]
-            partial.write_text("".join(lines), "utf-8")
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyntokError(f"{error.filename}: {error.strerror}") from error
+    with atomic_path(options.out) as partial:
+        found = labelled(options.model, options.adapter, chosen, options.max_length)
+        lines = [
+            json.dumps({"tokens": s.words, "ner_tags": s.tags}, ensure_ascii=False) + "\n"
+            for s in found
+        ]
+        partial.write_text("".join(lines), "utf-8")
     tags = [sentence.tags for sentence in found]
     names = metrics.span_counts(tags, tags)[:, 1].sum()
     said = f"{len(found)} sentences, {len(chosen) - len(found)} too long, {names} names"

@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import shutil
-import sys
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +40,7 @@ from dyntok_jax.models.weights import load_source
 from dyntok_jax.tensor_files import LazyTensor, stored_tensors, write_tensors
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError, Rows
+from train.command import make_parser, run_command
 from train.new_vocabulary import ROLES, Matched, TokenizerFolder, match, read_json
 
 logger = logging.getLogger(__name__)
@@ -281,11 +280,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.transfer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("transfer", __doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="name or folder of the model")
     add("--rows", required=True, metavar="fvt|default|DIR", help="as everywhere: see the README")
@@ -294,21 +289,19 @@ def main(arguments: list[str] | None = None) -> None:
     add("--base", metavar="NAME", help="what --model was fine-tuned from (itself)")
     add("--language", metavar="NAME|N", help="language of the hypernetwork's table, name or row")
     add("--base-rows", choices=("own", "predicted"), help="rows of tokens that the base has too")
-    options = parser.parse_args(arguments)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        matched = transfer(
-            resolve(options.model),
-            options.rows,
-            options.tokenizer,
-            options.out,
-            resolve(options.base) if options.base else None,
-            language_row(options.rows, options.language),
-            options.base_rows,
-        )
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
+    run_command(parser, _transfer, arguments, logging.WARNING)
+
+
+def _transfer(options: argparse.Namespace) -> None:
+    matched = transfer(
+        resolve(options.model),
+        options.rows,
+        options.tokenizer,
+        options.out,
+        resolve(options.base) if options.base else None,
+        language_row(options.rows, options.language),
+        options.base_rows,
+    )
     print(
         f"{options.out}: {len(matched.tokens)} tokens, {len(matched.kept)} of them with the rows "
         f"of the base's special tokens; {len(matched.unmatched)} special ones have no counterpart"

@@ -17,7 +17,6 @@ import heapq
 import logging
 import random
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -41,6 +40,7 @@ from dyntok_jax.models.weights import load_source
 from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
+from train.command import add_config, make_parser, run_command
 from train.text_sources import TextSource, open_stream, open_texts
 from train.vocabulary_config import RowsConfig, VocabularyRun
 
@@ -57,25 +57,21 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.vocabulary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
-    options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = make_parser("vocabulary", __doc__)
+    add_config(parser)
+    run_command(parser, _build, arguments)
+
+
+def _build(options: argparse.Namespace) -> None:
     # So that what is under way is removed, as by an interrupt of the keyboard.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         build(read_config(VocabularyRun, options.config, options.overrides))
-    except DyntokError as error:
-        sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or options.config}: {error.strerror}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on with what is not there yet")
+        raise DyntokError(f"{error.filename or options.config}: {error.strerror}") from error
+    except KeyboardInterrupt as stop:
+        said = "interrupted; the same command goes on with what is not there yet"
+        raise DyntokError(said) from stop
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -21,7 +21,7 @@ from train.lora import make_task
 __all__ = ["files", "make"]
 
 
-def test_plain_text_is_labelled_as_evaluations_predict(make, tmp_path, caplog):
+def test_plain_text_is_labelled_as_evaluations_predict(make, tmp_path, capsys):
     # Short ones, which the model reads whole.
     chosen = [(words, tags) for words, tags in SENTENCES if len(words) <= 6]
     gold, text, out = (tmp_path / name for name in ("gold.jsonl", "text.txt", "labels.jsonl"))
@@ -46,16 +46,16 @@ def test_plain_text_is_labelled_as_evaluations_predict(make, tmp_path, caplog):
     assert 0 < counts[0] < counts[1] + counts[2]
     assert metrics.f1(*counts) == pytest.approx(task.evaluate(trained)["f1_xx_0"])
 
-    assert "trained on rows" not in caplog.text
+    assert "trained on rows" not in capsys.readouterr().err
     joint = task.adapter(trained)
     joint = joint._replace(task={**joint.task, "rows": "fvt"})
     write_adapter(folder, joint, read_architecture(Path(run.model)), run.model)
-    with caplog.at_level("INFO"):
-        pseudo_labels.main([*arguments, "--max-length", "12"])
+    pseudo_labels.main([*arguments, "--max-length", "12"])
+    said = capsys.readouterr().err
     short = uner.read(TaskSource(files=str(out)))
     assert 0 < len(short) < len(found)
-    assert "trained on rows of fvt, tokenization static; here it reads base" in caplog.text
-    assert f"{len(short)} sentences, {len(found) - len(short)} too long" in caplog.text
+    assert "trained on rows of fvt, tokenization static; here it reads base" in said
+    assert f"{len(short)} sentences, {len(found) - len(short)} too long" in said
     assert {" ".join(s.words): s.tags for s in short}.items() <= found.items()
     pseudo_labels.main([*arguments, "--sentences", "3"])
     assert len(uner.read(TaskSource(files=str(out)))) == 3

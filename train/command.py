@@ -1,0 +1,55 @@
+"""The frame of a training command: its options, messages and errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dyntok_jax.host_memory import keep_freed_memory
+from dyntok_jax.types import DyntokError
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of ``python -m train.NAME``."""
+    return argparse.ArgumentParser(
+        prog=f"python -m train.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a run that a file describes."""
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None,
+    level: int = logging.INFO,
+) -> None:
+    """Parses and works; an error of this package ends the process with one line.
+
+    Args:
+        parser: with the command's options.
+        work: what the command does with them.
+        arguments: of the command line; None for those of the process.
+        level: least of the messages that are shown; where it is that of warnings they say so.
+    """
+    # Overrides of a config may stand before, between and behind options.
+    options = parser.parse_intermixed_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    form = "%(message)s" if level < logging.WARNING else "%(levelname)s: %(message)s"
+    # By force: the library that stores checkpoints has set up its own on import.
+    logging.basicConfig(level=level, format=form, force=True)
+    keep_freed_memory()
+    try:
+        work(options)
+    except DyntokError as error:
+        sys.exit(f"error: {error}")

@@ -15,6 +15,9 @@ from jax.sharding import Mesh
 from dyntok_jax.sharding import batch_part, batch_sharding, replicated
 from train.task import Loaded
 
+AHEAD = 3
+"""Batches that may wait."""
+
 
 class Fed(NamedTuple):
     """A batch on the host and, unless processes are to agree on it first, on the devices."""
@@ -30,7 +33,6 @@ class Feed:
         self,
         batches: Iterator[Loaded],
         mesh: Mesh,
-        ahead: int = 3,
         agree: Callable[[Any], Any] | None = None,
     ):
         """Starts the thread.
@@ -38,7 +40,6 @@ class Feed:
         Args:
             batches: endless; only the thread touches it.
             mesh: devices of the run.
-            ahead: batches that may wait.
             agree: of the task, or None. Processes talk by programs on the devices, which must be
                 started in one order everywhere: it is called by ``next``, between two steps, and
                 not by the thread. Batches are put on the devices only then.
@@ -46,7 +47,7 @@ class Feed:
         self.waited = 0.0
         """Seconds for which the devices had nothing to do but wait for a batch."""
         self._mesh, self._agree = mesh, agree
-        self._queue: queue.Queue[Fed | BaseException] = queue.Queue(ahead)
+        self._queue: queue.Queue[Fed | BaseException] = queue.Queue(AHEAD)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(batches,), daemon=True)
         self._thread.start()

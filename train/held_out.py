@@ -26,7 +26,7 @@ class HeldOut:
         drawn: JSON values that say which texts the batches are of.
     """
 
-    def __init__(self, data: DataConfig, preparation: Preparation, count: int, seed: int = 0):
+    def __init__(self, data: DataConfig, preparation: Preparation, count: int):
         """Prepares the batches.
 
         Args:
@@ -34,13 +34,12 @@ class HeldOut:
             preparation: as in training, prompts and what repeats them as well; its merge rates are
                 not used.
             count: batches at each merge rate.
-            seed: of the choice of texts.
         """
         self.drawn = {"held_out": data.drawn, "batches": count}
         self.batches: dict[float, list[DistillBatch]] = {}
         for rate in MERGE_RATES:
             prepared = replace(preparation, merge_rates=(rate, rate))
-            source = batches(replace(data, workers=0), prepared, seed=seed)
+            source = batches(replace(data, workers=0), prepared, seed=0)
             self.batches[rate] = [loaded.batch for loaded in islice(source, count)]
         self.loss: Any = None
 

@@ -113,9 +113,7 @@ def _decay(phase: Phase, steps: int) -> optax.Schedule:
         return optax.constant_schedule(phase.peak)
     if phase.decay == "linear":
         return optax.linear_schedule(phase.peak, phase.peak * phase.end, steps)
-    if phase.decay == "cosine":
-        return optax.cosine_decay_schedule(phase.peak, steps, phase.end)
-    raise DyntokError(f"optimizer decay {phase.decay!r}: valid are constant, linear, cosine")
+    return optax.cosine_decay_schedule(phase.peak, steps, phase.end)
 
 
 def make_optimizer(
@@ -127,7 +125,7 @@ def make_optimizer(
     learning rate of the first of the k.
 
     Raises:
-        DyntokError: an unknown name, or a value outside its range.
+        DyntokError: phases or updates that do not fill the run.
     """
     schedule = make_schedule(config.phases, steps)
     if rest := steps % config.accumulate:
@@ -148,10 +146,8 @@ def make_optimizer(
         update = optax.adafactor(
             rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_matrices
         )
-    elif config.name == "muon":
-        update = _muon(config, rate)
     else:
-        raise DyntokError(f"optimizer.name {config.name!r}: valid are adamw, adafactor and muon")
+        update = _muon(config, rate)
     if config.clip > 0:
         update = optax.chain(optax.clip_by_global_norm(config.clip), update)
     if config.accumulate > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
@@ -93,7 +92,7 @@ def initial_state(
 
     The parameters are copied: a step overwrites its own, and the task may hold the originals.
     """
-    first, key = _keys(seed)
+    first, key = jax.random.split(jax.random.key(seed))
     trainables, shardings = task.init(first), task.shardings()
     whole: Any = replicated(task.mesh)
     moments = optimizer_shardings(optimizer, trainables, shardings, task.mesh)
@@ -105,9 +104,3 @@ def initial_state(
 
     key = jax.device_put(np.asarray(jax.random.key_data(key)), whole)
     return jax.jit(build, out_shardings=where)(trainables, key), where
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    first, second = jax.random.split(jax.random.key(seed))
-    return first, second

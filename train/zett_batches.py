@@ -311,8 +311,6 @@ def language_batches(
     *,
     seed: int,
     position: Any = None,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[Loaded]:
     """Endless :class:`LanguageBatch`, the same for the same seed and position.
 
@@ -321,28 +319,24 @@ def language_batches(
         prepare: what is made of them.
         seed: of the run.
         position: of the last batch that was used.
-        process_index, process_count: which part of the texts is read.
 
     Raises:
         DyntokError: as ``train.data.batches``, what is wrong with a source at once.
     """
-    part = {"seed": seed, "process_index": process_index, "process_count": process_count}
     earlier = prepare.sampler.texts if prepare.target is None else 0
-    items = queued_texts(config, earlier, position, part)
+    items = queued_texts(config, earlier, seed, position)
     skipped = position["skipped"] if position else 0
     return useful(in_order(prepare, items, config.workers), skipped)
 
 
-def queued_texts(
-    config: DataConfig, texts: int, position: Any, part: Mapping[str, int]
-) -> Iterator[QueuedTexts]:
+def queued_texts(config: DataConfig, texts: int, seed: int, position: Any) -> Iterator[QueuedTexts]:
     """Texts with those before them in their language, from the first for which these suffice.
 
     A position says where the oldest texts of any queue are, and how many batches to read again.
     """
     start = position["start"] if position else None
     # Read here, where nothing is prepared: what is heavy goes to the workers as one step.
-    stream = batches(replace(config, workers=0), as_they_are, position=start, **part)
+    stream = batches(replace(config, workers=0), as_they_are, seed=seed, position=start)
     return _queued(stream, config, max(0, -(-texts // config.texts) - 1), position)
 
 

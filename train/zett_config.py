@@ -103,8 +103,6 @@ def check(
     if len(model.source.input) < shape.vocab_size:
         rows = len(model.source.input)
         problems.append(f"the tokenizer has {shape.vocab_size} ids, the model {rows} rows")
-    if shape.hidden % shape.heads:
-        problems.append(f"{shape.hidden} hidden units for {shape.heads} heads")
     if not config.identity_only:
         problems += _language_problems(config, model, tokenizer, parts)
         if shape.languages:

@@ -74,12 +74,10 @@ def test_phases_that_do_not_fit(phases, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"name": "sgd"}, "'sgd'"),
         ({"accumulate": 0}, "accumulate: 0"),
         ({"accumulate": 4}, "4 batches make an update, and the last 2 .* 10 none; 12 steps would"),
         ({"accumulate": 11}, "the last 10 of the run's 10 none; 11 steps would do"),
         ({"name": "muon", "update_rms": 0.0}, "update_rms: 0.0"),
-        ({"phases": (Phase(decay="step"),)}, "'step'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_values_that_do_not_exist(fields, said):

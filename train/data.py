@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dyntok_jax.config import at_least
 from dyntok_jax.types import DyntokError
 from train.task import Loaded
 from train.text_files import Texts, windows
@@ -47,11 +48,9 @@ class DataConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("texts", 1), ("max_chars", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise DyntokError(f"data.{name} is {getattr(self, name)}; {least} is the least")
+        at_least(self, texts=1, max_chars=1, workers=0)
         if not self.sources:
-            raise DyntokError("data.sources is empty; give a source of texts at least")
+            raise DyntokError("sources is empty; give a source of texts at least")
 
     @property
     def drawn(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dyntok_jax.config import ComputeConfig
+from dyntok_jax.config import ComputeConfig, at_least
 from dyntok_jax.embed.providers import check_base_rows
 from dyntok_jax.models.lora import LoraConfig
 from dyntok_jax.tasks.registry import TASKS
@@ -93,13 +93,9 @@ class LoraRun:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "max_length", "grouped"):
-            if getattr(self, name) < 1:
-                raise DyntokError(f"{name}: {getattr(self, name)} is not at least 1")
+        at_least(self, sequences=1, max_length=1, grouped=1, epochs=0)
         if not self.data:
             raise DyntokError("data is empty; give a source of examples at least")
-        if self.epochs < 0:
-            raise DyntokError(f"epochs: {self.epochs} is not at least 0")
         if (self.epochs > 0) == (self.training.steps > 0):
             raise DyntokError("give the run's length: either epochs or training.steps, from 1")
         if self.rows == "base" and self.tokenization.mode != "static":

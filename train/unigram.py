@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from dyntok_jax.config import at_least
 from dyntok_jax.text.byte_level import BYTE_TO_CHAR, SPLIT_PATTERN, to_byte_chars
 from dyntok_jax.types import DyntokError
 
@@ -55,18 +56,11 @@ class SamplerConfig:
     noise_spread: float = 4
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.minimum <= self.maximum:
-            problems.append(f"sizes from {self.minimum} to {self.maximum}")
-        if min(self.texts, self.longest, self.stride) < 1:
-            problems.append("texts, longest or stride below 1")
-        spreads = (self.std, self.noise, self.noise_spread)
-        if not all(0 <= spread < math.inf for spread in spreads):
-            problems.append("a negative or infinite std, noise or noise_spread")
-        if not math.isfinite(self.mean):
-            problems.append(f"a mean of {self.mean}")
-        if problems:
-            raise DyntokError(f"sampler: {'; '.join(problems)}")
+        at_least(self, minimum=1, maximum=self.minimum, texts=1, longest=1, stride=1)
+        at_least(self, std=0, noise=0, noise_spread=0)
+        for name in ("mean", "std", "noise", "noise_spread"):
+            if not math.isfinite(getattr(self, name)):
+                raise DyntokError(f"{name}: {getattr(self, name)} is no finite number")
 
 
 def count_substrings(texts: Iterable[str], config: SamplerConfig) -> Counter[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dyntok_jax.config import ComputeConfig
+from dyntok_jax.config import ComputeConfig, at_least
 from dyntok_jax.large_vocabulary.rows import RowsDtype
 from dyntok_jax.large_vocabulary.scann_index import ScannSettings
 from dyntok_jax.types import DyntokError
@@ -60,9 +60,10 @@ class VocabularyRun:
     def __post_init__(self) -> None:
         if not self.sources:
             raise DyntokError("sources is empty; give a source of texts at least")
-        longest = 1 if self.max_token_bytes is None else self.max_token_bytes
-        numbers = self.size, self.min_frequency, longest
-        if min(numbers) < 1 or max(numbers) > MOST:
-            raise DyntokError(f"size, min_frequency and max_token_bytes are from 1 to {MOST}")
+        at_least(self, size=1, min_frequency=1)
+        if self.max_token_bytes is not None:
+            at_least(self, max_token_bytes=1)
+        if max(self.size, self.min_frequency, self.max_token_bytes or 1) > MOST:
+            raise DyntokError(f"size, min_frequency and max_token_bytes are at most {MOST}")
         if self.index and not self.rows:
             raise DyntokError("index: it is built of rows; give rows too")

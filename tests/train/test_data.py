@@ -253,9 +253,9 @@ def test_a_missing_file_is_told_before_the_first_batch(config):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"texts": 0}, "data.texts is 0; 1 is the least"),
-        ({"workers": -1}, "data.workers is -1"),
-        ({"sources": ()}, "data.sources is empty"),
+        ({"texts": 0}, "^texts: 0 is not at least 1$"),
+        ({"workers": -1}, "workers: -1"),
+        ({"sources": ()}, "^sources is empty"),
     ],
 )
 def test_bad_settings_are_named(config, fields, message):

@@ -260,6 +260,7 @@ def test_command_trains_and_its_result_is_loaded(encoder, text_file, tmp_path, m
         (["training.steps=0"], "steps: 0"),
         (["data.sources=[]"], "sources is empty"),
         (["held_out.sources=abc"], "held_out.sources: 'abc'; valid is a list"),
+        (["held_out.texts=0"], "held_out: texts: 0 is not at least 1"),
         (["distill.sequences=3"], "3 do not split over"),
         (["distill.sequences=-8"], "sequences: -8 is not at least 1"),
         (["distill.merge_rates=[90, 10]"], "merge_rates: 90.0 to 10.0"),

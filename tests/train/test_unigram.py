@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -108,5 +109,9 @@ def test_says_what_does_not_fit():
         sample(0, SamplerConfig(mean=300, minimum=300, maximum=300))
     with pytest.raises(DyntokError, match="give more texts or smaller sizes"):
         sample(0, SamplerConfig())
-    with pytest.raises(DyntokError, match="sizes from 5 to 4"):
+    with pytest.raises(DyntokError, match="maximum: 4 is not at least 5"):
         SamplerConfig(minimum=5, maximum=4)
+    with pytest.raises(DyntokError, match="stride: 0 is not at least 1"):
+        SamplerConfig(stride=0)
+    with pytest.raises(DyntokError, match="noise: inf is no finite number"):
+        SamplerConfig(noise=math.inf)

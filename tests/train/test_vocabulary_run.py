@@ -147,9 +147,9 @@ def test_mistakes_are_one_line(config, tmp_path):
         (["sources=[]"], "sources is empty"),
         (["rows=null", "index={}"], "built of rows"),
         (["rows.provider=nowhere"], "no such folder"),
-        (["min_frequency=0"], "from 1"),
-        (["max_token_bytes=0"], "from 1"),
-        ([f"size={10**30}"], "from 1 to 100000000"),
+        (["min_frequency=0"], "min_frequency: 0 is not at least 1"),
+        (["max_token_bytes=0"], "max_token_bytes: 0 is not at least 1"),
+        ([f"size={10**30}"], "at most 100000000"),
     ):
         with pytest.raises(SystemExit) as error:
             run(config, f"out={tmp_path}/bad", *overrides)

@@ -22,7 +22,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+# What computes on devices is checked against the shapes and dtypes that its signatures say.
+install_import_hook(
+    [
+        "dyntok_jax.models",
+        "dyntok_jax.embed.hypernet",
+        "dyntok_jax.merging.device",
+        "dyntok_jax.sampling",
+        "train.distill_losses",
+        "train.zett_losses",
+    ],
+    "beartype.beartype",
+)
 
 
 @pytest.fixture(scope="session")

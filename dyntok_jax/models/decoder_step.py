@@ -238,7 +238,7 @@ def unrolled(params: Any, config: DecoderConfig, dtype: DTypeLike) -> Any:
 
 
 def _laid_out(layer: Any, config: DecoderConfig, dtype: DTypeLike) -> Any:
-    def grouped(*parts: jax.Array) -> jax.Array:
+    def grouped(*parts: jax.Array | np.ndarray) -> jax.Array:
         shape = config.kv_heads, -1, config.head_width
         heads = [part.reshape(*part.shape[:-1], *shape) for part in parts]
         return jnp.concatenate(heads, axis=-2).reshape(*parts[0].shape[:-1], -1)

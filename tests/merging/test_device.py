@@ -214,7 +214,7 @@ def test_many_merges_of_one_long_unit():
 def test_hashes_tell_bytes_apart():
     """Spans with equal bytes have equal hashes however they are cut, and others do not."""
     tokens = ["Ā", "ĀĀ", "ĀĀ", "Ā", "ÿ", "a", "ab", "c", "abc", "b", "a"]
-    row = jax.tree.map(lambda x: x[0], device_tokens([flat([tokens])]))
+    row = jax.tree.map(lambda x: jnp.asarray(x[0]), device_tokens([flat([tokens])]))
     spans = [(i, j) for i in range(len(tokens)) for j in range(i + 1, len(tokens) + 1)]
     starts, ends = jnp.array(spans, jnp.int32).T
     hashes = [tuple(h) for h in np.asarray(device._span_hashes(row, starts, ends)).tolist()]

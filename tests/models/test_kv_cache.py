@@ -45,7 +45,7 @@ def stepping(name: str, dtype: Any = jnp.float32) -> tuple[Any, ...]:
 
     def step(fed: Any, cache: Any, length: Any, *recent: Any) -> tuple[Any, Any]:
         hidden, new = apply(variables, fed, cache, length, *recent)
-        return hidden, new if recent else settled(cache, new, length)
+        return hidden, new if recent else settled(cache, new, jnp.asarray(length))
 
     return module, tiny.model.params, step, rows
 
@@ -75,14 +75,14 @@ def test_biases_go_with_their_maps(kv_heads):
     )
     module, random = Decoder(config), np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32),
+        lambda leaf: jnp.asarray(random.normal(0, 0.5, leaf.shape), jnp.float32),
         nn.meta.unbox(abstract_params(module)),
     )
     rows = random.normal(size=(1, 6, 12)).astype(np.float32)
     whole = run(module, params, rows, np.ones((1, 6), bool))
     _, cache = prefilled(module, params, rows, np.array([4]))
     step = {"params": unrolled(params, config, jnp.float32)}
-    hidden, _ = UnrolledDecoder(config).apply(step, rows[:, 4:], cache, np.array([4]))
+    hidden, _ = UnrolledDecoder(config).apply(step, jnp.asarray(rows[:, 4:]), cache, jnp.array([4]))
     np.testing.assert_allclose(hidden, whole[:, 4:], atol=1e-5)
 
 

@@ -52,7 +52,7 @@ def test_attention_is_softmax_of_scaled_products(groups, per_query):
     query, key, value = normal(2, 5, 6, 4), normal(2, groups, 4, 5), normal(2, groups, 5, 4)
     mask: Any = RNG.random((2, 5 if per_query else 1, 5)) < 0.6
     mask[:, :, 0] = True
-    ours = attend(query, key, value, mask)
+    ours = attend(*map(jnp.asarray, (query, key, value, mask)))
     for n in range(6):
         k = n // (6 // groups)
         scores = query[:, :, n] @ key[:, k] / 2.0
@@ -62,7 +62,8 @@ def test_attention_is_softmax_of_scaled_products(groups, per_query):
 
 def test_row_without_tokens_attends_to_all_alike():
     query, key, value = 50 * normal(1, 4, 2, 3), 50 * normal(1, 2, 3, 4), normal(1, 2, 4, 3)
-    mixed = attend(query, key, value, jnp.zeros((1, 1, 4), bool))
+    mask = jnp.zeros((1, 1, 4), bool)
+    mixed = attend(*map(jnp.asarray, (query, key, value, mask)))
     np.testing.assert_allclose(mixed, np.broadcast_to(value.mean(2), (1, 4, 2, 3)), atol=1e-6)
 
 
@@ -97,7 +98,8 @@ def test_products_and_their_gradients():
         return (product(x, kernel) * weights).sum()
 
     of_x, of_kernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
-    np.testing.assert_allclose(product(x, kernel), x @ kernel, rtol=1e-5, atol=1e-5)
+    exact = product(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(exact, x @ kernel, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(of_x, weights @ kernel.T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(of_kernel, np.einsum("bti,bto->io", x, weights), atol=1e-5)
 
@@ -139,8 +141,9 @@ def test_float32_products_are_exact_on_any_device():
 def test_gelu_is_exact():
     x: Any = np.linspace(-6, 6, 101, dtype=np.float32)
     expected = 0.5 * x * (1 + erf(x / np.sqrt(2)))
-    np.testing.assert_allclose(ACTIVATIONS["gelu"](x), expected, atol=1e-6)
-    assert np.abs(ACTIVATIONS["gelu_new"](x) - expected).max() > 1e-4
+    given = jnp.asarray(x)
+    np.testing.assert_allclose(ACTIVATIONS["gelu"](given), expected, atol=1e-6)
+    assert np.abs(ACTIVATIONS["gelu_new"](given) - expected).max() > 1e-4
 
 
 def test_rotation_depends_on_distance_only():
@@ -149,7 +152,8 @@ def test_rotation_depends_on_distance_only():
 
     def product(a, b):
         turned = [
-            rotate(x, *rotary_table(config, jnp.array([[p]]), 6)) for x, p in ((q, a), (k, b))
+            rotate(jnp.asarray(x), *rotary_table(config, jnp.array([[p]]), 6))
+            for x, p in ((q, a), (k, b))
         ]
         return np.einsum("btnh,btnh->n", *map(np.asarray, turned))
 
@@ -170,14 +174,14 @@ def test_llama3_stretches_long_wavelengths_only():
 
 
 def test_causal_mask_with_window():
-    mask: Any = np.array([[False, True, True, True]])
+    mask = jnp.array([[False, True, True, True]])
     expected = [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(causal_mask(mask, 2)[0], np.array(expected, bool))
     np.testing.assert_array_equal(causal_mask(mask, None)[0, 3], mask[0])
 
 
 def test_positions_count_real_tokens():
-    mask: Any = np.array([[0, 0, 1, 1], [1, 1, 0, 0]], bool)
+    mask = jnp.array([[0, 0, 1, 1], [1, 1, 0, 0]], bool)
     np.testing.assert_array_equal(positions_from_mask(mask), [[0, 0, 0, 1], [0, 1, 1, 1]])
 
 

@@ -102,7 +102,7 @@ def test_remat_gives_the_same_gradients(name):
 
     def loss(params, rows, remat):
         module = model_module(tiny.model.architecture, remat=remat)
-        hidden: Any = module.apply({"params": params}, rows, *rest)
+        hidden: Any = module.apply({"params": params}, rows, *map(jnp.asarray, rest))
         return jnp.sum(jnp.sin(hidden) * tiny.record["mask"][..., None])
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)

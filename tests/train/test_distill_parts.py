@@ -55,10 +55,11 @@ def test_parts_together_lose_what_they_lose_alone(task, blocks):
         assert float(together[name]) == pytest.approx(expected, rel=1e-4), name
     if "pooled" in together:
         pooled = []
-        for batch in (first, second):
+        for part in (first, second):
+            batch = jax.tree.map(jnp.asarray, part)
             states = task.states(task.predicted(params, task.frozen, batch), task.frozen, batch)
             # The states of dynamic tokens, each for every base token that it stands for.
-            owner = np.minimum(batch.owner, batch.mask.shape[1] - 1)
+            owner = jnp.minimum(batch.owner, batch.mask.shape[1] - 1)
             spread = jnp.take_along_axis(states.student, owner[..., None], axis=1)
             pooled.append((mean_over(spread, batch.base_mask), states.pooled))
         student, teacher = (jnp.concatenate(arrays) for arrays in zip(*pooled, strict=True))

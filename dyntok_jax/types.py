@@ -3,10 +3,18 @@
 Axes, used alike in shape annotations, einsum letters and logical sharding axes:
 
     B batch            T tokens of a sequence      U unique tokens of a batch
-    S surface-form length                          D model width
-    N attention heads  K key/value heads           H head width
-    F feed-forward width                           V vocabulary
-    R LoRA rank        L layers
+    S surface-form length; in attention, slots of keys
+    N attention heads  K key/value heads           H head width; the hypernetwork's width
+    D model width      E width of rows as a hypernetwork or an index reads them
+    F feed-forward     I, O width into and out of a linear map
+    V vocabulary       C classes; choices, a prompt's own tokens
+    L layers           R LoRA rank; in a step of decoding, slots of the newest keys
+    M merges, merged tokens           J pairs of a rotation
+    P positions of a loss             Q queries of an index
+    W words            A tokens that are always among the choices
+
+Letters that a docstring explains are local to it. As logical axes of parameters NH and KH are query
+and key/value heads times their width.
 """
 
 from __future__ import annotations

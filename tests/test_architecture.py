@@ -80,3 +80,13 @@ def test_evaluation_and_training_do_not_import_each_other():
         for path in (PACKAGE.parent / own).rglob("*.py"):
             if own == "train" or not path.name.startswith(OF_TRAINING):
                 assert not any(name.split(".")[0] == other for name in imports(path, True)), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_stands_without_training_and_evaluation(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    roots = {name.split(".")[0] for name in imports(path, everywhere=True)}
+    assert not roots & {"train", "eval", "pickle", "dill", "cloudpickle"}
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    prints = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    assert not prints or part(path) in ("cli", "demo")

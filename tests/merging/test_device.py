@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from three_mergers import UNLIMITED, flat, merge_three_ways, on_device
 
+from dyntok_jax.config import MeshConfig
 from dyntok_jax.merging import device
 from dyntok_jax.merging.device_tokens import device_tokens, padded_length, read_merges
 from dyntok_jax.merging.host import merge_host
 from dyntok_jax.merging.punctuation import PunctuationRule
+from dyntok_jax.sharding import batch_sharding, make_mesh
 
 # Every pair stands once at first; each merge as (left, right, count).
 TAILS = {
@@ -209,6 +211,19 @@ def test_many_merges_of_one_long_unit():
     letters = random.Random(5).choices("ab", k=64)
     _, merges = merge_three_ways([letters])
     assert [merge.count for merge in merges] == sorted((m.count for m in merges), reverse=True)
+
+
+def test_rows_on_eight_devices_are_merged_where_they_are():
+    rng = random.Random(3)
+    rows = [flat([rng.choices("abc", k=rng.randint(1, 9)) for _ in range(6)]) for _ in range(16)]
+    cut = batch_sharding(make_mesh(MeshConfig(data=8)))
+    limits = np.full(16, UNLIMITED, np.int32)
+    given = jax.device_put((device_tokens(rows), limits, limits), cut)
+    merged = device.merge_device(*given)
+    assert merged.begins.sharding.is_equivalent_to(cut, 2)
+    for i, (tokens, units) in enumerate(rows):
+        kept, _ = merge_host(tokens, units, UNLIMITED, UNLIMITED)
+        np.testing.assert_array_equal(merged.begins[i, : len(tokens)], kept)
 
 
 def test_hashes_tell_bytes_apart():

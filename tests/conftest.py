@@ -35,7 +35,7 @@ install_import_hook(
         "train.distill_losses",
         "train.zett_losses",
     ],
-    "beartype.beartype",
+    "shape_checks.checked",
 )
 
 

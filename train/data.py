@@ -73,10 +73,10 @@ class TextBatch(NamedTuple):
     seed: int
 
 
-Prepared = tuple[Any, int] | tuple[Any, int, int]
+Prepared = tuple[Any, int] | tuple[Any, int, int, int]
 Prepare = Callable[[TextBatch], Prepared | str | None]
-"""From texts to a batch's arrays, its tokens and, where they are counted, those without room in it;
-where nothing can be made of them why not, or None.
+"""From texts to a batch's arrays, its tokens and, where they are counted, those without room in it
+and those of a vocabulary that are cut; where nothing can be made of them why not, or None.
 
 It is pickled for the worker processes: a function of a module, or an object that builds what is
 heavy when it is first called."""
@@ -138,8 +138,8 @@ def useful(results: Iterable[tuple[Any, Prepared | str | None]], skipped: int) -
     for item, result in results:
         if isinstance(result, tuple):
             in_a_row = 0
-            batch, tokens, *dropped = result
-            yield Loaded(batch, tokens, item.position | {"skipped": skipped}, *dropped)
+            batch, tokens, *counts = result
+            yield Loaded(batch, tokens, item.position | {"skipped": skipped}, *counts)
             continue
         skipped, in_a_row = skipped + 1, in_a_row + 1
         logger.info("nothing to train on in batch %d (%d so far)", item.position["batch"], skipped)

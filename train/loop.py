@@ -169,7 +169,7 @@ class _Run:
         self.shapes: set[Any] = set()
         self.clock = Clock()
         self.reports: list[dict[str, float]] = []
-        self.tokens = self.dropped = 0
+        self.tokens = self.dropped = self.cut = 0
 
     def start(self) -> None:
         """The state at step 0, or of the newest checkpoint."""
@@ -285,6 +285,7 @@ class _Run:
         self.done, self.position = flight.step, flight.fed.loaded.position
         self.tokens += flight.fed.loaded.tokens * self.part.count
         self.dropped += flight.fed.loaded.dropped * self.part.count
+        self.cut += flight.fed.loaded.cut
         self.reports.append(
             {"loss": report.loss, "grad_norm": report.grad_norm} | dict(report.metrics)
         )
@@ -307,9 +308,11 @@ class _Run:
         }
         if self.dropped:
             speed["dropped"] = self.dropped / (self.dropped + self.tokens)
+        if self.cut:
+            speed["cut"] = self.cut / len(self.reports)
         self.metrics.write(self.done, "train", means | speed)
         self.metrics.show(loss=means["loss"], tokens_per_s=speed["tokens_per_s"])
-        self.reports, self.tokens, self.dropped, self.feed.waited = [], 0, 0, 0.0
+        self.reports, self.tokens, self.dropped, self.cut, self.feed.waited = [], 0, 0, 0, 0.0
 
     def _evaluate(self) -> dict[str, float]:
         try:

@@ -54,10 +54,12 @@ def _train(options: argparse.Namespace) -> None:
     adapter = task.adapter(*trained(task, training))
     name = public_name(run.model)
     write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)
-    cache = task.model.cache
-    if cache.cut or cache.unknown:
-        said = "rows of the first pieces only: %d; of the unknown token: %d"
-        logging.info(said, cache.cut, cache.unknown)
+    caches = {"training": task.model.cache}
+    if run.held_out:
+        caches["evaluations"] = task.held_out_cache
+    for of, cache in caches.items():
+        if said := cache.costs():
+            logging.info("%s: %s", of, ", ".join(said))
     logging.info("%s: the trained adapter", folder)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from dyntok_jax.classification import classify
 from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.providers import identity
 from dyntok_jax.files import folder_digest
 from dyntok_jax.lora import Adapter, base_hash, numbered_labels, params_digest
@@ -251,6 +252,11 @@ class LoraTask:
         if self.model.rows == "base":
             return found, [sequence.ids.tolist() for sequence in examples.base]
         return found, [sequence.tokens for sequence in found]
+
+    @property
+    def held_out_cache(self) -> RowCache:
+        """Rows of what evaluations read."""
+        return self._other_model.cache
 
     @cached_property
     def _other_model(self) -> DynamicModel:

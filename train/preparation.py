@@ -129,8 +129,8 @@ class Preparation:
         vocabulary = LargeVocabulary.load(self.vocabulary, self._tokenizer)
         return vocabulary.tokens[vocabulary.base_size :]
 
-    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int] | str | None:
-        """A batch, its number of base tokens, and of those that found no room in it.
+    def __call__(self, texts: TextBatch) -> tuple[DistillBatch, int, int, int] | str | None:
+        """A batch, and numbers: its base tokens, those without room in it, drawn ones that are cut.
 
         None where nothing merges, and why where there is nothing to merge.
         """
@@ -155,8 +155,8 @@ class Preparation:
         merged = merge(base, budget).sequences
         if sum(len(m.tokens) for m in merged) == sum(len(b.tokens) for b in base):
             return None
-        batch = self.arrays(base, merged, drawn, ends)
-        return batch, sum(len(b.tokens) for b in base), dropped
+        batch, cut = self.arrays(base, merged, drawn, ends)
+        return batch, sum(len(b.tokens) for b in base), dropped, cut
 
     def _draw(self, rng: np.random.Generator) -> list[Token]:
         count = min(self.drawn, len(self._further))
@@ -205,8 +205,8 @@ class Preparation:
         merged: Sequence[DynamicTokens],
         drawn: Sequence[Token] = (),
         ends: Sequence[int] | None = None,
-    ) -> DistillBatch:
-        """Pads everything to buckets.
+    ) -> tuple[DistillBatch, int]:
+        """Pads everything to buckets, and counts the tokens with more than S pieces.
 
         Args:
             base, merged: sequences before and after merging.
@@ -224,7 +224,9 @@ class Preparation:
         rows = {token: i for i, token in enumerate(own)}
         # Own rows cost next to nothing: one size for all batches.
         own_count = bucket(self.sequences * length, ROW_BUCKETS)
-        forms = surface_forms([*new, *drawn], self._tokenizer, self.surface_length, self.pad_id).ids
+        forms, cut = surface_forms(
+            [*new, *drawn], self._tokenizer, self.surface_length, self.pad_id
+        )
         half = self.surface_length // 2
         is_short = (forms != self.pad_id).sum(1) <= half
         short = self._padded(forms[is_short, :half])
@@ -259,7 +261,7 @@ class Preparation:
             batch.mask[i, :now], batch.last[i, :now] = True, after.starts + after.counts - 1
             batch.prompt_length[i] = now if ends is None else (after.starts < ends[i]).sum()
         batch.own[: len(own)] = [t if isinstance(t, int) else self._own_id(t) for t in own]
-        return batch
+        return batch, cut
 
     def as_part(self, batch: DistillBatch, sizes: Sequence[int], part: BatchPart) -> DistillBatch:
         """A batch as one part of that of all processes.

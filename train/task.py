@@ -20,12 +20,14 @@ class Loaded(NamedTuple):
             processes to have as many.
         position: JSON value with which the input side goes on right after this batch.
         dropped: tokens that were drawn for it and had no room in it.
+        cut: tokens of a vocabulary in it of which the hypernetwork reads the first pieces only.
     """
 
     batch: Any
     tokens: int
     position: Any
     dropped: int = 0
+    cut: int = 0
 
 
 class Task(Protocol):

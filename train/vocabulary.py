@@ -165,6 +165,8 @@ def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabula
     mesh = make_mesh(run.compute.mesh)
     provider = row_provider(name, source, vocabulary.tokenizer, config.language, None, mesh)
     file.predict(vocabulary.row_tokens, provider, made_by, config.dtype)
+    if cut := getattr(provider, "truncated", 0):
+        logger.info("%s: %d rows are of the first pieces only", file.path, cut)
 
 
 def _make_index(run: VocabularyRun, vocabulary: LargeVocabulary) -> None:

@@ -318,7 +318,7 @@ class ZettTask:
         """What the hypernetwork makes of the fixed tokenizer's tokens before it is trained."""
         row = self.languages.index(self._data.sources[0].language) if self.languages else 0
         language = np.array(row, np.int32)
-        forms = self._preparation.fixed[0]
+        forms = self._preparation.fixed.arrays[0]
         return self._jitted_predict(self._first, self.frozen, forms, language)._replace(bias=None)
 
     def _held_out_batches(self, held_out: DataConfig | None) -> list[LanguageBatch]:

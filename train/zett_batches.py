@@ -110,6 +110,18 @@ class Target(NamedTuple):
         return cls([*sorted(specials.values()), *others], encode)
 
 
+class Vocabulary(NamedTuple):
+    """A tokenizer's tokens as a :class:`LanguageBatch` has them.
+
+    Attributes:
+        arrays: forms, own, shared and real.
+        cut: tokens with more than S pieces, of which the first S are read.
+    """
+
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    cut: int
+
+
 class QueuedTexts(NamedTuple):
     """Texts of a step, and those of the steps before it in the same language."""
 
@@ -155,7 +167,7 @@ class LanguagePreparation:
     target: Target | None = None
     packed: bool = True
 
-    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int] | None:
+    def __call__(self, queued: QueuedTexts) -> tuple[LanguageBatch, int, int, int] | None:
         """As :meth:`batch`, by a tokenizer sampled from the texts and those before them."""
         batch = queued.batch
         if self.target is not None:
@@ -168,7 +180,7 @@ class LanguagePreparation:
 
     def batch(
         self, batch: TextBatch, target: Target, room: int
-    ) -> tuple[LanguageBatch, int, int] | None:
+    ) -> tuple[LanguageBatch, int, int, int] | None:
         """Texts by a tokenizer.
 
         Args:
@@ -177,8 +189,8 @@ class LanguagePreparation:
             room: U.
 
         Returns:
-            The batch, its tokens, and those of the texts without room in it; None where the texts
-            hold nothing to be guessed.
+            The batch, its tokens, those of the texts without room in it, and the tokenizer's with
+            more than S pieces; None where the texts hold nothing to be guessed.
         """
         tokens = target.tokens
         rank: dict[int, int] = {}
@@ -197,16 +209,16 @@ class LanguagePreparation:
         known = self.languages and batch.languages[0]
         language = np.array(self.languages.index(known) if known else 0, np.int32)
         is_fixed = target is self.target
-        forms, own, shared, real = self.fixed if is_fixed else self._vocabulary(tokens, room)
-        prepared = LanguageBatch(forms, own, shared, real, ids, mask, labels, language)
-        return prepared, int(mask.sum()), dropped
+        read = self.fixed if is_fixed else self._vocabulary(tokens, room)
+        prepared = LanguageBatch(*read.arrays, ids, mask, labels, language)
+        return prepared, int(mask.sum()), dropped, read.cut
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:
         return BaseTokenizer(self.hypernet_tokenizer)
 
     @cached_property
-    def fixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def fixed(self) -> Vocabulary:
         """As :meth:`_vocabulary`, of the tokenizer of all batches."""
         assert self.target is not None
         return self._vocabulary(self.target.tokens, padded(len(self.target.tokens)))
@@ -252,19 +264,18 @@ class LanguagePreparation:
             mask[row, : len(sequence)] = True
         return ids, mask, dropped
 
-    def _vocabulary(
-        self, tokens: Sequence[Token], size: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Surface forms, own and shared ids of the tokens, and which rows are not padding."""
+    def _vocabulary(self, tokens: Sequence[Token], size: int) -> Vocabulary:
         forms = np.full((size, self.surface_length), self.pad_id, np.int32)
         count, tokenizer = len(tokens), self._tokenizer
-        forms[:count] = surface_forms(tokens, tokenizer, self.surface_length, self.pad_id).ids
+        found = surface_forms(tokens, tokenizer, self.surface_length, self.pad_id)
+        forms[:count] = found.ids
         own = np.full(size, NO_LABEL, np.int32)
         own[:count] = [token if isinstance(token, int) else NO_LABEL for token in tokens]
         real = np.arange(size) < count
         whole = (forms[:, 1:] == self.pad_id).all(axis=1) & (forms[:, 0] < self.vocab_size)
         is_shared = whole & real & (own == NO_LABEL) & (forms[:, 0] != self.pad_id)
-        return forms, own, np.where(is_shared, forms[:, 0], NO_LABEL).astype(np.int32), real
+        shared = np.where(is_shared, forms[:, 0], NO_LABEL).astype(np.int32)
+        return Vocabulary((forms, own, shared, real), found.truncated)
 
 
 def padded(size: int) -> int:

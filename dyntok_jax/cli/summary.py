@@ -24,9 +24,5 @@ def summarize(
     if truncated:
         parts.append(f"{truncated} tokens truncated")
     if cache:
-        parts.append(f"row cache {cache.hits} hits, {cache.misses} misses")
-        if cache.evictions or cache.growths:
-            parts.append(f"{cache.evictions} evictions, {cache.growths} growths")
-        if cache.cut:
-            parts.append(f"{cache.cut} rows of the first pieces only")
+        parts += [f"row cache {cache.hits} hits, {cache.misses} misses", *cache.costs()]
     click.echo(", ".join([*parts, f"{seconds:.2f} s"]), err=True)

@@ -122,6 +122,16 @@ class RowCache:
         """How many rows the provider gave that are the unknown token's."""
         return getattr(self._provider, "unknown", 0)
 
+    def costs(self) -> list[str]:
+        """What took time again, or rows that say less than their tokens; nothing of what is 0."""
+        counted = {
+            "evictions": self.evictions,
+            "growths": self.growths,
+            "rows of the first pieces only": self.cut,
+            "rows of the unknown token": self.unknown,
+        }
+        return [f"{count} {name}" for name, count in counted.items() if count]
+
     def emptied(self) -> RowCache:
         """Another cache, without rows, that is as large and asks the same provider."""
         return RowCache(self._provider, self.capacity)

@@ -166,7 +166,7 @@ def test_a_hypernetwork_that_reads_one_piece_is_refused(encoder, text_file, tmp_
 def test_without_merges_student_and_teacher_agree(task):
     """Every vocabulary token keeps its own row, so the loss of unmerged text is nothing."""
     base, _ = task.preparation._base(TextBatch(TEXTS, ["xx"] * len(TEXTS), 0))
-    batch = task.preparation.arrays(base, merge(base, Budget(merges=0)).sequences)
+    batch, _ = task.preparation.arrays(base, merge(base, Budget(merges=0)).sequences)
     params, key = task.init(jax.random.key(0)), jax.random.key(1)
     _, parts = jax.jit(task.loss)(params, task.frozen, batch, key)
     assert float(parts["hidden"]) < 1e-9

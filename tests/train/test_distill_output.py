@@ -19,6 +19,7 @@ from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.sharding import apply
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.text.surface_forms import pieces
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
@@ -104,9 +105,11 @@ def test_drawn_tokens_of_the_batch_do_not_change_the_others_share(make, vocabula
     tokens = list(preparation._further)
     merged = DynamicTokens([*tokens[:3], tokens[0]], np.ones(4, np.int32))
     base = BaseTokens(np.zeros(4, np.int32), ["a"] * 4, np.arange(4))
-    batch = preparation.arrays([base], [merged], tokens)
+    batch, cut = preparation.arrays([base], [merged], tokens)
+    lengths = np.array([len(pieces(token, preparation._tokenizer)) for token in tokens])
+    assert cut == (lengths > preparation.surface_length).sum()
     assert np.isfinite(shift(batch)).sum() == NEW and shift(batch).max() == 0
-    batch = preparation.arrays([base], [merged], tokens[: NEW // 2])
+    batch, _ = preparation.arrays([base], [merged], tokens[: NEW // 2])
     found = shift(batch)[np.isfinite(shift(batch))]
     np.testing.assert_allclose(np.unique(found), [0, math.log(2)], rtol=1e-6)
     assert (found == 0).sum() == 3

@@ -319,14 +319,17 @@ def test_an_error_of_the_input_side_reaches_the_caller(tmp_path):
     assert task.taken[0] == 2
 
 
-def test_the_share_of_tokens_without_room_is_recorded(tmp_path):
+def test_tokens_that_are_lost_are_recorded(tmp_path):
     class Crowded(Regression):
         def batches(self, position):
             for loaded in super().batches(position):
-                yield loaded._replace(dropped=loaded.tokens // 3)
+                number = loaded.position["next"]
+                yield loaded._replace(dropped=loaded.tokens // 3, cut=number % 2)
 
-    train(Crowded(), config(tmp_path, 4))
-    assert all(record["dropped"] == pytest.approx(0.25, abs=0.01) for record in records(tmp_path))
+    train(Crowded(), config(tmp_path, 4, log_every=2))
+    for record in records(tmp_path):
+        assert record["dropped"] == pytest.approx(0.25, abs=0.01)
+        assert record["cut"] == 0.5  # of each batch, on average
 
 
 def test_batches_are_agreed_on_between_steps_and_failures_too(tmp_path):

@@ -253,13 +253,17 @@ def test_the_adapter_says_of_which_step_it_is(make, encoder, monkeypatch):
 
 
 def test_rows_that_say_little_are_counted_at_the_end(make, capsys, monkeypatch):
-    run = make(sequences=24)
+    run = make(sequences=24, held_out=make().data, rows="fvt")
+    training = replace(run.training, steps=1, evaluate_every=1)
     config = run.training.out.with_name("run.yaml")
-    config.write_text(yaml.safe_dump(_plain(replace(run, training=replace(run.training, steps=1)))))
+    config.write_text(yaml.safe_dump(_plain(replace(run, training=training))))
     monkeypatch.setattr(RowCache, "cut", 7)
     monkeypatch.setattr(FvtRows, "rows", counting(FvtRows.rows))
     main(["--config", str(config)])
-    assert "rows of the first pieces only: 7; of the unknown token: 1\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for of in ("training", "evaluations"):
+        wanted = f"{of}: 7 rows of the first pieces only, 1 rows of the unknown token\n"
+        assert wanted in said
 
 
 def counting(rows: Any) -> Any:
@@ -293,7 +297,7 @@ def test_evaluation_is_of_the_network_that_is_trained(make):
 def test_dropout_is_drawn_by_the_steps_key(make):
     task = make_task(make(lora=LoraConfig(rank=4, alpha=8, dropout=0.5)))
     trained = jax.tree.map(lambda x: x + 0.1, task.init(jax.random.key(0)))
-    batch = next(task.batches(None)).batch
+    batch = jax.tree.map(jnp.asarray, next(task.batches(None)).batch)
     loss = jax.jit(lambda key: task.loss(trained, task.frozen, batch, key)[0])
     assert loss(jax.random.key(1)) == loss(jax.random.key(1)) != loss(jax.random.key(2))
 

@@ -47,7 +47,7 @@ def test_every_stretch_opens_as_a_prompt_does(prepare, family, opening):
         assert not opening or sequence.units[0] < sequence.units[1]
     made = preparation(TEXTS)
     assert made is not None
-    batch, tokens, _ = made
+    batch, tokens, *_ = made
     assert tokens == LENGTH * len(base)
     np.testing.assert_array_equal(batch.base_ids[: len(base)], [part.ids for part in base])
     if opening:  # it stays as it is, and what follows merges

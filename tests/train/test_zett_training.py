@@ -202,6 +202,15 @@ def test_special_rows_are_the_models_whatever_is_predicted(task, loaded):
             assert not (rest[:, None] == own[None]).all(axis=tuple(range(2, own.ndim + 1))).any()
 
 
+def test_tokens_that_are_read_in_part_are_counted(task, loaded, data):
+    assert loaded[3].cut == 0
+    longest = (loaded[3].batch.forms != task.hypernet_config.pad_id).sum(1)
+    short = replace(task._preparation, surface_length=2)
+    (cut,) = itertools.islice(language_batches(data, short, seed=0), 1)
+    np.testing.assert_array_equal(cut.batch.ids, loaded[3].batch.ids)
+    assert cut.cut == (longest > 2).sum() > 10
+
+
 def test_shared_tokens_are_those_of_the_models_vocabulary(task, loaded):
     batch = loaded[3].batch
     shared = np.flatnonzero(batch.shared != NO_LABEL)

@@ -22,7 +22,7 @@ from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.hf_names import name_table
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import LoraConfig, abstract_lora, merged, targeted
-from dyntok_jax.models.weights import head_module, model_module
+from dyntok_jax.models.weights import LoadedModel, head_module, model_module
 from dyntok_jax.tensor_files import (
     DTYPES,
     LazyTensor,
@@ -160,10 +160,19 @@ def numbered_labels(count: int) -> tuple[str, ...]:
 
 def base_hash(model: Base) -> str:
     """SHA-256 of a model's parameters and of some of its rows, as float32."""
-    digest = params_digest(model.params)
-    rows = model.source.input
-    places = np.unique(np.linspace(0, len(rows) - 1, HASHED_ROWS).astype(int))
-    digest.update(np.asarray(rows[places], np.float32).tobytes())
+    return _with_rows(params_digest(model.params), [model.source.input])
+
+
+def frozen_hash(model: LoadedModel) -> str:
+    """As :func:`base_hash`, of the head, output rows and their bias as well."""
+    digest = params_digest({"model": model.params, "head": model.head_params or {}})
+    return _with_rows(digest, [table for table in model.source if table is not None])
+
+
+def _with_rows(digest: hashlib._Hash, tables: Sequence[np.ndarray]) -> str:
+    for rows in tables:
+        places = np.unique(np.linspace(0, len(rows) - 1, HASHED_ROWS).astype(int))
+        digest.update(np.asarray(rows[places], np.float32).tobytes())
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from flax.core import meta
 from safetensors.numpy import load_file, save_file
 
 from dyntok_jax.config import MeshConfig
-from dyntok_jax.lora import adapted_params, base_hash, read_adapter, write_adapter
+from dyntok_jax.lora import adapted_params, base_hash, frozen_hash, read_adapter, write_adapter
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.layers import Dense, abstract_params, dropped
@@ -30,6 +30,7 @@ from dyntok_jax.sharding import make_mesh, param_shardings
 from dyntok_jax.types import DyntokError
 
 FOLDER = Path(__file__).parent / "fixtures" / "lora"
+MODELS = FOLDER.with_name("models")
 NAMES = sorted(path.name for path in FOLDER.iterdir())
 RATE, CLIP = 3e-2, 1.0
 
@@ -169,6 +170,18 @@ def test_another_base_is_refused(case):
     rows = case.model.source._replace(input=np.asarray(case.model.source.input) + 1e-3)
     with pytest.raises(DyntokError, match="trained on another model"):
         adapted_params(case.model._replace(source=rows), read)
+
+
+def test_everything_of_a_frozen_model_counts_for_its_hash():
+    mistral, masked = (load_model(MODELS / name) for name in ("mistral", "xlm_roberta_masked_lm"))
+    output, bias = (-np.asarray(t) for t in (mistral.source.output, masked.source.bias))
+    changed = [mistral._replace(source=mistral.source._replace(output=output))]
+    head = jax.tree.map(lambda x: x + 1e-3, masked.head_params)
+    changed += [masked._replace(head_params=head)]
+    changed += [masked._replace(source=masked.source._replace(bias=bias))]
+    for other, model in zip(changed, (mistral, masked, masked), strict=True):
+        assert base_hash(other) == base_hash(model)
+        assert frozen_hash(other) != frozen_hash(model) == frozen_hash(model)
 
 
 def test_tensors_that_do_not_fit_are_all_named(case):

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
 from dyntok_jax.encoding import mean_over
-from dyntok_jax.lora import base_hash, params_digest
+from dyntok_jax.lora import frozen_hash, params_digest
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
@@ -113,7 +113,7 @@ class Distillation:
         self.is_encoder = model.kind == "encoder"
         # Rescalers, which never change, come from the start as well, and are in no checkpoint.
         first = None if start is None else params_digest(start).hexdigest()
-        self._origin = {"model": model.hf_config, "base": base_hash(model), "start": first}
+        self._origin = {"model": model.hf_config, "base": frozen_hash(model), "start": first}
         dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
         self.network = model_module(shortened, dtype, compute.remat)
         self.whole = model_module(model.architecture, dtype)

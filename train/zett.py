@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
-from dyntok_jax.lora import base_hash, params_digest
+from dyntok_jax.lora import frozen_hash, params_digest
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import LoadedModel, head_module, model_module
@@ -144,7 +144,7 @@ class ZettTask:
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,
-            "base": base_hash(self._base),
+            "base": frozen_hash(self._base),
             "start": self._start,
         }
 

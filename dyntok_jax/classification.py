@@ -14,22 +14,20 @@ from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.lora import Adapter, adapted_params, numbered_labels
 from dyntok_jax.models.classifier import Classifier
-from dyntok_jax.models.encoder import EncoderConfig
+from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.weights import LoadedModel
 from dyntok_jax.sharding import gathered, shard_params
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.types import DyntokError, Token
 
 
 def adapted(
-    model: DynamicModel, loaded: LoadedModel, adapter: Adapter, task: Task, compute: ComputeConfig
+    model: DynamicModel, adapter: Adapter, task: Task, compute: ComputeConfig
 ) -> DynamicModel:
     """An encoder with an adapter merged into it and the adapter's head on it.
 
     Args:
-        model: rows, their cache, tokenizer and mesh of the result.
-        loaded: the base's weights.
+        model: the base, and rows, their cache, tokenizer and mesh of the result.
         adapter: trained for ``task``.
         task: whose classes are told apart.
         compute: dtype, and whether layers are recomputed.
@@ -39,12 +37,11 @@ def adapted(
     """
     if fault := _misfit(task, adapter):
         raise DyntokError(fault)
-    config = loaded.config
-    if not isinstance(config, EncoderConfig):
+    if not isinstance(model.module, Encoder):
         raise DyntokError(f"{model.name} is a decoder: {task.name} needs an encoder")
-    params = adapted_params(loaded, adapter)
+    params = adapted_params(model, adapter)
     module = Classifier(
-        config, task.kind, len(task.labels), jnp.dtype(compute.dtype), compute.remat
+        model.module.config, task.kind, len(task.labels), jnp.dtype(compute.dtype), compute.remat
     )
     other = copy.copy(model)
     other.module = module

@@ -25,7 +25,7 @@ from dyntok_jax.lora import Adapter, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.weights import LoadedModel, load_model
+from dyntok_jax.models.hf_config import Architecture, read_architecture
 from dyntok_jax.tasks.registry import Task
 from dyntok_jax.tasks.source import TaskSource
 from dyntok_jax.text.layouts import BaseTokens
@@ -135,8 +135,8 @@ class Evaluation:
         return model
 
     @cached_property
-    def _loaded(self) -> LoadedModel:
-        return load_model(resolve(self.run.model))
+    def _architecture(self) -> Architecture:
+        return read_architecture(resolve(self.run.model))
 
     @property
     def _longest(self) -> int:
@@ -209,6 +209,7 @@ class Evaluation:
             "settings": figures(outcomes, task.figure, average, run.settings, seeds, controls),
             "sweep": task_sweep.curves(points, task.figure, average, curves),
             "sweep_examples": run.sweep_examples,
+            "compiled_shapes": len(self._shapes),
         }
 
     @cached_property
@@ -238,7 +239,7 @@ class Evaluation:
         found = []
         for folder in self.run.adapters[name]:
             base = resolve(self.run.model)
-            adapter = read_adapter(Path(folder), self._loaded.architecture, base)
+            adapter = read_adapter(Path(folder), self._architecture, base)
             found.append((folder, adapter))
         seeds = [adapter.task["seed"] for _, adapter in found if "seed" in adapter.task]
         if (twice := repeated(seeds)) is not None:
@@ -249,7 +250,7 @@ class Evaluation:
 
     def _network(self, folder: str, adapter: Adapter) -> DynamicModel:
         try:
-            return adapted(self._model, self._loaded, adapter, self.task, self.run.compute)
+            return adapted(self._model, adapter, self.task, self.run.compute)
         except DyntokError as error:
             raise DyntokError(f"{folder}: {error}") from error
 
@@ -292,7 +293,7 @@ class Evaluation:
             sequences = [[*sequence.ids.tolist()] for sequence in base]
         if other is not None:
             self._compile(other, sequences)
-        cut, start = network.cache.cut, clocks()
+        cut, unknown, start = network.cache.cut, network.cache.unknown, clocks()
         predicted = classify(network, sequences, self.run.batch_size)
         seconds = clocks() - start
         return Outcome(
@@ -303,6 +304,7 @@ class Evaluation:
             {
                 "truncated_tokens": sum(sequence.truncated for sequence in base),
                 "cut_rows": network.cache.cut - cut,
+                "unknown_rows": network.cache.unknown - unknown,
                 **self.task.notes(examples, merged.sequences),
             },
         )

@@ -105,6 +105,7 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
         "unread_words": "words without a token, read as O",
         "mapped_tags": "tags of other kinds, read as O",
         "cut_rows": "rows of the first pieces only",
+        "unknown_rows": "rows of the unknown token",
         "missing_shots": "solved questions missing, where a subject has fewer than five",
     }
     said = []

@@ -29,7 +29,7 @@ from dyntok_jax.dynamic_model import load
 from dyntok_jax.files import atomic_path
 from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
-from dyntok_jax.models.weights import load_model
+from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.tasks import metrics, uner
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.types import DyntokError
@@ -121,11 +121,10 @@ def labelled(
     task, base = TASKS["uner"], load(model, "base")
     if base.kind != "encoder":
         raise DyntokError(f"{base.name} is a decoder: {task.name} needs an encoder")
-    loaded = load_model(resolve(model))
-    trained = read_adapter(adapter, loaded.architecture)
+    trained = read_adapter(adapter, read_architecture(resolve(model)))
     warn_of_merged_tokens(adapter, trained)
     try:
-        network = adapted(base, loaded, trained, task, ComputeConfig())
+        network = adapted(base, trained, task, ComputeConfig())
     except DyntokError as error:
         raise DyntokError(f"{adapter}: {error}") from error
     untagged = [uner.Sentence(part, [uner.OUTSIDE] * len(part)) for part in sentences]

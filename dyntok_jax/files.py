@@ -72,6 +72,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def refuse_input(output: str | Path | None, *inputs: str | Path | None) -> None:
+    """Refuses to write over what is read.
+
+    Raises:
+        DyntokError: the output is one of the inputs, by where they lead; ``-`` is none.
+    """
+    for name in inputs:
+        if output and name and name != "-" and os.path.realpath(output) == os.path.realpath(name):
+            raise DyntokError(f"{output}: is read too; give another file to write")
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 of the files in a folder, in hexadecimal; hidden ones do not count."""
     digest = hashlib.sha256()

@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, select_autoescape
 
 from dyntok_jax.demo.drawing import new_axes, svg
-from dyntok_jax.files import atomic_path
+from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
 from eval.record import Parser
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML to write")
     options = parser.parse_args()
     try:
+        refuse_input(options.out, *map(file, options.runs))
         text = page({name(path): read_run(path) for path in options.runs})
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.out) as partial:
@@ -85,6 +86,11 @@ def main() -> None:
 def name(path: Path) -> str:
     """What a run is called: its folder's name."""
     return (path if path.is_dir() else path.parent).resolve().name
+
+
+def file(path: Path) -> Path:
+    """A run's metrics."""
+    return path / "metrics.jsonl" if path.is_dir() else path
 
 
 def read_run(path: Path) -> Records:

@@ -48,6 +48,7 @@ from eval.efficiency_flops import (
 from eval.efficiency_latency import latencies, latency_prompts
 from eval.mmlu_config import MmluData
 from eval.mmlu_data import asked
+from eval.outputs import check_companion
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 PROGRAM = "the count of the program's own products"
@@ -72,6 +73,7 @@ def main() -> None:
         drawn = options.out.with_suffix(".svg")
         if drawn == options.out:
             raise DyntokError(f"{options.out}: a plot .svg stands beside it; give a .json")
+        check_companion(drawn)
         found = measure(read_config(EfficiencyRun, options.config, options.overrides))
         with atomic_path(drawn) as partial:
             canvas = efficiency_figures.plot(found)

@@ -33,6 +33,7 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.layouts import prompt_layout
 from dyntok_jax.types import DyntokError
 from eval import record
+from eval.outputs import check_companion
 from eval.task_config import repeated
 from eval.timing import medians
 
@@ -73,6 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     drawn = options.out.with_suffix(".svg")
     if drawn == options.out:
         raise DyntokError(f"{drawn}: the plot has this name; valid is that of a .json beside it")
+    check_companion(drawn)
     texts = _texts(options)
     if options.time:
         for name in options.models:

@@ -23,7 +23,7 @@ from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
-from eval import report
+from eval import outputs, report
 
 STATIC = "static"
 """The name, among rows, of reading base tokens by the model's own rows."""
@@ -60,6 +60,7 @@ def run(
     keep_freed_memory()
     commit, start = git_commit(), time.perf_counter()
     try:
+        outputs.check_json(options.out)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.out) as partial:
             figures = measure(options)

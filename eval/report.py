@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dyntok_jax.files import atomic_path
+from dyntok_jax.files import atomic_path, refuse_input
+from dyntok_jax.types import DyntokError
 from eval import report_bench, report_decoder, report_rows, report_tasks, report_vocabulary
 
 Run = dict[str, Any]
@@ -69,6 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, list[Run]] = {}
     try:
+        refuse_input(options.readme, *options.runs)
         for path in options.runs:
             run = json.loads(path.read_text("utf-8"))
             name = kind(run, path)
@@ -76,7 +78,7 @@ def main() -> None:
             _check_whole(name, run, path)
             found.setdefault(name, []).append(run)
         text = options.readme.read_text("utf-8")
-    except (OSError, ValueError) as error:
+    except (DyntokError, OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     for name, runs in found.items():
         pattern = re.escape(f"<!-- {name} -->") + ".*?" + re.escape(f"<!-- /{name} -->")

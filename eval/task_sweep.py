@@ -16,6 +16,7 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 from eval.mmlu_config import MmluSetting
 from eval.mt_bench_config import MtBenchSetting
+from eval.outputs import check_companion
 from eval.task_config import Setting
 from eval.task_figures import AnySetting, Figure, Outcome, by_seed, seconds, shorter, std, value
 
@@ -92,14 +93,15 @@ def companions(out: Path, of: Path | None = None) -> Iterator[tuple[Path, Path]]
         of: the JSON; by default the same.
 
     Raises:
-        DyntokError: they cannot be written, or would take the JSON's name.
+        DyntokError: they cannot be written, would take the JSON's name, or the place of files that
+            no evaluation wrote.
     """
     if out.suffix != ".json":
         raise DyntokError(f"{out}: with --sweep a CSV and a plot stand beside a .json")
-    with (
-        atomic_path(out.with_suffix(".csv")) as lines,
-        atomic_path(out.with_suffix(".svg")) as drawing,
-    ):
+    table, drawn = out.with_suffix(".csv"), out.with_suffix(".svg")
+    for path in (table, drawn):
+        check_companion(path)
+    with atomic_path(table) as lines, atomic_path(drawn) as drawing:
         yield lines, drawing
         (of or out).resolve().unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ import click
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
-from dyntok_jax.files import atomic_path
+from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.text.boundaries import Boundary
 
 
@@ -57,7 +57,7 @@ def command(
       echo '{"text": "query: Donaudampfschifffahrt"}' |
         dyntok encode --model multilingual-e5-small --out vectors.safetensors -
     """
-    jsonl.refuse_input(out, input)
+    refuse_input(out, input)
     records = jsonl.read_records(input, {"text": jsonl.is_string})
     options.check_rows(rows, base_rows, reduction)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,13 +122,6 @@ def is_messages(value: Any) -> str | None:
         for item in value
     )
     return None if fine and value else 'is not a list of {"role": string, "content": string}'
-
-
-def refuse_input(output: str | None, *inputs: str | None) -> None:
-    """Refuses to write over what is read."""
-    for name in inputs:
-        if output and name and name != "-" and os.path.realpath(output) == os.path.realpath(name):
-            raise DyntokError(f"{output}: is read too; give another file to write")
 
 
 def write_line(record: dict[str, Any]) -> None:

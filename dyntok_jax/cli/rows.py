@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dyntok_jax.cli import jsonl, options
+from dyntok_jax.files import refuse_input
 from dyntok_jax.types import Token
 
 
@@ -58,7 +59,7 @@ def command(
     from dyntok_jax.models.weights import load_source
     from dyntok_jax.text.base_tokens import BaseTokenizer
 
-    jsonl.refuse_input(out, input, source)
+    refuse_input(out, input, source)
     records = jsonl.read_records(input, {"token": jsonl.is_string})
     options.check_rows(hypernet, base_rows)
     if model is None and source is None:

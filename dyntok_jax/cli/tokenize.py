@@ -14,7 +14,7 @@ import click
 
 from dyntok_jax.cli import jsonl, options
 from dyntok_jax.cli.summary import summarize
-from dyntok_jax.files import atomic_path
+from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -90,7 +90,7 @@ def command(
       echo '{"text": "Donaudampfschifffahrt und Dampfschiff"}' |
         dyntok tokenize --model multilingual-e5-small --reduction 50 -
     """
-    jsonl.refuse_input(trace, input)
+    refuse_input(trace, input)
     base = _tokenizer(tokenizer, model)
     budget = _budget(merges, reduction)
     records = jsonl.read_records(input, _FIELDS[layout])

@@ -49,6 +49,14 @@ def test_running_means_stay_within_the_ends():
     assert found[-1] == np.mean(values[-3:])
 
 
+def test_metrics_are_not_written_over(command, runs):
+    metrics = runs[0] / "metrics.jsonl"
+    before = metrics.read_bytes()
+    run = command(main, runs[0], "--out", metrics)
+    assert run.code == 2 and "metrics.jsonl: is read too" in run.err
+    assert metrics.read_bytes() == before
+
+
 def test_what_is_no_run_is_named_in_one_line(command, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     for path, words in (

@@ -179,7 +179,7 @@ def test_a_bad_config_is_one_line(config, tmp_path, command, key, value, words):
 
 def test_a_run_without_sweeps_leaves_none_of_an_older_one(config, tmp_path, command):
     out = tmp_path / "found.json"
-    out.write_text(json.dumps({"sweep": [{}]}), "utf-8")
+    out.write_text(json.dumps({"sweep": [{}], "commit": ""}), "utf-8")
     names = [f"found{part}{suffix}" for part in ("", "_bits") for suffix in (".csv", ".svg")]
     for name in names:
         (tmp_path / name).write_text("old", "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import numpy as np
 import pytest
@@ -83,6 +84,35 @@ def test_what_is_printed_is_the_table_of_the_file(command, tmp_path, monkeypatch
     # No cell is cut, however narrow the place.
     assert " place/of.txt 1 1.234 -3.2 % (-4.0 to -2.0) 31 % " in run.shown
     assert " place/of.txt 4 1.234 -3.2 % 31 %" in run.shown and "…" not in run.out
+
+
+@pytest.mark.parametrize(
+    "content", ["a text\n", "model: e5\n", '{"model_type": "bert"}', "[1]", "2"]
+)
+def test_what_no_evaluation_wrote_is_not_written_over(command, tmp_path, content):
+    out = tmp_path / "out"
+    out.write_text(content, "utf-8")
+
+    def main():
+        parser = record.Parser("eval.rewriting")
+        record.run(parser, lambda _: pytest.fail("it was measured"), names_model=False)
+
+    run = command(main, "--out", out)
+    assert run.code == 2 and "out: is there and no evaluation wrote it" in run.err
+    assert run.err.count("\n") == 1 and out.read_text("utf-8") == content
+
+
+@pytest.mark.parametrize("older", ["", '{"task": "rewriting", "commit": "abc1234"}'])
+def test_an_older_measurement_is_written_over(command, tmp_path, older):
+    out = tmp_path / "out.json"
+    out.write_text(older, "utf-8")
+    figures = {"task": "rewriting", "model": "m", "windows": 3, "files": {}}
+
+    def main():
+        record.run(record.Parser("eval.rewriting"), lambda _: figures, names_model=False)
+
+    assert command(main, "--out", out).code == 0
+    assert json.loads(out.read_text("utf-8"))["windows"] == 3
 
 
 def test_lines_are_counted_from_one(tmp_path):

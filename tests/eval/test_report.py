@@ -307,6 +307,14 @@ def test_a_continuation_of_unmerged_prefixes_has_no_gap():
     assert f"| 2.500 | +0.0 % | {above} |  |" in report.TABLES["continuation"]([run])
 
 
+def test_a_readme_is_no_run(tmp_path, command):
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(RETRIEVAL))
+    found = command(report.main, run, run)
+    assert found.code == 2 and "run.json: is read too" in found.err
+    assert json.loads(run.read_text()) == RETRIEVAL
+
+
 def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, capsys):
     readme, run = tmp_path / "README.md", tmp_path / "run.json"
     readme.write_text("text")

@@ -416,7 +416,7 @@ def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     xnli_run, tmp_path, command, monkeypatch, fault
 ):
     out = tmp_path / "found.json"
-    out.write_text("old", "utf-8")
+    out.write_text('{"commit": "old"}', "utf-8")
     if fault.startswith("."):
         out.with_suffix(fault).mkdir()
     elif fault == "sweep is empty":
@@ -426,7 +426,7 @@ def test_a_sweep_that_cannot_be_written_ends_before_it_begins(
     monkeypatch.setattr(Evaluation, "_outcomes", lambda *_: pytest.fail("it was measured"))
     run = command(xnli.main, "--config", xnli_run, "--sweep", "--out", out)
     assert run.code == 2 and fault in run.err and run.err.count("\n") == 1
-    assert out.read_text("utf-8") == "old"
+    assert out.read_text("utf-8") == '{"commit": "old"}'
 
 
 def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, command):
@@ -438,8 +438,11 @@ def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, co
         path.write_text("of something else", "utf-8")
     assert command(xnli.main, *arguments).code == 0
     assert all(path.exists() for path in files)
-    assert command(xnli.main, *arguments, "--sweep").code == 0
-    assert all("of something else" not in path.read_text("utf-8") for path in files)
+    run = command(xnli.main, *arguments, "--sweep")
+    assert run.code == 2 and "found.csv: is there and no evaluation wrote it" in run.err
+    for path in files:
+        path.unlink()
+    assert command(xnli.main, *arguments, "--sweep").code == 0 and all(map(Path.exists, files))
     assert command(xnli.main, *arguments).code == 0
     assert json.loads(out.read_text("utf-8"))["sweep"] == []
     assert not any(path.exists() for path in files)

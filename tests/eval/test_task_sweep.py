@@ -35,16 +35,28 @@ def test_curves_stand_beside_a_json(tmp_path, name):
 def test_new_companions_stand_beside_no_old_json(tmp_path):
     out = tmp_path / "found.json"
     files = [out.with_suffix(suffix) for suffix in (".json", ".csv", ".svg")]
-    for path in files:
-        path.write_text("old", "utf-8")
+    older = ["old", "curve,old", "<?xml old"]
+    for path, text in zip(files, older, strict=True):
+        path.write_text(text, "utf-8")
     with pytest.raises(KeyboardInterrupt), task_sweep.companions(out) as made:
         made[0].write_text("new", "utf-8")
         raise KeyboardInterrupt
-    assert [path.read_text("utf-8") for path in files] == ["old"] * 3
+    assert [path.read_text("utf-8") for path in files] == older
     with task_sweep.companions(out) as made:
         for path in made:
             path.write_text("new", "utf-8")
     assert [path.read_text("utf-8") for path in files[1:]] == ["new"] * 2 and not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".svg"])
+def test_new_companions_replace_nothing_else(tmp_path, suffix):
+    out = tmp_path / "found.json"
+    other = out.with_suffix(suffix)
+    other.write_text("question,answer\n", "utf-8")
+    refused = pytest.raises(DyntokError, match="no evaluation wrote it")
+    with refused, task_sweep.companions(out):
+        pytest.fail("measured")
+    assert other.read_text("utf-8") == "question,answer\n"
 
 
 def test_curves_of_another_name_leave_its_json(tmp_path):

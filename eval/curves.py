@@ -21,7 +21,7 @@ from jinja2 import Environment, select_autoescape
 from dyntok_jax.demo.drawing import new_axes, svg
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
-from eval.record import Parser
+from eval.parser import Parser
 
 KINDS = {"evaluation": "Held-out text", "train": "Training"}
 """Kinds of records, and what the page calls them."""
@@ -80,7 +80,7 @@ def main() -> None:
         with atomic_path(options.out) as partial:
             partial.write_text(text, "utf-8")
     except (DyntokError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
 
 
 def name(path: Path) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -24,21 +24,14 @@ from dyntok_jax.files import atomic_path
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
 from eval import outputs, report
+from eval.parser import Parser
 
 STATIC = "static"
 """The name, among rows, of reading base tokens by the model's own rows."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exits with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def run(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
     names_model: bool = True,
 ) -> None:
@@ -74,7 +67,7 @@ def run(
             # A file's name that is not UTF-8 is in the command.
             partial.write_text(text, "utf-8", errors="backslashreplace")
     except DyntokError as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"{error.filename or options.out}: {error.strerror}")
     _show(report.markdown(json.loads(text), options.out))

@@ -24,6 +24,7 @@ from typing import Any
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
 from eval import report_bench, report_decoder, report_rows, report_tasks, report_vocabulary
+from eval.parser import Parser
 
 Run = dict[str, Any]
 
@@ -62,8 +63,8 @@ def main() -> None:
 
         fairness.main()
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="JSON files of runs")
     parser.add_argument("readme", type=Path, help="file with the marks")
@@ -72,30 +73,63 @@ def main() -> None:
     try:
         refuse_input(options.readme, *options.runs)
         for path in options.runs:
-            run = json.loads(path.read_text("utf-8"))
-            name = kind(run, path)
-            run = _with_plots(run, path, options.readme)
-            _check_whole(name, run, path)
+            name, run = _read(path, options.readme)
             found.setdefault(name, []).append(run)
-        text = options.readme.read_text("utf-8")
-    except (DyntokError, OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
-    for name, runs in found.items():
-        pattern = re.escape(f"<!-- {name} -->") + ".*?" + re.escape(f"<!-- /{name} -->")
-        if not re.search(pattern, text, re.DOTALL):
-            parser.error(f"{options.readme}: no <!-- {name} --> … <!-- /{name} --> in it")
-        filled = f"<!-- {name} -->\n{TABLES[name](runs)}\n<!-- /{name} -->"
-        text = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.DOTALL)
-    with atomic_path(options.readme) as partial:
-        partial.write_text(text, "utf-8")
+        text = _text(options.readme)
+        for name, runs in found.items():
+            text = _filled(text, name, TABLES[name](runs), options.readme)
+        with atomic_path(options.readme) as partial:
+            # A file's name that is not UTF-8 is in a command.
+            partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+    except (DyntokError, OSError) as error:
+        parser.error(str(error))
 
 
-def _check_whole(name: str, run: Run, path: Path) -> None:
-    """Raises ValueError where a run lacks what its table is made of."""
+def _read(path: Path, readme: Path) -> tuple[str, Run]:
+    """A run, of which its table can be made, and the table's name.
+
+    Raises:
+        DyntokError: no such run.
+    """
     try:
+        run = json.loads(_text(path).removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise DyntokError(f"{path}: not JSON ({error})") from error
+    name = kind(run, path)
+    try:
+        run = _with_plots(run, path, readme)
         TABLES[name]([run])
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: no whole run of {name} ({error!r})") from error
+    except Exception as error:  # of any kind, since fields may hold anything
+        raise DyntokError(f"{path}: no whole run of {name} ({error!r:.200})") from error
+    return name, run
+
+
+def _text(path: Path) -> str:
+    """A file's text, with its own ends of lines."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DyntokError(f"{path}: not UTF-8 (byte {error.start + 1})") from error
+
+
+def _filled(text: str, name: str, table: str, readme: Path) -> str:
+    """The text with a table between its marks.
+
+    Raises:
+        DyntokError: not one mark of the beginning and then one of the end, with none between.
+    """
+    marks = [*re.finditer(rf"<!-- (/?(?:{'|'.join(TABLES)})) -->", text)]
+    places = [i for i, mark in enumerate(marks) if mark[1].removeprefix("/") == name]
+    valid = f"valid is one <!-- {name} --> … <!-- /{name} --> without a mark between"
+    if not places:
+        raise DyntokError(f"{readme}: no <!-- {name} --> in it; {valid}")
+    first = places[0]
+    if places != [first, first + 1] or [marks[i][1] for i in places] != [name, f"/{name}"]:
+        lines = ", ".join(str(text.count("\n", 0, marks[i].start()) + 1) for i in places)
+        raise DyntokError(f"{readme}: marks of {name} in line {lines}; {valid}")
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    filled = f"\n{table}\n".replace("\n", line_end)
+    return text[: marks[first].end()] + filled + text[marks[first + 1].start() :]
 
 
 def _with_plots(run: Run, path: Path, readme: Path) -> Run:
@@ -113,19 +147,20 @@ def markdown(run: Run, path: Path) -> str:
     """The table of a run.
 
     Raises:
-        ValueError: as :func:`kind`.
+        DyntokError: as :func:`kind`.
     """
     return TABLES[kind(run, path)]([run])
 
 
-def kind(run: Run, path: Path) -> str:
+def kind(run: Any, path: Path) -> str:
     """Which table a run belongs to.
 
     Raises:
-        ValueError: to none.
+        DyntokError: to none.
     """
-    if isinstance(run, dict) and run.get("task") in TABLES:
-        return run["task"]
+    run = run if isinstance(run, dict) else {}
+    if (task := run.get("task")) in [*TABLES]:
+        return task
     marks = {
         "merging": "bench",
         "idle_share": "distill",
@@ -139,9 +174,9 @@ def kind(run: Run, path: Path) -> str:
         "fairness": "fairness",
     }
     for key, name in marks.items():
-        if isinstance(run, dict) and key in run:
+        if key in run:
             return name
-    raise ValueError(f"{path}: not a run of one of {', '.join(TABLES)}")
+    raise DyntokError(f"{path}: not a run of one of {', '.join(TABLES)}")
 
 
 if __name__ == "__main__":

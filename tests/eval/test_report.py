@@ -315,18 +315,65 @@ def test_a_readme_is_no_run(tmp_path, command):
     assert json.loads(run.read_text()) == RETRIEVAL
 
 
-def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "not a run of"),
+        (None, "not a run of"),
+        ({"task": ["xnli"]}, "not a run of"),
+        ({"task": "uner", "metric": "F1"}, "no whole run of uner (KeyError('settings'))"),
+        (TASK | {"plot": 5}, "no whole run of uner"),
+        (TASK | {"examples": [1]}, "no whole run of uner"),
+        (CONTINUATION | {"files": {}}, "no whole run of continuation"),
+        ("", "not JSON"),
+        ('{"step": 1}\n{"step": 2}\n', "not JSON (Extra data"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_what_is_no_run_is_refused_and_nothing_changes(tmp_path, command, content, words):
     readme, run = tmp_path / "README.md", tmp_path / "run.json"
-    readme.write_text("text")
-    run.write_text("{}")
-    part = json.dumps({"task": "uner", "metric": "F1"})
-    for content, words in (
-        ("{}", "not a run of"),
-        (json.dumps(RETRIEVAL), "no <!-- retrieval"),
-        (part, "run.json: no whole run of uner (KeyError('settings'))"),
-    ):
-        run.write_text(content)
-        monkeypatch.setattr(sys, "argv", ["eval.report", str(run), str(readme)])
-        with pytest.raises(SystemExit):
-            report.main()
-        assert words in capsys.readouterr().err and readme.read_text() == "text"
+    readme.write_text("<!-- uner --><!-- /uner --><!-- continuation --><!-- /continuation -->")
+    before = readme.read_text()
+    run.write_text(content if isinstance(content, str) else json.dumps(content))
+    found = command(report.main, run, readme)
+    assert found.code == 2 and f"run.json: {words}" in found.err and found.err.count("\n") == 1
+    assert readme.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("text", "no <!-- retrieval --> in it"),
+        ("a\n<!-- retrieval -->\nkept", "marks of retrieval in line 2;"),
+        ("<!-- /retrieval -->\n<!-- retrieval -->", "marks of retrieval in line 1, 2;"),
+        ("<!-- retrieval -->\nkept\n" * 2 + "<!-- /retrieval -->", "in line 1, 3, 5;"),
+        ("<!-- retrieval -->\nkept\n<!-- uner -->\n<!-- /retrieval -->", "in line 1, 4;"),
+        (b"\xff", "not UTF-8 (byte 1)"),
+        (None, "No such file"),
+    ],
+)
+def test_marks_that_are_refused(tmp_path, command, text, words):
+    readme, run = tmp_path / "README.md", tmp_path / "run.json"
+    run.write_text(json.dumps(RETRIEVAL))
+    if text is not None:
+        readme.write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = command(report.main, run, readme)
+    assert found.code == 2 and "README.md" in found.err and words in found.err
+    assert found.err.count("\n") == 1
+    if isinstance(text, str):
+        assert readme.read_text() == text
+
+
+def test_a_readme_keeps_its_ends_of_lines(tmp_path, command):
+    readme, run = tmp_path / "README.md", tmp_path / "run.json"
+    run.write_bytes(b"\xef\xbb\xbf" + json.dumps(RETRIEVAL | {"command": "\udcff"}).encode())
+    readme.write_bytes(b"a\r\n<!-- retrieval --><!-- /retrieval -->\r\n")
+    for _ in range(2):
+        assert command(report.main, run, readme).code == 0
+        text = readme.read_bytes()
+        assert text.count(b"\n") == text.count(b"\r\n") > 9 and b"`\\udcff`" in text
+
+
+def test_options_that_are_wrong_are_one_line(command):
+    found = command(report.main, "run.json")
+    assert found.code == 2 and found.err.count("\n") == 1 and "required: readme" in found.err

@@ -22,6 +22,8 @@ from dyntok_jax.demo.drawing import new_axes, svg
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
 from eval.parser import Parser
+from eval.report_rows import short_names
+from eval.task_config import repeated
 
 KINDS = {"evaluation": "Held-out text", "train": "Training"}
 """Kinds of records, and what the page calls them."""
@@ -74,41 +76,74 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML to write")
     options = parser.parse_args()
     try:
-        refuse_input(options.out, *map(file, options.runs))
-        text = page({name(path): read_run(path) for path in options.runs})
+        files = [path / "metrics.jsonl" if path.is_dir() else path for path in options.runs]
+        refuse_input(options.out, *files)
+        runs = zip(names(files), map(read_run, files), strict=True)
+        text = page(dict(runs))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.out) as partial:
-            partial.write_text(text, "utf-8")
+            # A folder's name may not be UTF-8.
+            partial.write_text(text, "utf-8", errors="backslashreplace")
     except (DyntokError, OSError) as error:
         parser.error(str(error))
 
 
-def name(path: Path) -> str:
-    """What a run is called: its folder's name."""
-    return (path if path.is_dir() else path.parent).resolve().name
+def names(files: Sequence[Path]) -> list[str]:
+    """What runs are called: as much of their folders as tells them apart.
+
+    Raises:
+        DyntokError: a run twice.
+    """
+    found = [file.resolve() for file in files]
+    if twice := repeated(found):
+        raise DyntokError(f"{twice}: is there twice; valid are different runs")
+    return short_names([str(f.parent if f.name == "metrics.jsonl" else f) for f in found])
 
 
-def file(path: Path) -> Path:
-    """A run's metrics."""
-    return path / "metrics.jsonl" if path.is_dir() else path
-
-
-def read_run(path: Path) -> Records:
+def read_run(file: Path) -> Records:
     """Records of a run.
 
     Raises:
         DyntokError: no such file, or not one of metrics.
     """
-    file = path / "metrics.jsonl" if path.is_dir() else path
+    records = []
     try:
-        records = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        if not records or not all({"step", "kind"} <= record.keys() for record in records):
-            raise ValueError("no records of steps")
+        for line in file.read_bytes().splitlines():
+            records.append(_checked(json.loads(line.decode("utf-8"))))
     except OSError as error:
         raise DyntokError(f"{file}: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
-        raise DyntokError(f"{file}: not the metrics of a run ({error})") from error
+    except (ValueError, RecursionError) as error:
+        where = f"{file}, line {len(records) + 1}"
+        raise DyntokError(f"{where}: not the metrics of a run ({error})") from error
+    if not records:
+        raise DyntokError(f"{file}: not the metrics of a run (it is empty)")
     return records
+
+
+def _checked(record: Any) -> Mapping[str, Any]:
+    """A record of a step.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(record, dict) or record.get("kind") not in [*KINDS]:
+        raise ValueError(f"valid are objects whose kind is one of {', '.join(KINDS)}")
+    if type(record.get("step")) is not int:
+        raise ValueError(f"step {record.get('step')!r:.50}; valid is a whole number")
+    for figure, value in record.items():
+        # What cannot be printed cannot be written either, if it is half of a letter.
+        if not figure.isprintable():
+            raise ValueError(f"figure {figure!r:.50}; valid are names of printable letters")
+        if figure != "kind" and value is not None and not _is_finite(value):
+            raise ValueError(f"{figure} {value!r:.50}; valid is a finite number or null")
+    return record
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def page(runs: Mapping[str, Records]) -> str:

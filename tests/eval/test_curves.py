@@ -61,8 +61,47 @@ def test_what_is_no_run_is_named_in_one_line(command, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     for path, words in (
         (tmp_path / "none", "No such file"),
-        (tmp_path, "not the metrics of a run"),
+        (tmp_path, "metrics.jsonl, line 1: not the metrics of a run"),
     ):
         run = command(main, path, "--out", tmp_path / "a.html")
         assert run.code == 2 and words in run.err and run.err.count("\n") == 1
         assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"step": "2", "kind": "train"}', "step '2'; valid is a whole number"),
+        ('{"step": true, "kind": "train"}', "step True"),
+        ('{"kind": "train"}', "step None"),
+        ('{"step": 2, "kind": "other"}', "whose kind is one of evaluation, train"),
+        ('{"step": 2, "kind": ["train"]}', "whose kind is one of"),
+        ('{"step": 2, "kind": "train", "loss": "low"}', "loss 'low'; valid is a finite number"),
+        ('{"step": 2, "kind": "train", "loss": [1]}', "loss [1]"),
+        ('{"step": 2, "kind": "train", "loss": {"a": 1}}', "loss {'a': 1}"),
+        ('{"step": 2, "kind": "train", "loss": NaN}', "loss nan"),
+        ('{"step": 2, "kind": "train", "loss": 1' + 400 * "0" + "}", "loss 1000"),
+        ('{"step": 2, "kind": "train", "\\ud800": 1}', "figure '\\ud800'"),
+        ('{"step": 2, "kind": "train", "loss": ' + 100_000 * "[", "line 2: not the metrics"),
+        ('{"step": 2, "ki', "line 2: not the metrics"),
+    ],
+)
+def test_a_record_that_is_none_is_named_with_its_line(command, tmp_path, line, words):
+    file, out = tmp_path / "metrics.jsonl", tmp_path / "a.html"
+    file.write_text('{"step": 1, "kind": "train", "loss": 2}\n' + line + "\n")
+    run = command(main, file, "--out", out)
+    assert run.code == 2 and f"{file}, line 2" in run.err and words in run.err
+    assert run.err.count("\n") == 1 and len(run.err) < 400 and not out.exists()
+
+
+def test_runs_of_one_name_are_told_apart(command, tmp_path):
+    out, folders = tmp_path / "a.html", [tmp_path / part / "run" for part in ("one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 2}\n')
+    assert command(main, *folders, "--out", out).code == 0
+    text = out.read_text("utf-8")
+    assert all(f"<td>{part}/run</td>" in text for part in ("one", "two"))
+    run = command(main, folders[0], folders[0] / "metrics.jsonl", "--out", out)
+    assert run.code == 2 and "metrics.jsonl: is there twice" in run.err
+    assert run.err.count("\n") == 1 and out.read_text("utf-8") == text

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, select_autoescape
 
-from dyntok_jax.demo.drawing import new_axes, svg
+from dyntok_jax.demo.drawing import label, new_axes, svg
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
 from eval.parser import Parser
@@ -188,7 +188,7 @@ def _plot(figure: str, found: Mapping[str, dict[str, Any]], smooth: bool) -> str
             axes.plot(steps, values, color=colour, alpha=0.3, lw=1)
         means = running_mean(values) if smooth else values
         marker = "" if smooth else "."
-        axes.plot(steps, means, color=colour, lw=1.5, marker=marker, label=run)
+        axes.plot(steps, means, color=colour, lw=1.5, marker=marker, label=label(run))
     if figure.endswith(LOGARITHMIC) and min(drawn) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("step", fontsize=8)

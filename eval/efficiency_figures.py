@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dyntok_jax.demo.drawing import label
+
 
 def hit_shares(curve: Mapping[str, Sequence[int]]) -> list[float]:
     """Percent of the tokens looked up so far that were in the cache, batch by batch."""
@@ -46,7 +48,7 @@ def plot(run: Mapping[str, Any]) -> Any:
         draw(axes, run)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    canvas.suptitle(Path(run["model"]).name, fontsize="medium")
+    canvas.suptitle(label(Path(run["model"]).name), fontsize="medium")
     return canvas
 
 
@@ -54,7 +56,7 @@ def _plot_operations(axes: Any, run: Mapping[str, Any]) -> None:
     for language, part in run["efficiency"].items():
         x = [point["reduction"] for point in part["points"]]
         y = [point["total_flops"] / 1e12 for point in part["points"]]
-        axes.plot(x, y, marker="o", label=language)
+        axes.plot(x, y, marker="o", label=label(language))
     axes.set_xlabel("reduction, % of the largest possible saving")
     axes.set_ylabel("10¹² operations a prompt, hypernetwork cached")
 
@@ -62,8 +64,8 @@ def _plot_operations(axes: Any, run: Mapping[str, Any]) -> None:
 def _plot_cache(axes: Any, run: Mapping[str, Any]) -> None:
     for language, part in run["efficiency"].items():
         curve = part["cache"][-1]
-        label = f"{language}, {curve['grown_to']} rows"
-        axes.plot(np.arange(1, len(curve["hits"]) + 1), hit_shares(curve), label=label)
+        name = label(f"{language}, {curve['grown_to']} rows")
+        axes.plot(np.arange(1, len(curve["hits"]) + 1), hit_shares(curve), label=name)
     axes.set_xlabel(f"batches of {run['cache_batch_size']} prompts")
     axes.set_ylabel("hits so far, % of the unique tokens of batches")
 
@@ -71,7 +73,7 @@ def _plot_cache(axes: Any, run: Mapping[str, Any]) -> None:
 def _plot_latency(axes: Any, run: Mapping[str, Any]) -> None:
     for language, steps in run["latency"].items():
         x, y = zip(*((step["reduction"], step["prefill_ms"]) for step in steps), strict=True)
-        axes.plot(x, y, marker="o", label=language)
+        axes.plot(x, y, marker="o", label=label(language))
     axes.set_xlabel("reduction, % of the largest possible saving")
     axes.set_ylabel("prefill, milliseconds")
     axes.set_ylim(bottom=0)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from dyntok_jax.demo.drawing import label
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.encoding import encode
 from dyntok_jax.files import atomic_path
@@ -222,9 +223,9 @@ def plot(run: Mapping[str, Any]) -> Any:
         axes.scatter(static, places, label="static", color="tab:gray", zorder=2)
         axes.scatter(dynamic, places, label="dynamic", color="tab:blue", zorder=3)
         axes.axvline(1, color="0.5", linewidth=0.8, linestyle=":")
-        axes.set_yticks(places, languages)
+        axes.set_yticks(places, [*map(label, languages)])
         axes.set_xlabel("tokens of the same sentences, English = 1")
-        axes.set_title(Path(model["model"]).name, fontsize="medium")
+        axes.set_title(label(Path(model["model"]).name), fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
         axes.legend(fontsize="small", loc="lower right")
     return canvas

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dyntok_jax.demo.drawing import label
 from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 from eval.mmlu_config import MmluSetting
@@ -162,14 +163,14 @@ def plot(run: dict[str, Any]) -> Any:
         points = sorted(curve["points"], key=lambda point: point["reduction"])
         reductions = [point["reduction"] for point in points]
         means = np.array([point["average"]["value"] for point in points])
-        (line,) = axes.plot(reductions, means, marker="o", label=curve["name"])
+        (line,) = axes.plot(reductions, means, marker="o", label=label(curve["name"]))
         stds = [std(point["average"]["by_seed"]) for point in points]
         if None not in stds:
             ends = means - stds, means + stds
             axes.fill_between(reductions, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("reduction, % of the largest possible saving")
     axes.set_ylabel(f"{run['metric']}, mean of {len(run['average_of'])} sets")
-    axes.set_title(f"{run['task']}, {Path(run['model']).name}")
+    axes.set_title(label(f"{run['task']}, {Path(run['model']).name}"))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return canvas

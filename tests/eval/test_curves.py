@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_a_record_that_is_none_is_named_with_its_line(command, tmp_path, line, w
     run = command(main, file, "--out", out)
     assert run.code == 2 and f"{file}, line 2" in run.err and words in run.err
     assert run.err.count("\n") == 1 and len(run.err) < 400 and not out.exists()
+
+
+def test_names_are_drawn_as_they_are(command, tmp_path):
+    out, folders = tmp_path / "a.html", [tmp_path / name for name in ("_run", "$\\no$", "b\udcff")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "$\\\\frac$": 2}\n')
+    assert command(main, *folders, "--out", out).code == 0
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", out.read_text("utf-8"))
+    assert {" _run", "$\\no$", "b\ufffd", "$\\frac$"} <= {*texts}
 
 
 def test_runs_of_one_name_are_told_apart(command, tmp_path):

@@ -286,6 +286,11 @@ def test_names_of_rows_are_as_short_as_tells_them_apart():
     assert report_rows.short_names(["fvt", *trained]) == ["fvt", "a/hypernet", "b/hypernet"]
 
 
+def test_a_name_stays_in_its_cell():
+    shown = report_rows.table(["", "a|b"], [["one\r\ntwo", "|"]])
+    assert shown == "|  | a\\|b |\n| --- | --- |\n| one two | \\| |"
+
+
 def test_continuation_names_the_command_of_every_run():
     second = CONTINUATION | {"command": "python -m eval.continuation --text b.txt"}
     table = report.TABLES["continuation"]([CONTINUATION, second])

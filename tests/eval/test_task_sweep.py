@@ -81,11 +81,12 @@ def test_curves_of_several_seeds_have_a_band():
         "average_of": ["xx"],
         "sweep": [
             {"name": "one", "points": [point(0, 1.0), point(50, 2.0)]},
-            {"name": "two", "points": [point(0, 1.0, 3.0), point(50, 2.0, 2.0)]},
+            {"name": "_$two\n$", "points": [point(0, 1.0, 3.0), point(50, 2.0, 2.0)]},
         ],
     }
     (axes,) = task_sweep.plot(run).axes
-    assert [line.get_label() for line in axes.lines] == ["one", "two"]
+    assert [line.get_label() for line in axes.lines] == ["one", r" _\$two \$"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", r" _\$two \$"]
     (band,) = axes.collections
     ends = band.get_paths()[0].vertices
     # Of 1 and 3, the deviation is the root of 2.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ def run(
     if names_model:
         parser.add_argument("--model", required=True, metavar="NAME", help="its name or folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON to write")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Overrides of a config may stand before, between and behind options.
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -70,7 +74,15 @@ def run(
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{error.filename or options.out}: {error.strerror}")
-    _show(report.markdown(json.loads(text), options.out))
+    try:
+        _show(report.markdown(json.loads(text), options.out))
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left is not written at the end, which would fail again.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.error(f"{options.out} is written, its table not shown: {error.strerror}")
 
 
 def _show(text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +115,37 @@ def test_an_older_measurement_is_written_over(command, tmp_path, older):
 
     assert command(main, "--out", out).code == 0
     assert json.loads(out.read_text("utf-8"))["windows"] == 3
+
+
+@pytest.fixture
+def measured(command, tmp_path):
+    """A command that measures nothing, with a table beyond ASCII, and the file it writes."""
+    part = {"static_distinct_4": 1, "large_distinct_4": 1, "difference": 0, "words": 1}
+    part |= {"difference_interval": None, "left_out": 0}
+    figures = {"task": "diversity", "model": "größer", "prompts": 3, "temperature": 1}
+    figures["files"] = {"straße.txt": part}
+
+    def main():
+        record.run(record.Parser("eval.diversity"), lambda _: figures, names_model=False)
+
+    out = tmp_path / "out.json"
+    return lambda: command(main, "--out", out), out
+
+
+def test_a_table_that_cannot_be_shown_is_one_line(measured, monkeypatch):
+    run, out = measured
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        found = run()
+    assert found.code == 2 and "out.json is written, its table not shown: No space" in found.err
+    assert found.err.count("\n") == 1 and json.loads(out.read_text("utf-8"))["prompts"] == 3
+
+
+def test_a_table_is_shown_in_ascii(measured, monkeypatch):
+    run, _ = measured
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    assert run().code == 0 and rb"stra\xdfe.txt" in shown.getvalue()
 
 
 def test_lines_are_counted_from_one(tmp_path):

@@ -111,8 +111,6 @@ def _texts(options: argparse.Namespace) -> dict[str, list[str]]:
         raise DyntokError(
             f"--lines: {len(ranges)} for {len(paths)} files; valid is one for all, or one for each"
         )
-    if len({*paths}) < len(paths):
-        raise DyntokError("--text: a file is there twice; give each once")
     ranges = ranges * len(paths) if len(ranges) == 1 else ranges
     texts = {}
     for path, asked in zip(paths, ranges, strict=True):

@@ -57,6 +57,7 @@ def run(
     keep_freed_memory()
     commit, start = git_commit(), time.perf_counter()
     try:
+        _check_different(options)
         outputs.check_json(options.out)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.out) as partial:
@@ -83,6 +84,17 @@ def run(
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.error(f"{options.out} is written, its table not shown: {error.strerror}")
+
+
+def _check_different(options: argparse.Namespace) -> None:
+    """Refuses a file that options name twice: figures stand under its name."""
+    lists = [value for value in vars(options).values() if isinstance(value, list)]
+    seen = set()
+    for path in (part for value in lists for part in value if isinstance(part, Path)):
+        # By where they lead, since one file may be written in several ways.
+        if (place := os.path.realpath(path)) in seen:
+            raise DyntokError(f"{path}: is given twice; give each file once")
+        seen.add(place)
 
 
 def _show(text: str) -> None:
@@ -132,10 +144,12 @@ def names(text: str) -> list[str]:
 
 def numbers(text: str) -> list[int]:
     """An option's list of whole numbers from 1, separated by commas."""
-    found = names(text)
-    if not all(word.isdecimal() and int(word) for word in found):
-        raise argparse.ArgumentTypeError(f"{text!r}: valid are numbers from 1 between commas")
-    return [int(word) for word in found]
+    found = [int(word) if word.isdecimal() else 0 for word in names(text)]
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: valid are different numbers from 1 between commas"
+        )
+    return found
 
 
 def positive(text: str) -> int:
@@ -158,8 +172,9 @@ def percents(text: str) -> list[float]:
         found = [float(word) for word in names(text)]
     except ValueError:
         found = []
-    if not found or not all(0 <= value <= 100 for value in found):
-        raise argparse.ArgumentTypeError(f"{text!r}: valid are percentages from 0 to 100")
+    different = len(set(found)) == len(found)
+    if not found or not different or not all(0 <= value <= 100 for value in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: valid are different percentages from 0 to 100")
     return found
 
 
@@ -201,13 +216,14 @@ def _command(program: str) -> str:
 
 
 def read_lines(path: Path, lines: tuple[int, int] | None) -> list[str]:
-    """The lines of a text file, or those of a range.
+    """The lines of a text file, or those of a range; a byte order mark is none of the text.
 
     Raises:
         DyntokError: no such file, not UTF-8, or without some of the lines.
     """
     try:
-        found = path.read_text("utf-8").removesuffix("\n").split("\n")
+        text = path.read_text("utf-8").removeprefix("\ufeff")
+        found = text.removesuffix("\n").split("\n")
     except OSError as error:
         raise DyntokError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

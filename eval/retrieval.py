@@ -31,6 +31,7 @@ from dyntok_jax.text.layouts import BaseTokens, text_layout
 from dyntok_jax.types import DyntokError
 from eval import record
 from eval.record import STATIC
+from eval.task_config import repeated
 
 BATCH_SIZE = 32
 """Lines that are merged together."""
@@ -58,6 +59,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     languages = options.languages or sorted(
         path.stem for path in options.text.glob("*.txt") if path.stem != "en"
     )
+    if twice := repeated(languages):
+        raise DyntokError(f"--languages: {twice} is there twice; valid are different ones")
     if "en" in languages:
         raise DyntokError("--languages: en is what is searched; name others")
     texts = {name: _lines(options, name) for name in dict.fromkeys(["en", *languages])}

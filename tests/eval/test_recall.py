@@ -103,7 +103,7 @@ def test_recall_is_the_share_of_the_best():
         (" \n\n", [], "blank lines only"),
         ("a\nb\n", ["--lines", "1-1", "2-2"], "--lines: 2 for 1 files; valid is one for all"),
         ("a\n \n", ["--lines", "2-2"], "blank lines only"),
-        ("a\n", ["--text", "a.txt", "a.txt"], "a file is there twice"),
+        ("a\n", ["--text", "a.txt", "a.txt"], "a.txt: is given twice"),
     ],
 )
 def test_mistakes_are_one_line(built, decoder, monkeypatch, capsys, text, more, said):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dyntok_jax.types import DyntokError
-from eval import record
+from eval import record, vocabulary_saving
 from eval.bootstrap import interval
 
 
@@ -29,8 +29,10 @@ def test_lists_between_commas():
         (record.names, "fvt,fvt"),
         (record.numbers, "0"),
         (record.numbers, "1.5"),
+        (record.numbers, "7,07"),
         (record.percents, "50,101"),
         (record.percents, "nan"),
+        (record.percents, "50,50.0"),
         (record.percent, "50,100"),
         (record.percent, "half"),
         (record.positive, "0"),
@@ -151,7 +153,7 @@ def test_a_table_is_shown_in_ascii(measured, monkeypatch):
 def test_lines_are_counted_from_one(tmp_path):
     path = tmp_path / "xx.txt"
     # Only a line feed ends a line.
-    path.write_bytes("a\x85b\u2028c\nd\n\ne\n".encode())
+    path.write_bytes("\ufeffa\x85b\u2028c\nd\n\ne\n".encode())
     assert record.read_lines(path, None) == ["a\x85b\u2028c", "d", "", "e"]
     assert record.read_lines(path, (2, 3)) == ["d", ""]
 
@@ -171,6 +173,16 @@ def test_files_that_are_refused(tmp_path, content: bytes | None, message: str):
         path.write_bytes(content)
     with pytest.raises(DyntokError, match=message):
         record.read_lines(path, (2, 3))
+
+
+@pytest.mark.parametrize(
+    "texts", [["--text", "a.txt", "b.txt", "a.txt"], ["--text", "a.txt", "--mmlu", "./a.txt"]]
+)
+def test_a_file_that_is_given_twice_is_named(command, tmp_path, monkeypatch, texts):
+    monkeypatch.chdir(tmp_path)
+    run = command(vocabulary_saving.main, *texts, "--model=m", "--vocabulary=v", "--out=o.json")
+    assert run.code == 2 and "a.txt: is given twice" in run.err and run.err.count("\n") == 1
+    assert not (tmp_path / "o.json").exists()
 
 
 def test_the_gap_closed():

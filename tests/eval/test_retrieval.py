@@ -136,6 +136,7 @@ def test_a_cap_on_pieces_saves_less(command, encoder, texts, tmp_path):
         (["--lines", "2-3", "--skip-lines", "3,1"], "1 is none of the lines 2 to 3"),
         (["--skip-lines", "5"], "5 is none of the lines 1 to 4"),
         (["--languages", "de", "en"], "en is what is searched"),
+        (["--languages", "de", "sw", "de"], "--languages: de is there twice"),
         (["--rows", "fvtt"], "valid: default, base, fvt"),
         (["--rows", "fvt,base"], "base rows exist for unmerged tokens only"),
         (["--reduction", "110"], "valid"),

@@ -23,20 +23,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from shape_checks import CHECKED
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-# What computes on devices is checked against the shapes and dtypes that its signatures say.
-install_import_hook(
-    [
-        "dyntok_jax.models",
-        "dyntok_jax.embed.hypernet",
-        "dyntok_jax.merging.device",
-        "dyntok_jax.sampling",
-        "train.distill_losses",
-        "train.zett_losses",
-    ],
-    "shape_checks.checked",
-)
+install_import_hook(CHECKED, "shape_checks.checked")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax.core import meta
 
@@ -31,7 +30,7 @@ def test_loops_count_as_often_as_they_run():
 def test_an_encoder_costs_what_its_shape_says(layers):
     width, feed_forward, batch, length = 8, 16, 2, 4
     stack = EncoderStack(EncoderConfig(width, layers, 2, feed_forward))
-    x, mask = jnp.ones((batch, length, width)), np.ones((batch, length), bool)
+    x, mask = jnp.ones((batch, length, width)), jnp.ones((batch, length), bool)
     params = meta.unbox(jax.eval_shape(stack.init, jax.random.key(0), x, mask))
     maps = 4 * width**2 + 2 * width * feed_forward
     expected = layers * 2 * batch * (length * maps + 2 * length**2 * width)

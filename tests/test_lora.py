@@ -92,7 +92,7 @@ def test_additions_are_the_merged_kernels(case):
 
 def test_steps_are_peft_s(case):
     first = first_adapter(case)
-    module, (rows, mask) = classifier(case), inputs(case)
+    module, (rows, mask) = classifier(case), map(jnp.asarray, inputs(case))
     labels = jnp.asarray(case.record["labels"])
 
     def loss(trained):

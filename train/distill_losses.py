@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 def span_means(
     teacher: Float[Array, "B T D"], owner: Int[Array, "B T"], length: int
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "B t D"]:
     """Mean of the teacher's states over the base tokens of each dynamic token.
 
     Args:
         teacher: states of base tokens.
         owner: position of the dynamic token each belongs to; ``length`` for padding.
-        length: dynamic positions.
+        length: t, dynamic positions.
     """
     belongs = jax.nn.one_hot(owner, length, axis=1, dtype=teacher.dtype)
     counts = belongs.sum(-1, keepdims=True)

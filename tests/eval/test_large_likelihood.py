@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,8 +45,8 @@ def test_bits_are_of_a_softmax_over_all_tokens(large):
         table = rows(np.arange(len(vocabulary.tokens))).input
         expected = []
         for prefix, ids in zip(prefixes, following, strict=True):
-            embeddings = table[[*prefix, *ids]][None]
-            mask = np.ones(embeddings.shape[:2], bool)
+            embeddings = jnp.asarray(table[[*prefix, *ids]][None])
+            mask = jnp.ones(embeddings.shape[:2], bool)
             hidden = model.module.apply({"params": model.params}, embeddings, mask)
             (hidden,) = np.asarray(hidden)
             scores = jax.nn.log_softmax(hidden[len(prefix) - 1 : -1] @ table.T, axis=-1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
@@ -243,10 +244,10 @@ def test_predictions_are_those_of_the_merged_model(encoder, tmp_path):
     tokenizer = load(str(encoder), "fvt").tokenizer
     for pair in xnli_task.read(source):
         (base,) = xnli_task.layout(tokenizer, [pair])
-        rows = np.asarray(loaded.source.input)[base.ids][None]
+        rows = jnp.asarray(loaded.source.input)[base.ids][None]
         config: Any = loaded.config
         module = Encoder(config)
-        mask = np.ones((1, len(base.ids)), bool)
+        mask = jnp.ones((1, len(base.ids)), bool)
         hidden: Any = module.apply({"params": params["model"]}, rows, mask)
         state = hidden[0, 0]
         inner = np.tanh(state @ head["dense"]["kernel"] + head["dense"]["bias"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -122,7 +123,7 @@ def test_output_loss_is_a_softmax_over_both_vocabularies(make, vocabulary, share
         output=1.0, layers=1, vocabulary=vocabulary, drawn=DRAWN, scored=20,
         prompt_share=(share, share),
     )  # fmt: skip
-    batch, key = next(task.batches(None)).batch, jax.random.key(3)
+    batch, key = jax.tree.map(jnp.asarray, next(task.batches(None)).batch), jax.random.key(3)
     params = jax.tree.map(
         lambda x: x + 0.05 * np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype),
         task.init(key),
@@ -261,7 +262,7 @@ def test_rounded_products_are_near(make):
 def test_a_run_that_would_learn_nothing_is_refused(make, encoder, decoder):
     for model, losses in ((encoder, ("hidden", "pooled")), (decoder, ("hidden",))):
         with pytest.raises(DyntokError, match=r"distill.hidden.*all have weight 0"):
-            make(model, **dict.fromkeys(losses, 0.0))
+            make(model=model, separate_output=False, **dict.fromkeys(losses, 0.0))
 
 
 def test_losses_and_heads_that_are_not_there(make, encoder):

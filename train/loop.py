@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import sys
 import time
@@ -28,6 +29,8 @@ from train.stopping import Stop, stop_signals
 from train.task import Task
 
 logger = logging.getLogger(__name__)
+
+_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +108,17 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
         after ``config.steps`` steps; also where all steps were already done.
 
     Raises:
-        DyntokError: settings that differ from those of the run in the folder, a loss that is not
-            finite (the batch is saved and named), a checkpoint that cannot be saved or read.
+        DyntokError: another run in the folder that is not over, settings that differ from those of
+            the run there, a loss that is not finite (the batch is saved and named), a checkpoint
+            that cannot be saved or read.
     """
     check(config)
     make_folder(config.out)
     folder = config.out / "checkpoints"
-    with Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints:
+    with (
+        _alone(config.out),
+        Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints,
+    ):
         run = _Run(task, config, checkpoints)
         run.start()
         if run.done < config.steps:
@@ -131,6 +138,28 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DyntokError(f"training.out: {out} cannot be made ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, where its file system can; a killed one keeps none out."""
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if jax.process_index() != 0:
+                return
+            try:
+                fcntl.flock(stack.enter_context((out / ".lock").open("ab")), _LOCK)
+            except BlockingIOError as error:
+                raise DyntokError(
+                    f"training.out: another run is writing to {out}; wait for its end, or give "
+                    "this one another folder"
+                ) from error
+            except OSError as error:
+                logger.info("%s: is not locked against other runs (%s)", out, error.strerror)
+
+        made_by_all(lock)
+        yield
 
 
 def check(config: TrainingConfig) -> None:

@@ -469,3 +469,29 @@ def test_a_dry_run_says_what_a_step_needs(tmp_path):
     assert one.bytes_per_device > 3 * 4 * one.parameters
     assert one.compile_seconds > 0
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_folder_is_of_one_run_at_a_time_until_that_is_killed(tmp_path):
+    first = started(tmp_path, 2000)
+    try:
+        wait_for_step(tmp_path, 4, saved=True)
+        with pytest.raises(DyntokError, match=r"^training\.out: another run is writing to "):
+            train(Regression(), config(tmp_path, 2000))
+        done = records(tmp_path)[-1]["step"]
+        wait_for_step(tmp_path, done + 4)
+    finally:
+        first.kill()
+        first.communicate()
+    for checkpoint in checkpoints(tmp_path):
+        shutil.rmtree(tmp_path / "checkpoints" / str(checkpoint))
+    train(Regression(), config(tmp_path, 4))
+    assert checkpoints(tmp_path) == [4]
+
+
+def test_a_folder_that_cannot_be_locked_is_trained_in(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(loop.fcntl, "flock", unsupported)
+    train(Regression(), config(tmp_path, 4))
+    assert checkpoints(tmp_path) == [4]

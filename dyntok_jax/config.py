@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
@@ -22,6 +24,9 @@ from dyntok_jax.types import DyntokError
 T = TypeVar("T")
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading raises: ValueError for a date or a number that is none or has too many digits."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """
     try:
         tree = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *_NOT_YAML) as error:
         raise DyntokError(f"{path}: not a readable YAML file ({_line(error)})") from error
     valid = f"the fields are {', '.join(_fields(kind))}"
     if not isinstance(tree, dict):
@@ -138,7 +143,7 @@ def _shaped(hint: Any, value: Any, place: str = "") -> Any:
     is_list = get_origin(kind) in (list, tuple)
     if isinstance(value, str) and (is_list or kind is bool):
         # As a variable gives it.
-        with contextlib.suppress(yaml.YAMLError):
+        with contextlib.suppress(*_NOT_YAML):
             value = yaml.safe_load(value)
     if value is None:
         if NoneType not in kinds:
@@ -159,7 +164,45 @@ def _shaped(hint: Any, value: Any, place: str = "") -> Any:
             raise DyntokError(f"{place}: {value!r}; valid is a list, in square brackets")
         item = get_args(kind)[0]
         return [_shaped(item, part, f"{place}[{number}]") for number, part in enumerate(value)]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {
+            key: _shaped(get_args(kind)[1], part, f"{place}.{key}") for key, part in value.items()
+        }
+    if kind in (int, float):
+        _check_number(kind, value, place)
+    elif kind in (str, Path) or get_origin(kind) is Literal:
+        _check_text(kind, value, place)
     return value
+
+
+def _check_number(kind: type[int] | type[float], value: Any, place: str) -> None:
+    """Refuses what draccus takes for a number and is none, or none that can be computed with."""
+    said = reprlib.repr(value)
+    spelled = isinstance(value, str) and (not value.isascii() or "_" in value)
+    if spelled or isinstance(value, bool | list | dict):
+        raise DyntokError(f"{place}: {said}; valid is a number")
+    try:
+        number = kind(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError) as error:
+        valid = "a whole number" if kind is int else "a number"
+        raise DyntokError(f"{place}: {said}; valid is {valid}") from error
+    if kind is float and not math.isfinite(number):
+        raise DyntokError(f"{place}: {said} is no finite number")
+    # Devices count in 32 bits, and random keys are of 32 bits.
+    least, most = (0, 2**32 - 1) if place.split(".")[-1] == "seed" else (-(2**31), 2**31 - 1)
+    if kind is int and not least <= number <= most:
+        raise DyntokError(f"{place}: {said}; valid is {least} to {most}")
+
+
+def _check_text(kind: Any, value: Any, place: str) -> None:
+    """Refuses what is no text, and characters that no path has and no text can do without."""
+    if isinstance(value, bool | list | dict):
+        raise DyntokError(f"{place}: {value!r}; valid is a text, in quotes")
+    unseen = set(_UNSEEN.findall(value)) if isinstance(value, str) else set()
+    if unseen - (set() if kind is Path else {"\t", "\n"}):
+        raise DyntokError(f"{place}: {value!r} has control characters; valid is a text without")
 
 
 def _expanded(value: Any, missing: set[str]) -> Any:
@@ -185,8 +228,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
             raise DyntokError(f"{override!r}: {folder} has no fields")
     try:
         tree[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise DyntokError(f"{override!r}: not a YAML value ({_line(error)})") from error
+    except _NOT_YAML as error:
+        raise DyntokError(f"{reprlib.repr(override)}: not a YAML value ({_line(error)})") from error
 
 
 def _enum(kind: type[StrEnum], value: Any, path: Sequence[str]) -> StrEnum:

@@ -103,6 +103,9 @@ def test_an_encoder_in_float64_is_double_throughout():
         ("- dtype", "not a mapping of fields"),
         ("a: [", "not a readable YAML file"),
         ("\x00", "not a readable YAML file"),
+        ("[" * 5000, "not a readable YAML file"),
+        ("dtype: " + "9" * 5000, "not a readable YAML file"),
+        ("dtype: 2026-13-01", "not a readable YAML file (month must be in 1..12)"),
     ],
 )
 def test_mistakes_are_one_line(text, said, tmp_path):
@@ -201,6 +204,61 @@ def test_a_variable_is_read_as_its_field_is(tmp_path, monkeypatch, field, text, 
     with pytest.raises(DyntokError, match=field) as error:
         read_config(Kinds, path)
     assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    text: str = ""
+    path: Path | None = None
+    whole: int = 0
+    number: float = 0.0
+    seed: int = 0
+    numbers: tuple[float, ...] = ()
+    texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("whole=true", "whole: True; valid is a number"),
+        ("number=yes", "number: True; valid is a number"),
+        ("whole='٣'", "whole: '٣'; valid is a number"),
+        ("whole='1_0'", "whole: '1_0'; valid is a number"),
+        ("whole=[1]", "whole: [1]; valid is a number"),
+        ("whole=x", "whole: 'x'; valid is a whole number"),
+        ("whole=2147483648", "whole: 2147483648; valid is -2147483648 to 2147483647"),
+        ("seed=4294967296", "seed: 4294967296; valid is 0 to 4294967295"),
+        ("seed=-1", "seed: -1; valid is 0"),
+        ("number=.nan", "number: nan is no finite number"),
+        ("number=1e999", "number: '1e999' is no finite number"),
+        ("number=" + "9" * 400, "is no finite number"),
+        ("numbers=[1, -.inf]", "numbers[1]: -inf is no finite number"),
+        ("text=[1]", "text: [1]; valid is a text, in quotes"),
+        ("text={a: b}", "text: {'a': 'b'}; valid is a text"),
+        ("text=no", "text: False; valid is a text, in quotes"),
+        ("path=[a]", "path: ['a']; valid is a text"),
+        ("texts={a: [b, [c]]}", "texts.a[1]: ['c']; valid is a text"),
+        ("texts={a: b}", "texts.a: 'b'; valid is a list"),
+        ('text="a\\0b"', "text: 'a\\x00b' has control characters"),
+        ('path="a\\nb"', "path: 'a\\nb' has control characters"),
+        ("number=" + "9" * 5000, "not a YAML value"),
+        ("number=" + "[" * 5000, "not a YAML value"),
+    ],
+)
+def test_what_nobody_can_have_meant_is_refused(override, said, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("", "utf-8")
+    with pytest.raises(DyntokError, match=re.escape(said)) as error:
+        read_config(Values, path, [override])
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_numbers_and_texts_at_their_ends_are_read(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text('text: "a\\n\\tb"\nwhole: "-5"\nnumber: 2e-4\ntexts: {a: [b]}\n', "utf-8")
+    found = read_config(Values, path, ["seed=4294967295", "numbers=[2147483648, 1]"])
+    values = {"seed": 2**32 - 1, "numbers": (2**31, 1.0), "texts": {"a": ["b"]}}
+    assert found == Values("a\n\tb", None, -5, 2e-4, **values)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -139,10 +139,11 @@ def parse_lines(lines: str) -> list[tuple[int, int]]:
     """
     spans = []
     for part in lines.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last:
-            raise DyntokError(f'lines {lines!r}: valid is like "501-1000" or "1-9,12", from 1 on')
+            said = shorten(lines, 50, placeholder=" ...")
+            raise DyntokError(f'lines {said!r}: valid is like "501-1000" or "1-9,12", from 1 on')
         spans.append((first, last))
     return spans
 

@@ -264,7 +264,7 @@ def test_command_trains_and_its_result_is_loaded(encoder, text_file, tmp_path, m
         (["distill.sequences=3"], "3 do not split over"),
         (["distill.sequences=-8"], "sequences: -8 is not at least 1"),
         (["distill.merge_rates=[90, 10]"], "merge_rates: 90.0 to 10.0"),
-        (["distill.merge_rates=[.nan, 10]"], "merge_rates: nan"),
+        (["distill.merge_rates=[.nan, 10]"], "merge_rates[0]: nan"),
         (["distill.prompt_share=[0.9, 0.1]"], "prompt_share: 0.9 to 0.1"),
         (["distill.prompt_share=[0, 0]"], "prompt_share: 0.0 to 0.0"),
         (["distill.repeated_words=1.5"], "repeated_words: 1.5 is no chance"),

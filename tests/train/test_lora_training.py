@@ -491,7 +491,7 @@ def test_bad_fields():
     ("override", "said"),
     [
         ("training.out=", "training.out: is empty; give a value"),
-        ("lora.dropout=.nan", "lora.dropout: nan is not within 0 and 1"),
+        ("lora.dropout=.nan", "lora.dropout: nan is no finite number"),
         ("lora.targets=query", "lora.targets: 'query'; valid is a list, in square brackets"),
         ("data={files: a.tsv}", "data: {'files': 'a.tsv'}; valid is a list, in square brackets"),
         ("training.log_every=0", "training: log_every: 0 is not at least 1"),

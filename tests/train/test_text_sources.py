@@ -158,6 +158,8 @@ def test_a_column_in_a_column_of_a_file(tmp_path, kind):
         ({"dataset": "hf://datasets/a/*.csv"}, r"valid are files \.jsonl, \.jsonl\.gz and"),
         ({"files": "a.txt", "lines": "3-2"}, "valid is like"),
         ({"files": "a.txt", "exclude_lines": "0"}, "valid is like"),
+        ({"files": "a.txt", "lines": "9" * 5000}, "lines '.{,50}': valid is like"),
+        ({"files": "a.txt", "lines": "1-٣"}, "valid is like"),
     ],
 )
 def test_mistakes_in_a_source_are_named(fields, message):

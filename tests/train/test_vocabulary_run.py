@@ -149,7 +149,8 @@ def test_mistakes_are_one_line(config, tmp_path):
         (["rows.provider=nowhere"], "no such folder"),
         (["min_frequency=0"], "min_frequency: 0 is not at least 1"),
         (["max_token_bytes=0"], "max_token_bytes: 0 is not at least 1"),
-        ([f"size={10**30}"], "at most 100000000"),
+        ([f"size={10**9}"], "at most 100000000"),
+        ([f"size={10**30}"], "valid is -2147483648 to 2147483647"),
     ):
         with pytest.raises(SystemExit) as error:
             run(config, f"out={tmp_path}/bad", *overrides)

@@ -54,8 +54,16 @@ class DataConfig:
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """The fields that say which texts are drawn: any number of workers gives the same."""
-        return {name: value for name, value in asdict(self).items() if name != "workers"}
+        """What says which texts are drawn: the fields, and the identity of local files.
+
+        Any number of workers draws the same.
+
+        Raises:
+            DyntokError: a file is not there or cannot be read.
+        """
+        fields = {name: value for name, value in asdict(self).items() if name != "workers"}
+        contents = [source.contents for source in self.sources]
+        return fields | {"contents": {name: of for part in contents for name, of in part.items()}}
 
 
 class TextBatch(NamedTuple):

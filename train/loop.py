@@ -185,7 +185,7 @@ class _Run:
     def __init__(self, task: Task, config: TrainingConfig, checkpoints: Checkpoints):
         self.task, self.config, self.checkpoints = task, config, checkpoints
         self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
-        self.settings = dict(task.settings) | {
+        self.settings = dict(made_by_all(lambda: task.settings)) | {
             "training": {
                 "steps": config.steps,
                 "seed": config.seed,

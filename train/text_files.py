@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import json
 import mmap
+import os
 import re
 import unicodedata
 import zlib
@@ -19,6 +21,8 @@ from dyntok_jax.types import DyntokError
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 """File name endings that are read."""
+
+_HASHED = 1 << 16
 
 _SPACE = re.compile(r"\s")
 
@@ -99,14 +103,11 @@ def read_files(
         DyntokError: no such file, or one that is empty, not UTF-8, not of its kind, or has not
             the lines or the column.
     """
-    names = sorted(glob.glob(pattern, recursive=True)) or [pattern]
-    if names == [pattern] and not Path(pattern).exists():
-        problem = "matches no file" if glob.has_magic(pattern) else "no such file"
-        raise DyntokError(f"{name}: {problem}")
-    if len(names) > 1 and (lines or exclude_lines):
-        raise DyntokError(f"{name}: lines are chosen of one file, and {len(names)} match")
+    paths = matching_files(pattern, name)
+    if len(paths) > 1 and (lines or exclude_lines):
+        raise DyntokError(f"{name}: lines are chosen of one file, and {len(paths)} match")
     texts = Texts()
-    for path in map(Path, names):
+    for path in paths:
         if not path.is_file():
             raise DyntokError(f"{name}: {path} is no file; give files or a glob of files")
         if not path.stat().st_size:
@@ -118,6 +119,40 @@ def read_files(
             raise DyntokError(f"{name}: {path} cannot be read ({one_line(error)})") from error
         chosen.check()
     return texts
+
+
+def matching_files(pattern: str, name: str) -> list[Path]:
+    """The files that a path or glob means, sorted.
+
+    Raises:
+        DyntokError: there is none; it calls the source by ``name``.
+    """
+    names = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+    # Unlike Path.exists, which raises where a name is too long.
+    if names == [pattern] and not os.path.exists(pattern):
+        problem = "matches no file" if glob.has_magic(pattern) else "no such file"
+        raise DyntokError(f"{name}: {problem}")
+    return [*map(Path, names)]
+
+
+def file_identity(path: Path) -> str:
+    """By which a changed file is told: its size, and a hash of how it begins and ends.
+
+    Files may have gigabytes, which are not read for it.
+
+    Raises:
+        DyntokError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256()
+            for place in (0, max(0, size - _HASHED)):
+                file.seek(place)
+                digest.update(file.read(_HASHED))
+    except OSError as error:
+        raise DyntokError(f"{path}: cannot be read ({error.strerror})") from error
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
 def _read_file(texts: Texts, path: Path, column: str, chosen: _Chosen, max_chars: int) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dyntok_jax.types import DyntokError
-from train.text_files import Texts, in_memory, one_line, parse_lines, read_files, text_of
+from train.text_files import (
+    Texts,
+    file_identity,
+    in_memory,
+    matching_files,
+    one_line,
+    parse_lines,
+    read_files,
+    text_of,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,17 @@ class TextSource:
             if name.endswith(endings):
                 return kind
         raise DyntokError(f"{self}: valid are files .jsonl, .jsonl.gz and .parquet")
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The identity of each local file; nothing of a dataset.
+
+        Raises:
+            DyntokError: there is no such file, or it cannot be read.
+        """
+        if not self.files:
+            return {}
+        return {str(path): file_identity(path) for path in matching_files(self.files, str(self))}
 
     @property
     def _kind(self) -> str:

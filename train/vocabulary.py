@@ -12,7 +12,6 @@ command goes on with the rows that are missing. A folder with only ``vocabulary.
 from __future__ import annotations
 
 import argparse
-import glob
 import heapq
 import logging
 import random
@@ -20,7 +19,6 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +39,7 @@ from dyntok_jax.sharding import make_mesh
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
 from train.command import add_config, make_parser, run_command
+from train.text_files import file_identity, matching_files
 from train.text_sources import TextSource, open_stream, open_texts
 from train.vocabulary_config import RowsConfig, VocabularyRun
 
@@ -93,7 +92,10 @@ def build(run: VocabularyRun) -> LargeVocabulary:
             write_vocabulary(folder, tokenizer, new, run.model, made_by)
     vocabulary = LargeVocabulary.load(run.out, tokenizer)
     wanted = {**made_by, "size": run.size}
-    differing = [name for name, value in wanted.items() if vocabulary.manifest.get(name) != value]
+    found = vocabulary.manifest
+    if found.get("corpus") == (unread := _without_contents(wanted["corpus"])):
+        wanted["corpus"] = unread  # the manifest is from before they were said
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
     if differing:
         raise DyntokError(f"{run.out}: built with another {', '.join(differing)}; give another out")
     logger.info("%s: %d tokens, %s", run.out, len(vocabulary.tokens), vocabulary.hash[:12])
@@ -114,7 +116,7 @@ def _made_by(run: VocabularyRun) -> dict[str, Any]:
 
 
 def _named(source: TextSource) -> list[dict[str, Any]]:
-    """A source's files with their sizes, or the name of its dataset."""
+    """A source's files with their sizes and contents, or the name of its dataset."""
     # Absent where they are not set, as in manifests from before they were told apart.
     chosen = {
         name: value
@@ -124,9 +126,20 @@ def _named(source: TextSource) -> list[dict[str, Any]]:
     if not source.files:
         split = source.split or "train"
         return [{"dataset": source.dataset or source.tfds, "split": split, **chosen}]
-    files = sorted(map(Path, glob.glob(source.files, recursive=True)))
     # The folder above the files is the machine's own.
-    return [{"file": "/".join(f.parts[-2:]), "bytes": f.stat().st_size, **chosen} for f in files]
+    return [
+        {
+            "file": "/".join(path.parts[-2:]),
+            "bytes": path.stat().st_size,
+            "contents": file_identity(path),
+            **chosen,
+        }
+        for path in matching_files(source.files, str(source))
+    ]
+
+
+def _without_contents(corpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in part.items() if key != "contents"} for part in corpus]
 
 
 def _texts(source: TextSource) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dyntok_jax.checkpoint import Checkpoints
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.zett import save_hypernet
 from dyntok_jax.models.weights import load_model, save_model
+from dyntok_jax.run_settings import check_same, plain_settings
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig
@@ -64,6 +65,26 @@ def test_what_evaluations_read_is_known(run):
         assert task.settings == first.settings and task.evaluated != first.evaluated
     workers = dataclasses.replace(held_out, workers=1)
     assert make_task(dataclasses.replace(run, held_out=workers)).evaluated == first.evaluated
+
+
+def test_a_changed_text_file_is_named(run, tmp_path):
+    held_out = dataclasses.replace(run.data, texts=8)
+    run = dataclasses.replace(run, held_out=held_out, held_out_batches=1)
+    task, text_file = make_task(run), tmp_path / "xx.txt"
+    saved, evaluated = task.settings, plain_settings(task.evaluated)
+    check_same(plain_settings(saved), make_task(run).settings, tmp_path)
+    text = text_file.read_text("utf-8")
+    text_file.write_text(text[:-9] + "at night\n", "utf-8")
+    changed = make_task(run)
+    for before, now in ((plain_settings(saved), changed.settings), (evaluated, changed.evaluated)):
+        with pytest.raises(
+            DyntokError, match=rf"contents\.{text_file}: \S+ bytes, .* there,"
+        ) as error:
+            check_same(before, now, tmp_path)
+        assert str(error.value).count(" there, ") == 1
+    text_file.unlink()
+    with pytest.raises(DyntokError, match=rf"{text_file} \(xx\): no such file"):
+        print(task.settings)
 
 
 def test_another_model_or_dtype_cannot_go_on(run, encoder, tmp_path):

@@ -90,6 +90,20 @@ def test_what_is_there_is_not_made_again(config, tmp_path, capsys):
             run(config, override)
 
 
+def test_a_changed_file_of_the_same_size_is_another_corpus(config, tmp_path):
+    run(config)
+    text = (tmp_path / "b.txt").read_text("utf-8")
+    (tmp_path / "b.txt").write_text(text[::-1], "utf-8")
+    with pytest.raises(SystemExit, match="built with another corpus"):
+        run(config)
+    # A manifest may be from before contents were said: then it is of any.
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    for entry in manifest["corpus"]:
+        del entry["contents"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    run(config)
+
+
 def test_another_part_of_a_dataset_is_another_corpus(config, tmp_path, monkeypatch):
     lines = (tmp_path / "a.txt").read_text("utf-8").splitlines()
     monkeypatch.setattr("train.vocabulary.open_texts", lambda *_: lines)

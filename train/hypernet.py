@@ -46,7 +46,7 @@ from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.dry_run import dry_run
 from train.held_out import HeldOut
-from train.loop import make_folder, train
+from train.loop import folder_to_write, make_folder, train
 from train.preparation import Preparation
 from train.text_sources import open_texts
 from train.zett import ZettTask
@@ -79,6 +79,9 @@ def _train(options: argparse.Namespace) -> None:
     def prepared() -> Base:
         if not options.dry_run:
             make_folder(run.training.out)
+        folder_to_write(run.training.out / "hypernet")
+        if run.objective == "zett" and run.zett.train_backbone:
+            folder_to_write(run.training.out / "model")
         return load_base(run)
 
     task = make_task(run, made_by_all(prepared))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -138,6 +139,17 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DyntokError(f"training.out: {out} cannot be made ({error.strerror})") from error
+
+
+def folder_to_write(folder: Path) -> Path:
+    """The folder of a run's result, found fit to be one before the run.
+
+    Raises:
+        DyntokError: something else is there.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DyntokError(f"{folder}: is no folder, but the run's result is written there")
+    return folder
 
 
 @contextlib.contextmanager

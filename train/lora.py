@@ -23,7 +23,7 @@ from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
 from train.command import add_config, make_parser, run_command
 from train.dry_run import dry_run
-from train.loop import make_folder, trained
+from train.loop import folder_to_write, make_folder, trained
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
 
@@ -43,9 +43,7 @@ def _train(options: argparse.Namespace) -> None:
     run = read_config(LoraRun, options.config, options.overrides)
     if not options.dry_run:
         make_folder(run.training.out)
-    folder = run.training.out / "adapter"
-    if folder.exists() and not folder.is_dir():
-        raise DyntokError(f"{folder}: is no folder, but the adapter is written there")
+    folder = folder_to_write(run.training.out / "adapter")
     task = make_task(run)
     training = replace(run.training, steps=task.steps)
     if options.dry_run:

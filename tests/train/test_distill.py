@@ -292,6 +292,19 @@ def test_command_refuses_in_one_line(overrides, words, encoder, text_file, tmp_p
         main(["--config", str(path)])
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_file_in_the_place_of_the_result_is_found_before_the_training(
+    encoder, text_file, tmp_path, monkeypatch, dry
+):
+    monkeypatch.setenv("TEXTS", str(text_file))
+    path = config_file(tmp_path / "run.yaml", encoder, text_file, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hypernet").write_text("", "utf-8")
+    with pytest.raises(SystemExit, match="run/hypernet: is no folder, but the run's result is"):
+        main(["--config", str(path), *dry])
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["hypernet"]
+
+
 def test_a_hypernetwork_knows_its_model(encoder, tmp_path):
     model = load(str(encoder), rows="fvt")
     source = SourceEmbeddings(np.asarray(model.source.input))

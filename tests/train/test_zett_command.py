@@ -179,6 +179,15 @@ def test_a_model_in_the_place_of_the_runs_own_is_refused(decoder, tmp_path):
     assert load_model(folder).params
 
 
+def test_a_file_in_the_place_of_the_trained_model_is_found_before_the_training(decoder, tmp_path):
+    run = ["--config", str(write_run(tmp_path, decoder))]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").write_text("", "utf-8")
+    with pytest.raises(SystemExit, match="run/model: is no folder, but the run's result is"):
+        main([*run, "zett.train_backbone=true"])
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

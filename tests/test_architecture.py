@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dyntok_jax"
 ORDER = [
-    {"types", "host_memory", "flops"},
+    {"types", "host_memory", "flops", "command_line"},
     {"files", "run_settings"},
     {"tensor_files"},
     {"config", "text", "model_store"},

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.files import atomic_path
 from dyntok_jax.types import DyntokError
 
@@ -49,7 +49,7 @@ class Metrics:
         if tensorboard:
             with _writing(folder / "tensorboard"):
                 self._board = _Board(folder / "tensorboard", done + 1)
-        if sys.stderr.isatty():
+        if is_terminal():
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:

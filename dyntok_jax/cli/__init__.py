@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 
 import click
 
+from dyntok_jax.command_line import open_standard_error
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError, did_you_mean
 
@@ -68,6 +70,13 @@ def dyntok() -> None:
 
 def main() -> None:
     """Runs the command line; every mistake of the user's is one line on standard error."""
+    open_standard_error()
+    if sys.stdout is None:
+        said = "standard output is closed; give it a place, such as /dev/null"
+        sys.exit(_complain(said, 1))
+    # JSON lines are UTF-8 whatever the environment says.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     # transformers would say on every start that torch is not there; it is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

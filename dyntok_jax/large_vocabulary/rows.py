@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.embed.source import RowProvider
 from dyntok_jax.files import atomic_path
 from dyntok_jax.tensor_files import (
@@ -130,7 +130,7 @@ class RowsFile:
         tables = file_tensors(self._partial)
         begins = range(len(digests) * part, self.size, part)
         with self._partial.open("r+b") as file:
-            for begin in tqdm(begins, disable=not sys.stderr.isatty(), leave=False, unit="part"):
+            for begin in tqdm(begins, disable=not is_terminal(), leave=False, unit="part"):
                 rows = provider.rows(tokens[begin : begin + part])
                 digests.append(_write(file, tables, rows, begin))
                 self._record(settings, digests)

@@ -8,13 +8,13 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.model_store import hub, wheels
 from dyntok_jax.model_store.layout import write_json
 from dyntok_jax.model_store.registry import MODELS, ModelSpec
@@ -124,7 +124,7 @@ def pull(
     Raises:
         DyntokError: unknown name, nothing could be fetched, or a file's sha256 differs.
     """
-    progress = progress and sys.stderr.isatty()
+    progress = progress and is_terminal()
     if name not in MODELS:
         return _pull_hub_name(name, force, progress)
     spec = MODELS[name]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dyntok_jax.text.byte_level import to_text
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [
     {"text": "the lighthouse and the other lighthouse"},
     {"text": "the dog, the dogs"},
@@ -211,3 +216,24 @@ def test_a_tiny_reduction_is_one_merge(dyntok, folders, tmp_path):
     arguments = ("tokenize", "--tokenizer", folders["unigram"], "--reduction", "1e-12")
     dyntok(*arguments, "--trace", trace, "-", stdin=TEXTS)
     assert len(trace.read_text().splitlines()) == 1
+
+
+def closed(arguments, redirections, **environment):
+    """The command in a process of its own, with streams as a shell gives them."""
+    command = shlex.join([sys.executable, "-c", "from dyntok_jax.cli import main; main()"])
+    shell = f"{command} {shlex.join(map(str, arguments))} {redirections}"
+    env = os.environ | environment
+    return subprocess.run(["bash", "-c", shell], capture_output=True, env=env, cwd=ROOT)
+
+
+def test_closed_streams_are_no_traceback(folders, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "Großvater"}\n', "utf-8")
+    arguments = ["tokenize", "--tokenizer", folders["unigram"], "--merges", "all", file]
+    done = closed(arguments, ">&-")
+    assert done.returncode == 1
+    assert done.stderr == b"dyntok: standard output is closed; give it a place, such as /dev/null\n"
+    done = closed(arguments, "2>&-", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "ĠGroÃŁvater" in done.stdout.decode("utf-8")
+    done = closed([*arguments[:-1], tmp_path / "nowhere"], "2>&-")
+    assert done.returncode == 1 and done.stdout == b""

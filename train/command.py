@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dyntok_jax.command_line import Parser, open_standard_error
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
 
 
-def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str | None) -> Parser:
     """The parser of ``python -m train.NAME``."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m train.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,7 +35,7 @@ def run_command(
     arguments: Sequence[str] | None,
     level: int = logging.INFO,
 ) -> None:
-    """Parses and works; an error of this package ends the process with one line.
+    """Parses and works; an error of this package or of a file ends the process with one line.
 
     Args:
         parser: with the command's options.
@@ -42,14 +43,19 @@ def run_command(
         arguments: of the command line; None for those of the process.
         level: least of the messages that are shown; where it is that of warnings they say so.
     """
+    open_standard_error()
     # Overrides of a config may stand before, between and behind options.
     options = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     form = "%(message)s" if level < logging.WARNING else "%(levelname)s: %(message)s"
     # By force: the library that stores checkpoints has set up its own on import.
     logging.basicConfig(level=level, format=form, force=True)
+    # At every start it says which kinds of devices are not there.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     keep_freed_memory()
     try:
         work(options)
     except DyntokError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")

@@ -26,7 +26,7 @@ import regex
 from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import load
-from dyntok_jax.files import atomic_path
+from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
@@ -34,7 +34,7 @@ from dyntok_jax.tasks import metrics, uner
 from dyntok_jax.tasks.registry import TASKS
 from dyntok_jax.types import DyntokError
 from train.command import make_parser, run_command
-from train.text_files import read_files
+from train.text_files import matching_files, read_files
 
 _SENTENCE_END = regex.compile(r"(?<=[.!?])\s+")
 # Accents and invisible characters go with the letters before them.
@@ -66,6 +66,8 @@ def _label(options: argparse.Namespace) -> None:
         raise DyntokError("--sentences and --max-length: valid are numbers from 1")
     if options.out.suffix != ".jsonl":
         raise DyntokError(f"{options.out}: valid is a file .jsonl")
+    for pattern in options.text:
+        refuse_input(options.out, *matching_files(pattern, pattern))
     drawn = sentences(
         text
         for pattern in options.text

@@ -89,6 +89,7 @@ def test_texts_are_cut_into_sentences_and_words():
         ({"--text": "latin.txt"}, "not UTF-8"),
         ({"--out": "text.txt/labels.jsonl"}, "text.txt: File exists"),
         ({"--out": "folder.jsonl"}, "folder.jsonl: is no regular file"),
+        ({"--text": "own.json*", "--out": "./own.jsonl"}, "own.jsonl: is read too; give another"),
         ({"--adapter": "other"}, "other: the adapter was trained on another model"),
         ({"--adapter": "nowhere"}, "nowhere"),
         ({"--adapter": "pairs"}, "pairs: an adapter for xnli, with sequence labels"),
@@ -107,6 +108,7 @@ def test_what_cannot_be_labelled(make, tmp_path, monkeypatch, changes, said):
     Path("text.txt").write_text("\n".join(" ".join(words) for words, _ in SENTENCES), "utf-8")
     Path("blank.txt").write_text(" \n...\n", "utf-8")
     Path("latin.txt").write_text("Gro\xdfvater\n", "latin-1")
+    Path("own.jsonl").write_text('{"text": "der Hund"}\n', "utf-8")
     Path("folder.jsonl").mkdir()
     options = {"--model": task.run.model, "--adapter": "words", "--text": "text.txt"}
     options |= {"--out": "labels.jsonl"} | changes

@@ -408,7 +408,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DyntokError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DyntokError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise DyntokError(f"{path}: not a JSON object")

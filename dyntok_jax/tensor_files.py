@@ -86,7 +86,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         try:
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             paths = [folder / Path(shard).name for shard in sorted(set(shards))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise DyntokError(f"{index}: not an index of safetensors shards") from error
     else:
         raise DyntokError(f"{folder}: no weights (model.safetensors, or shards with their index)")
@@ -112,7 +112,9 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
             if start > size:
                 raise ValueError("its header is cut off")
             header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
+        said = header.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in said.values()):
+            raise ValueError("its __metadata__ holds something else than texts")
         tensors, ends = {}, [start]
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
@@ -127,7 +129,7 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"it has {size} bytes of {max(ends)}")
     except OSError as error:
         raise DyntokError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DyntokError(f"{path}: not a whole safetensors file ({error})") from error
     return tensors
 
@@ -136,7 +138,7 @@ def file_metadata(path: Path) -> dict[str, str]:
     """What a file says of itself beside its tensors; ``file_tensors`` has to like it first."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header.get("__metadata__", {})
+    return header.get("__metadata__") or {}
 
 
 def encode_header(

@@ -249,9 +249,10 @@ def test_configurations_that_do_not_fit(change, said, tmp_path):
 def test_damaged_files(tmp_path):
     folder = FOLDER / "xlm_roberta_sequence"
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
-    with pytest.raises(DyntokError, match="not JSON"):
-        read_adapter(tmp_path / "adapter", load_model(folder).architecture)
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+        with pytest.raises(DyntokError, match="not JSON"):
+            read_adapter(tmp_path / "adapter", load_model(folder).architecture)
     with pytest.raises(DyntokError, match="No such file"):
         read_adapter(tmp_path / "none", load_model(folder).architecture)
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dyntok_jax.tensor_files import LazyTensor, stored_tensors, write_tensors
+from dyntok_jax.tensor_files import (
+    LazyTensor,
+    file_metadata,
+    file_tensors,
+    stored_tensors,
+    write_tensors,
+)
 from dyntok_jax.types import DyntokError
 
 TENSORS = {
@@ -77,6 +83,20 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(raw.replace(b"[2,3]", b"[2,4]"))
     with pytest.raises(DyntokError, match=r"not a whole safetensors file \(x \(2, 4\) has 24 byt"):
         stored_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", ['["x"]', '"x"', '{"x": 1}', "[" * 100_000])
+def test_a_header_that_is_none_is_refused(tmp_path, metadata):
+    header = f'{{"__metadata__": {metadata}}}'.encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DyntokError, match=r"x: not a whole safetensors file \("):
+        file_tensors(tmp_path / "x")
+
+
+def test_a_header_may_say_nothing_of_itself(tmp_path):
+    header = b'{"__metadata__": null}'
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert file_tensors(tmp_path / "x") == file_metadata(tmp_path / "x") == {}
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):

@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DyntokError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise DyntokError(f"{path}: not a JSON object")

@@ -76,7 +76,7 @@ def belongs(folder: Path, source: SourceEmbeddings, tokenizer: BaseTokenizer) ->
         said = json.loads((folder / MARK).read_text("utf-8"))
         probe = np.asarray(said["probe"], np.float32)
         names = said["vocabulary_sha256"], said["width"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise DyntokError(f"{folder / MARK}: damaged ({error})") from error
     found = mark(source, tokenizer)
     if names != (found["vocabulary_sha256"], found["width"]) or len(probe) != PROBES:
@@ -95,7 +95,7 @@ def table_languages(folder: Path) -> list[str]:
     try:
         said = json.loads((folder / MARK).read_text("utf-8"))
         return [str(name) for name in said.get("languages", [])]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise DyntokError(f"{folder / MARK}: damaged ({error})") from error
 
 

@@ -346,7 +346,7 @@ def _format_of(folder: Path) -> Format:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DyntokError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(fields, dict):
         raise DyntokError(f"{path}: not a JSON object")

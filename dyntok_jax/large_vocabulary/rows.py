@@ -151,7 +151,7 @@ class RowsFile:
         try:
             progress = json.loads(self._progress.read_text("utf-8"))
             found, digests = dict(progress["settings"]), list(progress["digests"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise DyntokError(f"{self._progress}: damaged ({error!r}); remove it") from error
         differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
         if differing:

@@ -61,7 +61,7 @@ class LargeVocabulary:
             tokens = json.loads((folder / TOKENS).read_text("utf-8"))
             said, base_size = manifest["hash"], int(manifest["base_size"])
             base_hash = manifest["base"]["vocabulary_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
             raise DyntokError(f"{folder}: a damaged vocabulary ({said})") from error
         if not isinstance(tokens, list) or said != hash_of(tokens):

@@ -197,7 +197,7 @@ def _find_cached(spec: ModelSpec, source: str) -> Path | None:
 def _is_current(folder: Path) -> bool:
     try:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     version = source.get("layout_version") if isinstance(source, dict) else None
     return version == _LAYOUT_VERSION

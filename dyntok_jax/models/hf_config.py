@@ -61,7 +61,7 @@ def read_architecture(folder: Path) -> Architecture:
         model_type = raw.get("model_type")
     except OSError as error:
         raise DyntokError(f"{path}: {error.strerror}; a model's folder has it") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise DyntokError(f"{path}: not a JSON object") from error
     families = ENCODERS | DECODERS
     if model_type not in families:
@@ -92,7 +92,7 @@ def read_end_ids(folder: Path) -> tuple[int, ...]:
             continue
         try:
             ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, RecursionError, AttributeError) as error:
             raise DyntokError(f"{path}: not a JSON object") from error
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(isinstance(i, int) and i >= 0 for i in ids):

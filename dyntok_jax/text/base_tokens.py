@@ -88,7 +88,7 @@ class BaseTokenizer:
             config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
             if not isinstance(config, dict):
                 raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DyntokError(f"{config_path}: not a tokenizer's config ({error})") from error
         try:
             if template_path.is_file():

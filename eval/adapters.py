@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
 from dyntok_jax.classification import adapted, best_class, classify
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import default_rows, identity
@@ -172,7 +172,7 @@ class Evaluation:
         }
         total = sum(len(networks[s.adapter]) for s in run.settings)
         total += sum(len(networks[s.adapter]) for s in curves) * len(run.sweep)
-        with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
+        with tqdm(total=total, disable=not is_terminal(), leave=False) as bar:
             outcomes = {
                 setting.name: [
                     self._outcomes(setting, network, None, bar)

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.scoring import target_scores
@@ -93,7 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     windows = {str(path): cut_windows(model.tokenizer, path, options) for path in options.text}
     models = {name: model.with_rows(name, row) for name, row in rows.items() if name != STATIC}
     parts = len(windows) * (1 + len(models) * len(options.reduction))
-    with tqdm(total=parts, disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(total=parts, disable=not is_terminal(), leave=False) as bar:
         files = {name: _file(models, model, part, options, bar) for name, part in windows.items()}
     return {
         "model": options.model,

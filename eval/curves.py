@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, select_autoescape
 
+from dyntok_jax.command_line import Parser
 from dyntok_jax.demo.drawing import label, new_axes, svg
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
-from eval.parser import Parser
 from eval.report_rows import short_names
 from eval.task_config import repeated
 

@@ -11,7 +11,6 @@ take.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.demo.drawing import label
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.encoding import encode
@@ -191,7 +191,7 @@ def _times(
         fresh = replace(model, cache=model.cache.emptied())
         encode(fresh, lines, reduction, batch_size=BATCH_SIZE)
 
-    for language in tqdm(texts, "timing", disable=not sys.stderr.isatty(), leave=False):
+    for language in tqdm(texts, "timing", disable=not is_terminal(), leave=False):
         lines = texts[language][: options.time]
         tasks = {
             "seconds_static": lambda lines=lines: run(lines, 0),

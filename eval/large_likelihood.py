@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from dyntok_jax.batching import by_length
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import row_provider
 from dyntok_jax.embed.source import SourceEmbeddings
@@ -198,7 +198,7 @@ def _log_sums(
     starts = range(0, len(hidden), TOGETHER)
     sums = [jnp.full(len(hidden[i : i + TOGETHER]), -jnp.inf) for i in starts]
     begins = range(0, size, block)
-    for begin in tqdm(begins, disable=not sys.stderr.isatty(), leave=False, unit="block"):
+    for begin in tqdm(begins, disable=not is_terminal(), leave=False, unit="block"):
         ids = np.arange(begin, min(begin + block, size))
         output, bias = _output(rows(ids))
         missing = block - len(ids) if size > block else 0

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.merging.budget import Budget
@@ -119,7 +119,7 @@ class Evaluation:
         merging = [s for s in run.settings if s.reduction and not s.longest_prefix]
         curves = task_sweep.swept(merging, run.sweep) if sweep else []
         total = len(run.settings) + len(curves) * len(run.sweep)
-        with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
+        with tqdm(total=total, disable=not is_terminal(), leave=False) as bar:
             outcomes = {s.name: [self._outcomes(s, None, bar)] for s in run.settings}
             points = {
                 curve.name: {

@@ -14,7 +14,6 @@ that; ``rows: base`` cannot.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -23,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import identity, row_provider
@@ -89,7 +89,7 @@ class Answering:
         points = list(sweep_points(run)) if sweep else []
         todo = [(setting, run.turns) for setting in settings] + [(point, 1) for point in points]
         total = len(todo) * len(self._questions)
-        with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False) as bar:
+        with tqdm(total=total, disable=not is_terminal(), leave=False) as bar:
             rows = [self._setting(setting, turns, bar) for setting, turns in todo]
         return {
             "mt_bench": rows[: len(settings)],

@@ -20,13 +20,13 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dyntok_jax.command_line import Parser
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
 from eval import outputs, report
-from eval.parser import Parser
 
 STATIC = "static"
 """The name, among rows, of reading base tokens by the model's own rows."""

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dyntok_jax.command_line import Parser
 from dyntok_jax.files import atomic_path, refuse_input
 from dyntok_jax.types import DyntokError
 from eval import report_bench, report_decoder, report_rows, report_tasks, report_vocabulary
-from eval.parser import Parser
 
 Run = dict[str, Any]
 

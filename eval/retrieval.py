@@ -12,7 +12,6 @@ of languages reads each by the row of its name.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from dyntok_jax.command_line import is_terminal
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.encoding import pooled
 from dyntok_jax.merging.batch import DynamicTokens
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     models = {name: model.with_rows(name, table[name][languages[0]]) for name in names}
     candidates = _static(model, _layout(model, options.prefix, texts["en"], None))
     results: dict[str, Any] = {}
-    for language in tqdm(languages, "languages", disable=not sys.stderr.isatty(), leave=False):
+    for language in tqdm(languages, "languages", disable=not is_terminal(), leave=False):
         base = _layout(model, options.prefix, texts[language], options.max_pieces)
         tabled = {name: row for name in names if (row := table[name][language]) is not None}
         models |= {name: model.with_rows(name, row) for name, row in tabled.items()}

@@ -145,6 +145,8 @@ def _shaped(hint: Any, value: Any, place: str = "") -> Any:
         # As a variable gives it.
         with contextlib.suppress(*_NOT_YAML):
             value = yaml.safe_load(value)
+    if value == "" and NoneType in kinds:
+        value = None  # as a variable says nothing
     if value is None:
         if NoneType not in kinds:
             raise DyntokError(f"{place}: is empty; give a value")
@@ -229,7 +231,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         tree[name] = yaml.safe_load(value)
     except _NOT_YAML as error:
-        raise DyntokError(f"{reprlib.repr(override)}: not a YAML value ({_line(error)})") from error
+        raise DyntokError(
+            f"{key}: {reprlib.repr(value)} is no YAML value ({_line(error)})"
+        ) from error
 
 
 def _enum(kind: type[StrEnum], value: Any, path: Sequence[str]) -> StrEnum:

@@ -110,12 +110,10 @@ def git_commit() -> str:
     Of a copy without history ``DYNTOK_COMMIT`` says it, as ``launch_tpu.sh`` does; else it is
     ``unknown``.
     """
-    if said := os.environ.get("DYNTOK_COMMIT"):
-        return said
-    folder = Path(__file__).parents[1]
+    folder, said = Path(__file__).parents[1], os.environ.get("DYNTOK_COMMIT", "unknown")
     # Elsewhere a folder further up may be a checkout of something else.
     if not (folder / ".git").exists():
-        return "unknown"
+        return said
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -127,7 +125,7 @@ def git_commit() -> str:
         commit = git("rev-parse", "--short", "HEAD")
         return commit + ("+changes" if git("status", "--short") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return said
 
 
 def names(text: str) -> list[str]:

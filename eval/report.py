@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def main() -> None:
     found: dict[str, list[Run]] = {}
     try:
         refuse_input(options.readme, *options.runs)
+        for path, count in Counter(map(os.path.realpath, options.runs)).items():
+            if count > 1:
+                raise DyntokError(f"{path}: is given twice; give each run once")
         for path in options.runs:
             name, run = _read(path, options.readme)
             found.setdefault(name, []).append(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,4 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.splitlines()).replace("|", r"\|")
+    return re.sub(r"([\\`*<[|])", r"\\\1", " ".join(text.splitlines()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.report_rows import above, closed, ends, table
+from eval.report_rows import above, closed, ends, short_names, table
 
 
 def recall(run: dict[str, Any]) -> str:
@@ -63,8 +63,9 @@ def likelihood(run: dict[str, Any]) -> str:
     for name, part in run["files"].items():
         static = f"{part['static_bits_per_byte']:.3f}"
         lines.append([_short(name), "static", str(part["tokens_static"]), static, "", ""])
+        short = dict(zip(part["rows"], short_names([*part["rows"]]), strict=True))
         for rows, row in part["rows"].items():
-            cells = [Path(rows).name, str(part["tokens_large"]), f"{row['bits_per_byte']:.3f}"]
+            cells = [short[rows], str(part["tokens_large"]), f"{row['bits_per_byte']:.3f}"]
             lines.append([_short(name), *cells, above(row), closed(row)])
     what = (
         f"an exact softmax over {run['size']} tokens, the {run['continuation_tokens']} base tokens "

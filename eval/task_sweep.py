@@ -121,9 +121,10 @@ def remove_companions(out: Path, *others: Path) -> None:
     except (OSError, ValueError):
         return
     if isinstance(older, dict) and older.get("sweep"):
-        out.resolve().unlink()
         files = [path.with_suffix(suffix) for path in (out, *others) for suffix in (".csv", ".svg")]
-        for path in filter(Path.is_file, files):
+        for path in files:
+            check_companion(path)
+        for path in (out.resolve(), *filter(Path.is_file, files)):
             path.unlink()
 
 

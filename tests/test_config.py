@@ -241,8 +241,8 @@ class Values:
         ("texts={a: b}", "texts.a: 'b'; valid is a list"),
         ('text="a\\0b"', "text: 'a\\x00b' has control characters"),
         ('path="a\\nb"', "path: 'a\\nb' has control characters"),
-        ("number=" + "9" * 5000, "not a YAML value"),
-        ("number=" + "[" * 5000, "not a YAML value"),
+        ("number=" + "9" * 5000, "number: '999999999999...9999999999999' is no YAML value"),
+        ("number=" + "[" * 5000, "number: '[[[[[[[[[[[[...[[[[[[[[[[[[[' is no YAML value"),
     ],
 )
 def test_what_nobody_can_have_meant_is_refused(override, said, tmp_path):

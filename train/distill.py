@@ -40,7 +40,7 @@ from train.distill_losses import (
 )
 from train.held_out import HeldOut
 from train.preparation import ROW_BUCKETS, Preparation
-from train.task import Loaded
+from train.task import Loaded, NoBatchError
 from train.zett_hypernet import first_parameters, split_rescalers
 
 LOGIT_LOSSES = ("divergence", "output")
@@ -207,7 +207,7 @@ class Distillation:
         if batch is None:
             return None
         if sizes.min() < 0:
-            raise DyntokError("the input of another process failed; its own message says why")
+            raise NoBatchError("the input of another process failed; its own message says why")
         return self.preparation.as_part(batch, sizes.max(0).tolist(), self._part)
 
     def loss(

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dyntok_jax.sharding import batch_part, batch_sharding, replicated
-from train.task import Loaded
+from train.task import Loaded, NoBatchError
 
 AHEAD = 3
 """Batches that may wait."""
@@ -44,6 +44,8 @@ class Feed:
                 started in one order everywhere: it is called by ``next``, between two steps, and
                 not by the thread. Batches are put on the devices only then.
         """
+        self.ended = False
+        """Whether the iterator raised; of processes that agree on batches, in any of them."""
         self.waited = 0.0
         """Seconds for which the devices had nothing to do but wait for a batch."""
         self._mesh, self._agree = mesh, agree
@@ -79,11 +81,16 @@ class Feed:
         if self._agree is not None:
             jax.block_until_ready(running)
             start = time.perf_counter()
-            batch = self._agree(item.loaded.batch if isinstance(item, Fed) else None)
+            try:
+                batch = self._agree(item.loaded.batch if isinstance(item, Fed) else None)
+            except NoBatchError:
+                self.ended = True
+                raise
             if isinstance(item, Fed):
                 item = Fed(item.loaded._replace(batch=batch), put(batch, self._mesh))
             self.waited += time.perf_counter() - start
         if isinstance(item, BaseException):
+            self.ended = True
             raise item
         return item
 

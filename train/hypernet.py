@@ -46,8 +46,9 @@ from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.dry_run import dry_run
 from train.held_out import HeldOut
-from train.loop import folder_to_write, make_folder, train
+from train.loop import train
 from train.preparation import Preparation
+from train.run_folder import alone, folder_to_write
 from train.text_sources import open_texts
 from train.zett import ZettTask
 from train.zett_config import check_steps
@@ -76,18 +77,26 @@ def _train(options: argparse.Namespace) -> None:
     if options.distributed:
         _join_processes()
 
-    def prepared() -> Base:
-        if not options.dry_run:
-            make_folder(run.training.out)
+    if options.dry_run:
+        print(*dry_run(_prepared(run), run.training), sep="\n")
+        return
+    # Before anything is loaded that would be lost without its folder, until all is written.
+    with alone(run.training.out):
+        _train_into(run)
+
+
+def _prepared(run: HypernetRun) -> Distillation | ZettTask:
+    def base() -> Base:
         folder_to_write(run.training.out / "hypernet")
         if run.objective == "zett" and run.zett.train_backbone:
             folder_to_write(run.training.out / "model")
         return load_base(run)
 
-    task = make_task(run, made_by_all(prepared))
-    if options.dry_run:
-        print(*dry_run(task, run.training), sep="\n")
-        return
+    return make_task(run, made_by_all(base))
+
+
+def _train_into(run: HypernetRun) -> None:
+    task = _prepared(run)
     trained = train(task, run.training)
     params = on_host(task.hypernet_params(trained))
     model = task.trained_model(on_host(trained)) if isinstance(task, ZettTask) else None

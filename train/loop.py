@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,13 +23,12 @@ from dyntok_jax.types import DyntokError
 from train.feed import Fed, Feed
 from train.metrics import Clock, Metrics
 from train.optim import OptimizerConfig, make_optimizer
+from train.run_folder import alone
 from train.step import Products, Report, State, initial_state, make_step
 from train.stopping import Stop, stop_signals
 from train.task import Task
 
 logger = logging.getLogger(__name__)
-
-_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +111,9 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
             that cannot be saved or read.
     """
     check(config)
-    make_folder(config.out)
     folder = config.out / "checkpoints"
     with (
-        _alone(config.out),
+        alone(config.out),
         Checkpoints(folder, config.keep, config.best, config.direction) as checkpoints,
     ):
         run = _Run(task, config, checkpoints)
@@ -125,53 +121,6 @@ def trained(task: Task, config: TrainingConfig) -> Trained:
         if run.done < config.steps:
             run.go()
         return run.trained()
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of a run, before anything is loaded that would be lost without it.
-
-    Raises:
-        DyntokError: it cannot be made, or is not one of its own.
-    """
-    if out == Path():
-        raise DyntokError("training.out: is the current folder; give the run its own")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DyntokError(f"training.out: {out} cannot be made ({error.strerror})") from error
-
-
-def folder_to_write(folder: Path) -> Path:
-    """The folder of a run's result, found fit to be one before the run.
-
-    Raises:
-        DyntokError: something else is there.
-    """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise DyntokError(f"{folder}: is no folder, but the run's result is written there")
-    return folder
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, where its file system can; a killed one keeps none out."""
-    with contextlib.ExitStack() as stack:
-
-        def lock() -> None:
-            if jax.process_index() != 0:
-                return
-            try:
-                fcntl.flock(stack.enter_context((out / ".lock").open("ab")), _LOCK)
-            except BlockingIOError as error:
-                raise DyntokError(
-                    f"training.out: another run is writing to {out}; wait for its end, or give "
-                    "this one another folder"
-                ) from error
-            except OSError as error:
-                logger.info("%s: is not locked against other runs (%s)", out, error.strerror)
-
-        made_by_all(lock)
-        yield
 
 
 def check(config: TrainingConfig) -> None:
@@ -271,10 +220,11 @@ class _Run:
                 fed = self.feed.next(flight and flight.report)
             except Exception as error:
                 # It should not cost the steps so far. Of several processes all have to save, and
-                # only where they agree on batches do all know that there is none.
+                # only where they agree on batches do all know that one's input has ended.
                 if flight is not None:
                     self._settle(flight)
-                if self.done and (self.task.agree is not None or jax.process_count() == 1):
+                known = self.task.agree is not None and self.feed.ended
+                if self.done and (known or jax.process_count() == 1):
                     try:
                         self._save(None)
                         self.checkpoints.wait()

@@ -23,9 +23,10 @@ from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
 from train.command import add_config, make_parser, run_command
 from train.dry_run import dry_run
-from train.loop import folder_to_write, make_folder, trained
+from train.loop import trained
 from train.lora_config import LoraRun
 from train.lora_task import LoraTask
+from train.run_folder import alone, folder_to_write
 
 EPOCH_ROWS = 65_536
 """Rows that are kept: where an epoch has no more distinct tokens, later ones predict none again."""
@@ -41,14 +42,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     run = read_config(LoraRun, options.config, options.overrides)
-    if not options.dry_run:
-        make_folder(run.training.out)
+    if options.dry_run:
+        task = make_task(run)
+        print(*dry_run(task, replace(run.training, steps=task.steps)), sep="\n")
+        return
+    # Before anything is loaded that would be lost without its folder, until all is written.
+    with alone(run.training.out):
+        _train_into(run)
+
+
+def _train_into(run: LoraRun) -> None:
     folder = folder_to_write(run.training.out / "adapter")
     task = make_task(run)
     training = replace(run.training, steps=task.steps)
-    if options.dry_run:
-        print(*dry_run(task, training), sep="\n")
-        return
     adapter = task.adapter(*trained(task, training))
     name = public_name(run.model)
     write_adapter(folder, adapter, read_architecture(resolve(run.model)), name)

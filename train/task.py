@@ -9,6 +9,8 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from dyntok_jax.types import DyntokError
+
 
 class Loaded(NamedTuple):
     """A batch from the input side.
@@ -20,7 +22,8 @@ class Loaded(NamedTuple):
             processes to have as many.
         position: JSON value with which the input side goes on right after this batch.
         dropped: tokens that were drawn for it and had no room in it.
-        cut: tokens of a vocabulary in it of which the hypernetwork reads the first pieces only.
+        cut: tokens of a vocabulary in it of which the hypernetwork reads the first pieces only; of
+            several processes each counts its own.
     """
 
     batch: Any
@@ -28,6 +31,10 @@ class Loaded(NamedTuple):
     position: Any
     dropped: int = 0
     cut: int = 0
+
+
+class NoBatchError(DyntokError):
+    """Another process of the run has no batch; it says why, and all know of it."""
 
 
 class Task(Protocol):
@@ -84,7 +91,8 @@ class Task(Protocol):
         """Gives a batch the shapes that all processes of the run share; None where it has them.
 
         All call it for one batch after the other, between two steps. For None, from a process that
-        has no batch because its input failed, it returns None, and the others raise.
+        has no batch because its input failed, it returns None, and the others raise
+        :class:`NoBatchError`.
         """
         ...
 

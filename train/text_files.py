@@ -108,8 +108,6 @@ def read_files(
         raise DyntokError(f"{name}: lines are chosen of one file, and {len(paths)} match")
     texts = Texts()
     for path in paths:
-        if not path.is_file():
-            raise DyntokError(f"{name}: {path} is no file; give files or a glob of files")
         if not path.stat().st_size:
             raise DyntokError(f"{name}: {path} is empty")
         chosen = _Chosen(path, lines, exclude_lines)
@@ -132,6 +130,9 @@ def matching_files(pattern: str, name: str) -> list[Path]:
     if names == [pattern] and not os.path.exists(pattern):
         problem = "matches no file" if glob.has_magic(pattern) else "no such file"
         raise DyntokError(f"{name}: {problem}")
+    for path in names:
+        if not os.path.isfile(path):
+            raise DyntokError(f"{name}: {path} is no file; give files or a glob of files")
     return [*map(Path, names)]
 
 

@@ -140,7 +140,8 @@ class ZettTask:
             "objective": "zett",
             "zett": loss,
             "hypernet": dataclasses.asdict(self.hypernet_config),
-            "data": self._data.drawn,
+            # Of the data the warm-up by itself takes the languages only.
+            "data": [*self.languages] if self.config.identity_only else self._data.drawn,
             "seed": self._seed,
             "dtype": self._dtype,
             "model": self._base.hf_config,

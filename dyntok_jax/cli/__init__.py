@@ -76,7 +76,7 @@ def main() -> None:
         sys.exit(_complain(said, 1))
     # JSON lines are UTF-8 whatever the environment says.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     # transformers would say on every start that torch is not there; it is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

@@ -287,8 +287,8 @@ def test_names_of_rows_are_as_short_as_tells_them_apart():
 
 
 def test_a_name_stays_in_its_cell():
-    shown = report_rows.table(["", "a|b"], [["one\r\ntwo", "|"]])
-    assert shown == "|  | a\\|b |\n| --- | --- |\n| one two | \\| |"
+    shown = report_rows.table(["", "a|b"], [["one\r\ntwo", "<own> *rows*"]])
+    assert shown == "|  | a\\|b |\n| --- | --- |\n| one two | \\<own> \\*rows\\* |"
 
 
 def test_continuation_names_the_command_of_every_run():

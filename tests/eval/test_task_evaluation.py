@@ -444,6 +444,11 @@ def test_a_run_without_sweeps_leaves_none_of_an_older_one(xnli_run, tmp_path, co
     for path in files:
         path.unlink()
     assert command(xnli.main, *arguments, "--sweep").code == 0 and all(map(Path.exists, files))
+    drawn = files[1].read_bytes()
+    files[1].write_text("of something else", "utf-8")
+    assert command(xnli.main, *arguments).code == 2
+    assert out.exists() and all(map(Path.exists, files))
+    files[1].write_bytes(drawn)
     assert command(xnli.main, *arguments).code == 0
     assert json.loads(out.read_text("utf-8"))["sweep"] == []
     assert not any(path.exists() for path in files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from train import loop
 from train.dry_run import dry_run
 from train.loop import train, trained
 from train.optim import OptimizerConfig, Phase
+from train.run_folder import alone
 
 PROGRAM = Path(__file__).with_name("regression_task.py")
 
@@ -471,6 +473,18 @@ def test_a_dry_run_says_what_a_step_needs(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_folder_is_kept_until_its_results_are_written(tmp_path):
+    with alone(tmp_path / "run"):
+        train(Regression(), config(tmp_path / "run", 4))  # which leaves it kept
+        other = (tmp_path / "run" / ".lock").open("ab")
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(DyntokError, match="another run is writing"), alone(tmp_path / "run"):
+        pass
+    other.close()
+
+
 def test_a_folder_is_of_one_run_at_a_time_until_that_is_killed(tmp_path):
     first = started(tmp_path, 2000)
     try:
@@ -492,6 +506,6 @@ def test_a_folder_that_cannot_be_locked_is_trained_in(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(loop.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     train(Regression(), config(tmp_path, 4))
     assert checkpoints(tmp_path) == [4]

@@ -177,6 +177,7 @@ from jax.experimental import multihost_utils
 from dyntok_jax.types import DyntokError
 from regression_task import config
 from train.loop import train
+from train.task import NoBatchError
 from two_processes import Part
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 class Ending(Part):
@@ -185,7 +186,7 @@ class Ending(Part):
         return self.agreed
     def agreed(self, batch):
         if not multihost_utils.process_allgather(batch is not None).all() and batch is not None:
-            raise DyntokError("the other process has no batch")
+            raise NoBatchError("the other process has no batch")
         return batch
     def batches(self, position):
         if jax.process_index() == 0:

@@ -185,7 +185,7 @@ def test_a_file_in_the_place_of_the_trained_model_is_found_before_the_training(d
     (tmp_path / "run" / "model").write_text("", "utf-8")
     with pytest.raises(SystemExit, match="run/model: is no folder, but the run's result is"):
         main([*run, "zett.train_backbone=true"])
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["model"]
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"model", ".lock"}
 
 
 @pytest.mark.parametrize(

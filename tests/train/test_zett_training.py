@@ -160,6 +160,7 @@ def test_texts_that_are_not_there_are_missed_before_the_first_batch(make_task, d
         task.batches(None)
     only = make_task("llama", replace(CONFIG, identity_only=True), data=missing)
     assert isinstance(next(only.batches(None)).batch, IdentityBatch)
+    assert "missing" not in str(only.settings)
 
 
 def test_identity_rows_are_learnt(task, loaded, descend):

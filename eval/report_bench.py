@@ -11,9 +11,7 @@ def markdown(report: dict[str, Any]) -> str:
     rows += [*_end_to_end(report["end_to_end"]), *_memory(report["peak_memory_gb"])]
     lines = ["| what | measured | bound |", "|---|---|---|"]
     lines += [f"| {what} | {measured} | {bound} |" for what, measured, bound in rows]
-    # Older runs do not say their command.
-    command = report.get("command", "make bench")
-    head = f"`{command}` at commit {report['commit']}, {report['machine']}:"
+    head = f"`{report['command']}` at commit {report['commit']}, {report['machine']}:"
     return "\n".join([head, "", *lines])
 
 

@@ -182,7 +182,7 @@ def test_a_run_without_sweeps_leaves_none_of_an_older_one(config, tmp_path, comm
     out.write_text(json.dumps({"sweep": [{}], "commit": ""}), "utf-8")
     names = [f"found{part}{suffix}" for part in ("", "_bits") for suffix in (".csv", ".svg")]
     for name in names:
-        (tmp_path / name).write_text("old", "utf-8")
+        (tmp_path / name).write_text("curve," if name.endswith(".csv") else "<?xml", "utf-8")
     settings = "settings=[{name: a, rows: fvt}]"
     assert command(mmlu.main, "--config", config, "--out", out, settings).code == 0
     assert json.loads(out.read_text("utf-8"))["sweep"] == []

@@ -166,13 +166,15 @@ def test_variables_stand_for_values(tmp_path, monkeypatch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kinds:
+class Values:
     text: str = ""
     path: Path | None = None
     whole: int = 0
     number: float = 0.0
+    seed: int = 0
     flag: bool = False
     numbers: tuple[float, ...] = ()
+    texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @pytest.mark.parametrize("text", ["@x", "a: b: c", "0123", "null", "[a]", "yes", "", "${X}", "$X"])
@@ -180,7 +182,7 @@ def test_a_variable_in_a_text_is_that_text(tmp_path, monkeypatch, text):
     path = tmp_path / "run.yaml"
     path.write_text('text: "${X}"\npath: "${X}/$X"\n', "utf-8")
     monkeypatch.setenv("X", text)
-    assert read_config(Kinds, path) == Kinds(text, Path(f"{text}/$X"))
+    assert read_config(Values, path) == Values(text, Path(f"{text}/$X"))
 
 
 @pytest.mark.parametrize(
@@ -198,23 +200,12 @@ def test_a_variable_is_read_as_its_field_is(tmp_path, monkeypatch, field, text, 
     path = tmp_path / "run.yaml"
     path.write_text(f'{field}: "${{X}}"\n', "utf-8")
     monkeypatch.setenv("X", text)
-    found = getattr(read_config(Kinds, path), field)
+    found = getattr(read_config(Values, path), field)
     assert found == value and type(found) is type(value)
     monkeypatch.setenv("X", "a: b: c")
     with pytest.raises(DyntokError, match=field) as error:
-        read_config(Kinds, path)
+        read_config(Values, path)
     assert "\n" not in str(error.value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Values:
-    text: str = ""
-    path: Path | None = None
-    whole: int = 0
-    number: float = 0.0
-    seed: int = 0
-    numbers: tuple[float, ...] = ()
-    texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def command(built, decoder, monkeypatch, *more):
 
 
 def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
-    compiled = recall._on_device._cache_size()  # pyright: ignore
+    search: Any = recall._on_device
+    compiled = search._cache_size()
     found = command(built, decoder, monkeypatch, "--leaves=1,12", "--queries=30")
     few, every = found["recall"][str(built / "de.txt")]
     assert few < 0.9 < every == pytest.approx(1, abs=0.02)
@@ -55,7 +57,7 @@ def test_fewer_leaves_find_less(built, decoder, monkeypatch, capsys):
     for leaves, share, ms in zip((1, 12), (few, every), found["milliseconds"], strict=True):
         assert f"{leaves} leaves, 200 compared {share:.3f} {ms:.1f}" in shown
     # For 16 and 14 states, and for one in either vocabulary.
-    assert recall._on_device._cache_size() - compiled <= 4  # pyright: ignore
+    assert search._cache_size() - compiled <= 4
     times = [found["milliseconds_exact"], found["milliseconds_original"], *found["milliseconds"]]
     assert len(times) == 4 and min(times) > 0
 

@@ -11,6 +11,10 @@ import pytest
 from tiny_folders import decoder, encoder, folders
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transferred import write_tokenizer
+from zett_parts import Maker, texts, with_mask_token
+
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from train.data import DataConfig
 
 __all__ = ["decoder", "encoder", "folders"]
 
@@ -31,6 +35,24 @@ def new_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     roles = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": {"content": "<padding>"}}
     folder = tmp_path_factory.mktemp("new")
     return write_tokenizer(folder, content, **roles, tokenizer_class="LlamaTokenizer")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    """Texts of two languages for ZeTT's training."""
+    return texts(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_tokenizers) -> dict[str, BaseTokenizer]:
+    """Those of its two tiny models."""
+    return with_mask_token(tiny_tokenizers)
+
+
+@pytest.fixture(scope="module")
+def make_task(tokenizers, data) -> Maker:
+    """Makes its tasks."""
+    return Maker(tokenizers, data)
 
 
 @pytest.fixture(autouse=True)

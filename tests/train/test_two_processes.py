@@ -112,7 +112,7 @@ except DyntokError as error:
     assert all("error: xx.txt: no such file" in words for words in said), said
 
 
-WITHOUT_TEXTS = """
+BEGINNING = """
 import sys
 from pathlib import Path
 import jax
@@ -121,7 +121,12 @@ from regression_task import config
 from train.loop import train
 from two_processes import Part
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
-class Missing(Part):
+"""
+"""Of programs that train together: arguments are index, port and folder."""
+
+WITHOUT_TEXTS = (
+    BEGINNING
+    + """class Missing(Part):
     def batches(self, position):
         if jax.process_index() == 1:
             raise DyntokError("xx.txt: no such file")
@@ -131,6 +136,7 @@ try:
 except DyntokError as error:
     sys.exit(f"error: {error}")
 """
+)
 
 
 @pytest.mark.slow
@@ -141,16 +147,12 @@ def test_texts_that_one_of_two_processes_lacks_end_both(tmp_path):
     assert all("error: xx.txt: no such file" in words for words in said)
 
 
-LONG = """
-import sys
-from pathlib import Path
-import jax
-from regression_task import config
-from train.loop import train
-from two_processes import Part
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+LONG = (
+    BEGINNING
+    + """
 train(Part(devices=2, delay=0.05), config(Path(sys.argv[3]), 4000, log_every=1, checkpoint_every=0))
 """
+)
 
 
 @pytest.mark.slow
@@ -168,18 +170,12 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tmp_path):
     assert all(f"stopped by signal after step {saved.name};" in words for words in said)
 
 
-ENDING = """
-import sys
+ENDING = (
+    BEGINNING
+    + """
 from itertools import islice
-from pathlib import Path
-import jax
 from jax.experimental import multihost_utils
-from dyntok_jax.types import DyntokError
-from regression_task import config
-from train.loop import train
 from train.task import NoBatchError
-from two_processes import Part
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 class Ending(Part):
     @property
     def agree(self):
@@ -198,6 +194,7 @@ try:
 except DyntokError as error:
     sys.exit(f"error: {error}")
 """
+)
 
 
 @pytest.mark.slow

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from zett_parts import CONFIG, SAMPLER, Maker, texts, with_mask_token
+from zett_parts import CONFIG, SAMPLER
 
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.byte_level import to_bytes
 from dyntok_jax.types import DyntokError
-from train.data import DataConfig
 from train.zett_batches import (
     NO_LABEL,
     LanguagePreparation,
@@ -25,21 +24,6 @@ from train.zett_batches import (
 )
 from train.zett_hypernet import hypernet_tokenizer
 from train.zett_targets import named, short_names, target_batches
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> DataConfig:
-    return texts(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tiny_tokenizers) -> dict[str, BaseTokenizer]:
-    return with_mask_token(tiny_tokenizers)
-
-
-@pytest.fixture(scope="module")
-def make_task(tokenizers, data) -> Maker:
-    return Maker(tokenizers, data)
 
 
 @pytest.fixture

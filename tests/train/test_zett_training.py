@@ -14,14 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zett_parts import CONFIG, SAMPLER, SIZE, Maker, small_shape, texts, tiny_llama, with_mask_token
+from zett_parts import CONFIG, SAMPLER, SIZE, small_shape, tiny_llama
 
 from dyntok_jax.config import ComputeConfig, MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet
 from dyntok_jax.sharding import make_mesh
-from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError, Rows
-from train.data import DataConfig
 from train.loop import TrainingConfig, train
 from train.optim import OptimizerConfig, Phase
 from train.text_sources import TextSource
@@ -38,21 +36,6 @@ from train.zett_batches import (
 )
 from train.zett_hypernet import first_parameters
 from train.zett_losses import identity_loss, label_loss, overlap_loss, with_own_rows
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> DataConfig:
-    return texts(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tiny_tokenizers) -> dict[str, BaseTokenizer]:
-    return with_mask_token(tiny_tokenizers)
-
-
-@pytest.fixture(scope="module")
-def make_task(tokenizers, data) -> Maker:
-    return Maker(tokenizers, data)
 
 
 @pytest.fixture(scope="module", params=["llama", "xlm_r"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from jaxtyping import Float
 from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
-from dyntok_jax.embed.providers import default_rows, row_provider
+from dyntok_jax.embed.providers import default_rows, identity, row_provider
+from dyntok_jax.embed.shipped import shipped_adapter
 from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
+from dyntok_jax.lora import adapted_params, read_adapter
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -29,7 +32,7 @@ from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.decoder_step import UnrolledDecoder, step_shapes, unrolled
 from dyntok_jax.models.encoder import EncoderConfig
-from dyntok_jax.models.hf_config import read_end_ids
+from dyntok_jax.models.hf_config import read_architecture, read_end_ids
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
@@ -37,6 +40,8 @@ from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.boundaries import Boundary
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
+
+logger = logging.getLogger(__name__)
 
 CACHE_ROWS = 16_384
 """Rows on the device from the start; a larger batch makes the table grow."""
@@ -89,6 +94,45 @@ class DynamicModel:
         )
         other.cache = RowCache(provider, self.cache.capacity)
         return other
+
+    def with_adapter(self, adapter: str) -> DynamicModel:
+        """The same model as an adapter makes it read dynamic tokens; rows are shared.
+
+        Args:
+            adapter: folder of an adapter without a head, as ``train.reading`` writes it, or
+                ``default``: the one that ships for the model.
+
+        Raises:
+            DyntokError: there is none, or it does not fit; one for a task.
+        """
+        folder = self._adapter_folder(adapter)
+        found = read_adapter(folder, read_architecture(resolve(self.name)))
+        if found.kind is not None:
+            raise DyntokError(
+                f"{folder}: is for a task ({found.task.get('task', found.kind)}); valid is one "
+                "that reads dynamic tokens, from train.reading"
+            )
+        rows = found.task.get("row_provider")
+        if rows not in (None, identity(self.rows)):
+            logger.warning("%s: learnt to read rows of %s, not of %s", folder, rows, self.rows)
+        try:
+            params = adapted_params(self, found)["model"]
+        except DyntokError as error:
+            raise DyntokError(f"{folder}: {error}") from error
+        other = copy.copy(self)
+        vars(other).pop("step_params", None)  # those of before, if there are any
+        other.params = shard_params(params, abstract_params(self.module), self.mesh)
+        return other
+
+    def _adapter_folder(self, adapter: str) -> Path:
+        if adapter != "default":
+            return Path(adapter)
+        folder = shipped_adapter(SourceEmbeddings(self.source.input), self.tokenizer)
+        if folder is None:
+            raise DyntokError(
+                f"no adapter ships for {self.name}; valid is the folder of one, from train.reading"
+            )
+        return folder
 
     def merge(
         self,
@@ -217,6 +261,7 @@ def load(
     language: int | None = None,
     base_rows: BaseRowsRule | None = None,
     cache_rows: int = CACHE_ROWS,
+    adapter: str | None = None,
 ) -> DynamicModel:
     """Loads a model by name or folder, fetching it if need be.
 
@@ -227,6 +272,7 @@ def load(
         language: row of the hypernetwork's language table.
         base_rows: see ``embed.providers.row_provider``.
         cache_rows: capacity of the cache of rows on the device; a larger batch makes it grow.
+        adapter: see ``DynamicModel.with_adapter``; by default none.
 
     Raises:
         DyntokError: unknown names, a model that cannot be loaded, rows that do not fit it, a mesh
@@ -246,7 +292,7 @@ def load(
         )
     rows, provider = _provider(rows, source, tokenizer, language, base_rows, mesh)
     module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
-    return DynamicModel(
+    model = DynamicModel(
         name,
         loaded.kind,
         tokenizer,
@@ -259,6 +305,7 @@ def load(
         loaded.architecture.max_length,
         _end_ids(folder, tokenizer) if loaded.kind == "decoder" else (),
     )
+    return model if adapter is None else model.with_adapter(adapter)
 
 
 def placed_rows(rows: Float[np.ndarray, "V D"], mesh: Mesh) -> jax.Array:

@@ -198,7 +198,9 @@ def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
     return whole if adapter.head is None else whole | {"head": adapter.head}
 
 
-def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, name: str) -> None:
+def write_adapter(
+    folder: Path, adapter: Adapter, architecture: Architecture, name: str, dtype: str = "F32"
+) -> None:
     """Write an adapter as peft writes it, with ``task.json`` beside.
 
     Args:
@@ -206,6 +208,7 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
         adapter: what to write.
         architecture: of the base model.
         name: the base model's name or folder, for peft.
+        dtype: of the file's tensors, as safetensors names it.
 
     Raises:
         DyntokError: the folder cannot be written.
@@ -216,7 +219,7 @@ def write_adapter(folder: Path, adapter: Adapter, architecture: Architecture, na
     for stored, path in sorted(_stored(whole, adapter.config).items()):
         for i, part in enumerate(flat[path] if "{}" in stored else [flat[path]]):
             array = np.asarray(part).T
-            tensors[stored.format(i)] = LazyTensor(array.shape, lambda array=array: array)
+            tensors[stored.format(i)] = LazyTensor(array.shape, lambda array=array: array, dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -62,6 +62,7 @@ def main() -> None:
     add("--kept-words", type=record.from_zero, default=1, metavar="N", help=kept)
     table = "of a hypernetwork's table, its name or row; for the rows that have one"
     add("--language", metavar="NAME|N", help=table)
+    record.add_adapter(parser)
     record.run(parser, measure)
 
 
@@ -93,6 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise DyntokError("--language: none of --rows has a table of languages")
     windows = {str(path): cut_windows(model.tokenizer, path, options) for path in options.text}
     models = {name: model.with_rows(name, row) for name, row in rows.items() if name != STATIC}
+    models = record.with_adapter(models, options.adapter)
     parts = len(windows) * (1 + len(models) * len(options.reduction))
     with tqdm(total=parts, disable=not is_terminal(), leave=False) as bar:
         files = {name: _file(models, model, part, options, bar) for name, part in windows.items()}

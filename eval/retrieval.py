@@ -51,6 +51,7 @@ def main() -> None:
     add("--prefix", default="query: ", help="put before every line (default: %(default)r)")
     add("--reduction", type=record.percent, default=100, metavar="PCT", help="of the saving (100)")
     add("--max-pieces", type=record.positive, metavar="N", help="most base tokens of a merged one")
+    record.add_adapter(parser)
     record.run(parser, measure)
 
 
@@ -76,16 +77,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = [name for name in options.rows if name != STATIC]
     table = {name: {xx: record.language_row(name, xx) for xx in languages} for name in names}
     models = {name: model.with_rows(name, table[name][languages[0]]) for name in names}
+    models = record.with_adapter(models, options.adapter)
+    columns = [*options.rows, *(name for name in models if name not in names)]
     candidates = _static(model, _layout(model, options.prefix, texts["en"], None))
     results: dict[str, Any] = {}
     for language in tqdm(languages, "languages", disable=not is_terminal(), leave=False):
         base = _layout(model, options.prefix, texts[language], options.max_pieces)
         tabled = {name: row for name in names if (row := table[name][language]) is not None}
         models |= {name: model.with_rows(name, row) for name, row in tabled.items()}
-        results[language] = _language(model, models, options, base, candidates)
+        results[language] = _language(model, columns, models, options, base, candidates)
     return {
         "model": options.model,
-        "rows": options.rows,
+        "rows": columns,
         "texts": len(texts["en"]),
         "reduction": options.reduction,
         "max_pieces": options.max_pieces,
@@ -120,6 +123,7 @@ def _static(model: DynamicModel, base: Sequence[BaseTokens]) -> Float[np.ndarray
 
 def _language(
     model: DynamicModel,
+    columns: Sequence[str],
     models: dict[str, DynamicModel],
     options: argparse.Namespace,
     base: list[BaseTokens],
@@ -132,7 +136,7 @@ def _language(
         merged += model.merge(base[start : start + BATCH_SIZE], budget).sequences
     prefix = len(model.tokenizer.encode([options.prefix.rstrip()])[0].ids)
     found: dict[str, Any] = {"accuracy": {}, **lengths(base, merged, prefix)}
-    for name in options.rows:
+    for name in columns:
         vectors = (
             _static(model, base)
             if name == STATIC

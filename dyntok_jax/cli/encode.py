@@ -21,6 +21,7 @@ from dyntok_jax.text.boundaries import Boundary
 @options.rows
 @options.language
 @options.base_rows
+@options.adapter
 @options.reduction_or_all
 @options.boundary
 @click.option(
@@ -40,6 +41,7 @@ def command(
     rows: str,
     language: str | None,
     base_rows: Any,
+    adapter: str | None,
     reduction: float,
     boundary: str,
     pool: Any,
@@ -60,6 +62,8 @@ def command(
     refuse_input(out, input)
     records = jsonl.read_records(input, {"text": jsonl.is_string})
     options.check_rows(rows, base_rows, reduction)
+    if reduction == 0:
+        options.refuse_idle({"adapter": "nothing is merged at --reduction 0"})
 
     from safetensors.numpy import save_file
 
@@ -70,7 +74,9 @@ def command(
 
     compute = load_config(Path(config) if config else None)
     with atomic_path(out) as partial:
-        loaded = load(model, rows, compute, language_row(rows, language), base_rows)
+        loaded = load(
+            model, rows, compute, language_row(rows, language), base_rows, adapter=adapter
+        )
         start = time.perf_counter()
         encoded = encode(
             loaded,

@@ -31,6 +31,7 @@ def _number(name: str, kind: type, default: Any, help: str) -> Callable[[Any], A
 @options.rows
 @options.language
 @options.base_rows
+@options.adapter
 @click.option(
     "--reduction",
     type=options.Percent(),
@@ -122,6 +123,7 @@ def command(
     rows: str,
     language: str | None,
     base_rows: Any,
+    adapter: str | None,
     vocabulary: str | None,
     index: str,
     stream: bool,
@@ -167,7 +169,7 @@ def command(
     if stream:
         how = dataclasses.replace(how, batch_size=1, steps_together=stream_every or 1)
     compute = load_config(Path(config) if config else None)
-    loaded = load(model, rows, compute, language_row(rows, language), base_rows)
+    loaded = load(model, rows, compute, language_row(rows, language), base_rows, adapter=adapter)
     output = open_vocabulary(vocabulary, loaded, index) if vocabulary is not None else None
     prompts = [_layout(loaded, record, how.boundary, input) for record in records]
     start = time.perf_counter()
@@ -215,11 +217,11 @@ def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
         )
     if how.reduction is None:
         why = "with --vocabulary it goes with --reduction only"
-        names = ("rows", "language", "base_rows", "kept_words", "merge_together")
+        names = ("rows", "language", "base_rows", "adapter", "kept_words", "merge_together")
         idle |= dict.fromkeys(names, why)
     if how.reduction == 0:
         why = "nothing is merged at --reduction 0"
-        idle |= dict.fromkeys(("kept_words", "merge_together", "codebook"), why)
+        idle |= dict.fromkeys(("adapter", "kept_words", "merge_together", "codebook"), why)
     options.refuse_idle(idle)
 
 

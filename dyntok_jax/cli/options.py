@@ -125,6 +125,12 @@ base_rows = click.option(
     help="Whether tokens of the vocabulary keep their own rows.  [default: own, but predicted "
     "by a ZeTT hypernetwork]",
 )
+adapter = click.option(
+    "--adapter",
+    metavar="DIR|default",
+    help="Read merged tokens by an adapter (train.reading), or by the one that ships for the "
+    "model.  [default: none]",
+)
 reduction_or_all = click.option(
     "--reduction",
     type=Percent(),

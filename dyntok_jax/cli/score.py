@@ -19,6 +19,7 @@ from dyntok_jax.text.boundaries import Boundary
 @options.rows
 @options.language
 @options.base_rows
+@options.adapter
 @options.reduction_or_all
 @options.boundary
 @options.kept_words
@@ -37,6 +38,7 @@ def command(
     rows: str,
     language: str | None,
     base_rows: Any,
+    adapter: str | None,
     reduction: float,
     boundary: str,
     kept_words: int,
@@ -60,7 +62,8 @@ def command(
     records = jsonl.read_records(input, fields)
     options.check_rows(rows, base_rows, reduction)
     if reduction == 0:
-        options.refuse_idle({"kept_words": "nothing is merged at --reduction 0"})
+        why = "nothing is merged at --reduction 0"
+        options.refuse_idle({"kept_words": why, "adapter": why})
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load
@@ -68,7 +71,7 @@ def command(
     from dyntok_jax.scoring import score
 
     compute = load_config(Path(config) if config else None)
-    loaded = load(model, rows, compute, language_row(rows, language), base_rows)
+    loaded = load(model, rows, compute, language_row(rows, language), base_rows, adapter=adapter)
     start = time.perf_counter()
     with jsonl.naming_lines(input, records):
         scored = score(

@@ -1,4 +1,4 @@
-"""Hypernetworks that ship with the package, found by the model they were trained for.
+"""Hypernetworks and adapters that ship with the package, found by the model they are for.
 
 Each folder of ``pretrained/`` has, beside the hypernetwork, a ``base.json`` that tells its model
 by the vocabulary and a few numbers of its rows, not by a name: local folders and quantized copies
@@ -22,6 +22,9 @@ from dyntok_jax.types import DyntokError
 
 FOLDER = Path(__file__).parent / "pretrained"
 MARK = "base.json"
+ADAPTER = "adapter"
+"""Folder, beside a hypernetwork that ships, of an adapter that reads by its rows."""
+
 PROBES = 64
 LEAST_CORRELATION = 0.95
 """Of the probed numbers with those of a quantized copy; of another model's they have none."""
@@ -122,3 +125,9 @@ def shipped_hypernet(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> Path
     """The folder of the hypernetwork that ships for a model, None where there is none."""
     folders = sorted(path.parent for path in FOLDER.glob(f"*/{MARK}"))
     return next((folder for folder in folders if belongs(folder, source, tokenizer)), None)
+
+
+def shipped_adapter(source: SourceEmbeddings, tokenizer: BaseTokenizer) -> Path | None:
+    """The folder of the adapter that ships for a model, None where there is none."""
+    folder = shipped_hypernet(source, tokenizer)
+    return folder / ADAPTER if folder and (folder / ADAPTER).is_dir() else None

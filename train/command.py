@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+
 from dyntok_jax.command_line import Parser, open_standard_error
 from dyntok_jax.host_memory import keep_freed_memory
 from dyntok_jax.types import DyntokError
@@ -27,6 +29,36 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a run that a file describes."""
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the file")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that compiles instead of training."""
+    parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of a run of several processes; :func:`join_processes` does what it says."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one process of several, which jax.distributed finds by itself: on TPU slices and "
+        "under Slurm, Open MPI or Kubernetes",
+    )
+
+
+def join_processes() -> None:
+    """Finds the other processes of the run.
+
+    Raises:
+        DyntokError: they do not find one another.
+    """
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise DyntokError(
+            f"--distributed: the processes do not find one another ({said})"
+        ) from error
 
 
 def run_command(

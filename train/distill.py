@@ -215,8 +215,9 @@ class Distillation:
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """Weighted sum of the losses that are on, for a ``DistillBatch``."""
         c = self.config
-        predicted = self.predicted(trainables, frozen, batch)
-        states = self.states(predicted, frozen, batch)
+        hypernet, lora = self.split(trainables, frozen)
+        predicted = self.predicted(hypernet, frozen, batch)
+        states = self.states(predicted, frozen, batch, lora)
         mask = batch.mask
         parts = {"hidden": relative_error(states.student, states.teacher, mask)}
         if self.is_encoder:
@@ -230,9 +231,17 @@ class Distillation:
         total = sum((getattr(c, name) * value for name, value in parts.items()), jnp.zeros(()))
         return total, parts
 
-    def predicted(self, trainables: Any, frozen: Any, batch: Any) -> Rows:
+    def split(self, trainables: Any, frozen: Any) -> tuple[Any, Any]:
+        """Trained parameters of the hypernetwork, and what the student has beside the teacher's.
+
+        The latter are low-rank additions, as ``sharding.apply`` takes them, or None.
+        """
+        del frozen
+        return trainables, None
+
+    def predicted(self, hypernet: Any, frozen: Any, batch: Any) -> Rows:
         """(M + N, D) rows of the batch's merged tokens, the short ones first."""
-        params, source = trainables | frozen["rescalers"], frozen["table"]
+        params, source = hypernet | frozen["rescalers"], frozen["table"]
 
         def rows(forms: Any) -> Rows:
             mask = forms != self.hypernet_config.pad_id
@@ -244,12 +253,12 @@ class Distillation:
             lambda *parts: jnp.concatenate(parts), rows(batch.short), rows(batch.long)
         )
 
-    def states(self, predicted: Any, frozen: Any, batch: Any) -> States:
-        """Runs teacher and student and aligns them."""
+    def states(self, predicted: Any, frozen: Any, batch: Any, lora: Any = None) -> States:
+        """Runs teacher and student and aligns them; ``lora`` is the student's, as in ``split``."""
         source = frozen["source"].input
         rows = jnp.concatenate([source[batch.own], predicted.input])
         inputs = (rows, batch.ids, batch.mask)
-        student = apply(self.network, frozen["model"], *inputs, mesh=self.mesh)
+        student = apply(self.network, frozen["model"], *inputs, mesh=self.mesh, lora=lora)
         student = student.astype(jnp.float32)
         teacher = self._teacher(self.network, frozen["model"], source, batch)
         if self.is_encoder:

@@ -41,7 +41,14 @@ from dyntok_jax.models.weights import (
 from dyntok_jax.sharding import made_by_all, on_host
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
-from train.command import add_config, make_parser, run_command
+from train.command import (
+    add_config,
+    add_distributed,
+    add_dry_run,
+    join_processes,
+    make_parser,
+    run_command,
+)
 from train.config import HypernetRun, HypernetShape
 from train.distill import Distillation
 from train.dry_run import dry_run
@@ -49,7 +56,7 @@ from train.held_out import HeldOut
 from train.loop import train
 from train.preparation import Preparation
 from train.run_folder import alone, folder_to_write
-from train.text_sources import open_texts
+from train.text_sources import check_readable
 from train.zett import ZettTask
 from train.zett_config import check_steps
 from train.zett_hypernet import hypernet_tokenizer
@@ -62,20 +69,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = make_parser("hypernet", __doc__)
     add_config(parser)
-    parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one process of several, which jax.distributed finds by itself: on TPU slices and "
-        "under Slurm, Open MPI or Kubernetes",
-    )
+    add_dry_run(parser)
+    add_distributed(parser)
     run_command(parser, _train, arguments)
 
 
 def _train(options: argparse.Namespace) -> None:
     run = read_config(HypernetRun, options.config, options.overrides)
     if options.distributed:
-        _join_processes()
+        join_processes()
 
     if options.dry_run:
         print(*dry_run(_prepared(run), run.training), sep="\n")
@@ -105,16 +107,6 @@ def _train_into(run: HypernetRun) -> None:
         _export(run, task.hypernet_config, params, languages)
         if model:
             _export_model(run, model)
-
-
-def _join_processes() -> None:
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise DyntokError(
-            f"--distributed: the processes do not find one another ({said})"
-        ) from error
 
 
 def _export(
@@ -164,10 +156,8 @@ def load_base(run: HypernetRun) -> Base:
         raise DyntokError(
             f"model: {folder} is where this run writes its own model; give another training.out"
         )
-    if held_out := run.held_out:
-        for source in held_out.sources:
-            if not source.streaming:
-                open_texts(source, held_out.max_chars)
+    if run.held_out:
+        check_readable(run.held_out.sources, run.held_out.max_chars)
     return Base(folder, load_model(folder), BaseTokenizer.from_folder(folder))
 
 
@@ -188,20 +178,8 @@ def make_task(run: HypernetRun, base: Base | None = None) -> Distillation | Zett
         raise DyntokError("the tokenizer has no padding token, which surface forms need")
     shape = hypernet_config(run.hypernet, model, tokenizer)
     config = run.distill
-    preparation = Preparation(
-        folder,
-        model.kind == "encoder",
-        config.sequences,
-        config.max_length,
-        config.prefix,
-        config.merge_rates,
-        config.prompt_share,
-        config.repeated_words,
-        shape.surface_length,
-        shape.pad_id,
-        config.vocabulary,
-        config.drawn if config.output else 0,
-    )
+    is_encoder = model.kind == "encoder"
+    preparation = Preparation.of_run(folder, is_encoder, config, shape.surface_length, shape.pad_id)
     return Distillation(
         model,
         shape,

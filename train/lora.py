@@ -21,7 +21,7 @@ from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError
-from train.command import add_config, make_parser, run_command
+from train.command import add_config, add_dry_run, make_parser, run_command
 from train.dry_run import dry_run
 from train.loop import trained
 from train.lora_config import LoraRun
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = make_parser("lora", __doc__)
     add_config(parser)
-    parser.add_argument("--dry-run", action="store_true", help="compile one step and report it")
+    add_dry_run(parser)
     run_command(parser, _train, arguments)
 
 

@@ -28,6 +28,7 @@ from dyntok_jax.text.layouts import BaseTokens, prompt_layout, text_layout, unme
 from dyntok_jax.text.surface_forms import surface_forms
 from dyntok_jax.types import Token
 from train.data import TextBatch
+from train.distill_config import DistillConfig
 
 MARGIN = 6
 """Base tokens left for the prefix and the special tokens when texts are joined."""
@@ -116,6 +117,26 @@ class Preparation:
     vocabulary: Path | None = None
     drawn: int = 0
     part: int = 0
+
+    @classmethod
+    def of_run(
+        cls, model: Path, is_encoder: bool, config: DistillConfig, surface_length: int, pad_id: int
+    ) -> Preparation:
+        """As the settings of a run have it; the other arguments are attributes."""
+        return cls(
+            model,
+            is_encoder,
+            config.sequences,
+            config.max_length,
+            config.prefix,
+            config.merge_rates,
+            config.prompt_share,
+            config.repeated_words,
+            surface_length,
+            pad_id,
+            config.vocabulary,
+            config.drawn if config.output else 0,
+        )
 
     @cached_property
     def _tokenizer(self) -> BaseTokenizer:

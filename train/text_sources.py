@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -140,6 +140,17 @@ def open_texts(source: TextSource, max_chars: int) -> Texts:
     if not len(texts):
         raise DyntokError(f"{source}: holds no text, only blank lines or values")
     return texts
+
+
+def check_readable(sources: Sequence[TextSource], max_chars: int) -> None:
+    """Opens all sources that are not streaming, to see early that they can be.
+
+    Raises:
+        DyntokError: as :func:`open_texts`.
+    """
+    for source in sources:
+        if not source.streaming:
+            open_texts(source, max_chars)
 
 
 def open_stream(source: TextSource, process_index: int = 0, process_count: int = 1) -> Stream:

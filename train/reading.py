@@ -1,7 +1,7 @@
 """Train an adapter by which a model reads dynamic tokens as it reads base tokens.
 
-    python -m train.reading --config configs/reading/e5_small.yaml
-    python -m train.reading --config configs/reading/e5_small.yaml training.steps=200 --dry-run
+    python -m train.reading --config configs/reading/smollm2.yaml
+    python -m train.reading --config configs/reading/smollm2.yaml training.steps=200 --dry-run
 
 The objective is that of ``train.distill``, but the hypernetwork stays as it is: what is trained are
 low-rank additions to the student, which knows no task. Stopped by a signal or by accident, the same

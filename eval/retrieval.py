@@ -85,6 +85,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         base = _layout(model, options.prefix, texts[language], options.max_pieces)
         tabled = {name: row for name in names if (row := table[name][language]) is not None}
         models |= {name: model.with_rows(name, row) for name, row in tabled.items()}
+        if options.adapter and (row := tabled.get(names[-1])) is not None:
+            models[columns[-1]] = models[columns[-1]].with_rows(names[-1], row)
         results[language] = _language(model, columns, models, options, base, candidates)
     return {
         "model": options.model,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_folders import of_languages
+from tiny_folders import of_languages, reading_adapter
 
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.model_store import cache_folder
@@ -119,6 +119,30 @@ def test_a_language_of_a_table_by_name_and_by_row(command, decoder, text, tmp_pa
         assert run.code == 2 and message in run.err
     run = command(continuation.main, *rest[:3], "fvt", *rest[4:], "--language", "en", "--out", out)
     assert run.code == 2 and "none of --rows has a table of languages" in run.err
+
+
+def test_an_adapter_reads_the_last_rows_once_more(command, decoder, text, tmp_path):
+    rest = "--model", decoder, "--text", text, "--reduction", "0,100", *SHORT
+    found = []
+    for rows in ("static,weighted,fvt", "static,fvt,weighted"):
+        out = tmp_path / "figures.json"
+        adapter = reading_adapter(tmp_path / "adapter", decoder)
+        run = command(continuation.main, *rest, "--rows", rows, "--adapter", adapter, "--out", out)
+        assert run.code == 0, run.err
+        (file,) = json.loads(out.read_text("utf-8"))["files"].values()
+        found.append([part["rows"] for part in file["reductions"]])
+    (none, merged), (_, other) = found
+    assert [*merged] == ["weighted", "fvt", "fvt+adapter"]
+    assert [*other] == ["fvt", "weighted", "weighted+adapter"]
+    bits = {name: row["bits_per_byte"] for name, row in merged.items()}
+    assert abs(bits["fvt+adapter"] - bits["fvt"]) > 1e-3
+    assert bits["fvt"] == other["fvt"]["bits_per_byte"]
+    # Base tokens are read by it too.
+    assert abs(none["fvt+adapter"]["above_static_percent"]) > 0.01
+    run = command(continuation.main, *rest, "--rows", "static", "--adapter", adapter, "--out", out)
+    assert run.code == 2 and "--adapter: reads merged tokens" in run.err
+    run = command(continuation.main, *rest, "--adapter", "default", "--out", out)
+    assert run.code == 2 and "no adapter ships for" in run.err
 
 
 def test_a_prefix_of_kept_words_is_the_static_one(command, decoder, text, tmp_path):

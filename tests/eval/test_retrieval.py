@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_folders import of_languages
+from tiny_folders import of_languages, reading_adapter
 
 from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.merging.batch import merge
@@ -104,6 +104,17 @@ def test_each_language_is_read_by_its_row_of_a_table(
     (texts / "fr.txt").write_text((texts / "en.txt").read_text("utf-8"), "utf-8")
     run = command(retrieval.main, *arguments, "--out", tmp_path / "figures.json")
     assert run.code == 2 and "'fr'" in run.err and "its languages are sw, en, de" in run.err
+
+
+def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_path):
+    out, adapter = tmp_path / "figures.json", reading_adapter(tmp_path / "adapter", encoder)
+    rows = of_languages(tmp_path / "rows", encoder, ["sw", "de"])
+    arguments = ("--model", encoder, "--rows", f"static,{rows}", "--text", texts, "--out", out)
+    run = command(retrieval.main, *arguments, "--adapter", adapter)
+    assert run.code == 0, run.err
+    report = json.loads(out.read_text("utf-8"))
+    assert report["rows"] == ["static", str(rows), f"{rows}+adapter"]
+    assert report["mean"]["accuracy"].keys() == {*report["rows"]}
 
 
 def test_at_no_reduction_all_rows_are_static(command, encoder, texts, tmp_path):

@@ -1,0 +1,286 @@
+"""Adapters that read dynamic tokens: what is trained, that it helps, and how it is used."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
+
+from dyntok_jax.cli import encode as encode_command
+from dyntok_jax.config import read_config
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed import shipped
+from dyntok_jax.embed.zett import save_hypernet
+from dyntok_jax.encoding import encode
+from dyntok_jax.lora import Adapter, read_adapter, write_adapter
+from dyntok_jax.models.hf_config import read_architecture
+from dyntok_jax.models.lora import merged
+from dyntok_jax.scoring import score
+from dyntok_jax.sharding import apply
+from dyntok_jax.types import DyntokError
+from train.config import HypernetRun
+from train.hypernet import make_task as hypernet_task
+from train.optim import make_schedule
+from train.reading import main, make_task
+from train.reading_config import ReadingRun
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "In 1999 there were 24 lighthouses on this coast; today only 7 of them are lit.",
+    "Der Großvater erzählte den Kindern jeden Abend Geschichten über ferne Länder.",
+    "Habari ya asubuhi? Watoto wanacheza mpira nje ya nyumba ya babu yao.",
+] * 4
+TARGETS = {"encoder": ["query", "intermediate.dense"], "decoder": ["q_proj", "up_proj"]}
+
+
+class Setting:
+    """A tiny model, an untrained hypernetwork for it, and a run of an adapter."""
+
+    def __init__(self, kind: str, model: Path, folder: Path):
+        text = folder / "xx.txt"
+        text.write_text("\n".join(TEXTS), "utf-8")
+        self.kind, self.model, self.folder = kind, str(model), folder
+        data = {"texts": 16, "workers": 0, "sources": [{"language": "xx", "files": str(text)}]}
+        distill = {"sequences": 8, "max_length": 32, "merge_rates": [100, 100]}
+        if kind == "decoder":
+            distill |= {"divergence": 1.0}
+        shape = {"hidden": 16, "feed_forward": 16, "layers": 1, "heads": 2, "surface_length": 6}
+        training = {"out": str(folder / "run"), "steps": 30, "evaluate_every": 15}
+        both = {"model": self.model, "data": data, "distill": distill, "training": training}
+        path = self._written("hypernet", both | {"hypernet": shape})
+        task = hypernet_task(read_config(HypernetRun, path))
+        self.rows = folder / "rows"
+        params = task.hypernet_params(task.init(jax.random.key(0)))
+        save_hypernet(self.rows, task.hypernet_config, jax.device_get(params))
+        lora = {"rank": 4, "alpha": 8, "targets": TARGETS[kind]}
+        run = both | {"rows": str(self.rows), "lora": lora, "held_out": data, "held_out_batches": 1}
+        self.path = self._written("reading", run)
+
+    def _written(self, name: str, run: dict) -> Path:
+        path = self.folder / f"{name}.yaml"
+        path.write_text(json.dumps(run), "utf-8")
+        return path
+
+    def run(self, *overrides: str) -> ReadingRun:
+        """The run, with fields changed."""
+        return read_config(ReadingRun, self.path, overrides)
+
+
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def setting(request, tmp_path_factory) -> Setting:
+    """One of each kind of model."""
+    model = request.getfixturevalue(request.param)
+    return Setting(request.param, model, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def trained(setting) -> Path:
+    """The folder of an adapter that the command trained."""
+    main(["--config", str(setting.path), "training.optimizer.phases=[{peak: 0.005, warmup: 5}]"])
+    return setting.folder / "run" / "adapter"
+
+
+def student(task, lora, frozen, batch):
+    """The student's hidden states with additions, and the merged model's."""
+    hypernet, beside = task.split(lora, frozen)
+    predicted = task.predicted(hypernet, frozen, batch)
+    rows = jnp.concatenate([frozen["source"].input[batch.own], predicted.input])
+    params = merged(frozen["model"], lora, task.lora)
+    whole = apply(task.network, params, rows, batch.ids, batch.mask, mesh=task.mesh)
+    return task.states(predicted, frozen, batch, beside).student, whole
+
+
+def test_at_step_0_the_student_is_the_model_itself(setting):
+    task = make_task(setting.run())
+    batch, lora = next(task.batches(None)).batch, task.init(jax.random.key(0))
+    found, _ = jax.jit(partial(student, task))(lora, task.frozen, batch)
+
+    @jax.jit
+    def plain(frozen, batch):
+        predicted = task.predicted(frozen["hypernet"], frozen, batch)
+        return task.states(predicted, frozen, batch).student
+
+    mask = batch.mask
+    expected = np.asarray(plain(task.frozen, batch))[mask]
+    np.testing.assert_allclose(np.asarray(found)[mask], expected, atol=1e-6)
+
+
+def test_what_is_trained_are_the_additions_alone(setting):
+    task = make_task(setting.run())
+    paths = jax.tree_util.tree_leaves_with_path(task.init(jax.random.key(0)))
+    assert {path[-1].key for path, _ in paths} == {"A", "B"}
+    assert len(paths) == 2 * len(TARGETS[setting.kind])
+
+
+def test_the_merged_model_is_the_student(setting):
+    task = make_task(setting.run())
+    batch = next(task.batches(None)).batch
+    numbers = np.random.default_rng(0)
+    lora = jax.tree.map(
+        lambda leaf: numbers.normal(0, 0.1, leaf.shape).astype(np.float32),
+        task.init(jax.random.key(0)),
+    )
+
+    found, whole = jax.jit(partial(student, task))(lora, task.frozen, batch)
+    mask = batch.mask
+    np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(whole)[mask], atol=2e-5)
+
+
+def test_the_command_brings_the_student_nearer(setting, trained):
+    lines = (setting.folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    figures = [r for r in map(json.loads, lines) if r["kind"] == "evaluation"]
+    task = make_task(setting.run())
+    before = task.evaluate(task.init(jax.random.key(0)))
+    name = "pooled_100" if setting.kind == "encoder" else "divergence_100"
+    assert figures[-1][name] < 0.9 * before[name]
+
+
+def test_the_adapter_says_what_it_is(setting, trained):
+    found = read_adapter(trained, read_architecture(Path(setting.model)))
+    assert found.kind is None and found.head is None
+    assert (found.config.rank, found.config.alpha) == (4, 8.0)
+    paths = {path.split("/")[-2] for path in flatten_dict(found.lora, sep="/")}
+    assert len(paths) == len(TARGETS[setting.kind])
+    said = {name: found.task[name] for name in ("task", "rows", "steps", "seed")}
+    assert said == {"task": "reading", "rows": str(setting.rows), "steps": 30, "seed": 0}
+    with safe_open(trained / "adapter_model.safetensors", "np") as file:
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"float16"}  # noqa: SIM118
+
+
+def output(model) -> np.ndarray:
+    """What a model makes of merged texts."""
+    if model.kind == "encoder":
+        return encode(model, TEXTS[:2], 100, pool="mean", batch_size=2).vectors
+    found = score(model, [(TEXTS[0], [" yes", " no"])], 100, batch_size=2)
+    return np.array(found[0].scores)
+
+
+def test_a_model_reads_by_it_and_is_itself_left_alone(setting, trained):
+    model = load(setting.model, str(setting.rows))
+    before = output(model)
+    if model.kind == "decoder":
+        _ = model.step_params
+    adapted = model.with_adapter(str(trained))
+    after = output(adapted)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_array_equal(output(model), before)
+    np.testing.assert_allclose(
+        output(load(setting.model, str(setting.rows), adapter=str(trained))), after, rtol=1e-6
+    )
+    if model.kind == "decoder":
+        leaves = zip(*map(jax.tree.leaves, (adapted.step_params, model.step_params)), strict=True)
+        assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-4 for a, b in leaves)
+
+
+def test_rows_that_it_did_not_learn_are_warned_of(setting, trained, caplog):
+    load(setting.model, "fvt", adapter=str(trained))
+    assert "learnt to read rows of rows " in caplog.text and ", not of fvt" in caplog.text
+
+
+def test_the_one_that_ships_is_found_by_the_model(setting, trained, tmp_path, monkeypatch):
+    model = load(setting.model, str(setting.rows))
+    with pytest.raises(DyntokError, match="no adapter ships for"):
+        model.with_adapter("default")
+    folder = tmp_path / "tiny"
+    (folder / shipped.ADAPTER).mkdir(parents=True)
+    shipped.write_mark(folder, "tiny", model.source, model.tokenizer)
+    for file in trained.iterdir():
+        (folder / shipped.ADAPTER / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    expected = output(model.with_adapter(str(trained)))
+    np.testing.assert_array_equal(output(model.with_adapter("default")), expected)
+
+
+def test_others_adapters_are_refused(setting, trained, tmp_path):
+    architecture = read_architecture(Path(setting.model))
+    model = load(setting.model, str(setting.rows))
+    found = read_adapter(trained, architecture)
+    write_adapter(tmp_path / "other", found._replace(base="0" * 64), architecture, "x")
+    with pytest.raises(DyntokError, match="other: the adapter was trained on another model"):
+        model.with_adapter(str(tmp_path / "other"))
+    with pytest.raises(DyntokError, match="no-such"):
+        model.with_adapter(str(tmp_path / "no-such"))
+    if setting.kind == "encoder":
+        width = architecture.config.width
+        head = {
+            "classes": {"kernel": np.zeros((width, 2), np.float32), "bias": np.zeros(2, np.float32)}
+        }
+        task = Adapter(found.config, found.lora, head, "token", ("O", "B"), found.base, {})
+        write_adapter(tmp_path / "task", task, architecture, "x")
+        with pytest.raises(DyntokError, match="is for a task"):
+            model.with_adapter(str(tmp_path / "task"))
+
+
+def test_encode_takes_it_where_something_merges(setting, trained, tmp_path):
+    if setting.kind == "decoder":
+        pytest.skip("dyntok encode is for encoders")
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text(json.dumps({"text": TEXTS[0]}) + "\n", "utf-8")
+    options = [str(lines), "--model", setting.model, "--rows", str(setting.rows)]
+    options += ["--out", str(tmp_path / "v.safetensors"), "--adapter", str(trained)]
+    assert CliRunner().invoke(encode_command.command, options).exit_code == 0
+    with safe_open(tmp_path / "v.safetensors", "np") as file:
+        vector = file.get_tensor("vectors")[0]
+    model = load(setting.model, str(setting.rows), adapter=str(trained))
+    expected = encode(model, TEXTS[:1], 100, pool="mean", batch_size=32).vectors[0]
+    np.testing.assert_allclose(vector, expected, rtol=1e-5, atol=1e-6)
+    refused = CliRunner().invoke(encode_command.command, [*options, "--reduction", "0"])
+    assert refused.exit_code == 2
+    assert "--adapter: nothing is merged at --reduction 0" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rows=fvt"], "rows fvt: valid are the folder of a hypernetwork"),
+        (["rows=default"], "rows default: valid are the folder of a hypernetwork"),
+        (["lora.targets=[quary]"], "'quary' reaches nothing"),
+        (["lora.dropout=0.1"], "lora.dropout: distillation has none"),
+        (["distill.layers=1"], "distill.layers: an adapter is of all layers"),
+        (["held_out_batches=0"], "held_out_batches: 0"),
+        (["held_out.sources=[{language: xx, files: /no/such.txt}]"], "/no/such.txt"),
+        (["distill.sequences=3"], "3 do not split over"),
+    ],
+)
+def test_command_refuses_in_one_line(overrides, words, setting):
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [
+                "--config",
+                str(setting.path),
+                "training.out=" + str(setting.folder / "no"),
+                *overrides,
+            ]
+        )
+    said = str(caught.value)
+    assert words in said and said.startswith("error: ") and "\n" not in said
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "reading").glob("*.yaml")), ids=str)
+def test_file_is_valid_and_says_its_command(path, monkeypatch):
+    monkeypatch.setenv("TEXT", "texts")
+    run = read_config(ReadingRun, path)
+    make_schedule(run.training.optimizer.phases, run.training.steps)
+    assert f"python -m train.reading --config configs/reading/{path.name}" in path.read_text(
+        "utf-8"
+    )
+
+
+def test_texts_are_those_of_the_hypernetworks_they_read():
+    for path in (ROOT / "configs" / "reading").glob("*.yaml"):
+        own, other = (
+            yaml.safe_load((ROOT / "configs" / kind / path.name).read_text("utf-8"))
+            for kind in ("reading", "hypernet")
+        )
+        assert own["data"]["sources"] == other["data"]["sources"]
+        assert own["held_out"]["sources"] == other["held_out"]["sources"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,10 +22,10 @@ from jaxtyping import Float
 from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
-from dyntok_jax.embed.providers import default_rows, identity, row_provider
+from dyntok_jax.embed.providers import default_rows, identity, row_provider, same_rows
 from dyntok_jax.embed.shipped import shipped_adapter
 from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
-from dyntok_jax.lora import adapted_params, read_adapter
+from dyntok_jax.lora import WEIGHTS, Adapter, Base, check_base, read_adapter
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule
@@ -32,8 +33,9 @@ from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import Decoder, DecoderConfig
 from dyntok_jax.models.decoder_step import UnrolledDecoder, step_shapes, unrolled
 from dyntok_jax.models.encoder import EncoderConfig
-from dyntok_jax.models.hf_config import read_architecture, read_end_ids
+from dyntok_jax.models.hf_config import Architecture, read_end_ids
 from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.lora import merged
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -45,6 +47,21 @@ logger = logging.getLogger(__name__)
 
 CACHE_ROWS = 16_384
 """Rows on the device from the start; a larger batch makes the table grow."""
+
+
+class MergedAdapter(NamedTuple):
+    """An adapter that is part of a model's parameters.
+
+    Attributes:
+        name: as it was asked for.
+        sha256: of its weights, in hexadecimal.
+        rows: that it learnt to read, as ``embed.providers.identity`` names them; None where it
+            does not say.
+    """
+
+    name: str
+    sha256: str
+    rows: str | None
 
 
 @dataclass
@@ -61,8 +78,9 @@ class DynamicModel:
         source: the model's own rows.
         cache: rows of dynamic tokens, on the device.
         mesh: devices.
-        max_length: longest sequence the model can read.
+        architecture: of the model.
         end_ids: of tokens that end what a decoder generates.
+        adapter: what is merged into the parameters, None for nothing.
     """
 
     name: str
@@ -74,8 +92,14 @@ class DynamicModel:
     source: SourceEmbeddings
     cache: RowCache
     mesh: Mesh
-    max_length: int
+    architecture: Architecture
     end_ids: tuple[int, ...] = ()
+    adapter: MergedAdapter | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the model can read."""
+        return self.architecture.max_length
 
     def with_rows(
         self, rows: str, language: int | None = None, base_rows: BaseRowsRule | None = None
@@ -93,46 +117,38 @@ class DynamicModel:
             rows, self.source, self.tokenizer, language, base_rows, self.mesh
         )
         other.cache = RowCache(provider, self.cache.capacity)
+        other._check_rows()
         return other
 
     def with_adapter(self, adapter: str) -> DynamicModel:
-        """The same model as an adapter makes it read dynamic tokens; rows are shared.
+        """The same model as an adapter makes it read dynamic tokens.
+
+        It shares rows and all parameters that the adapter leaves as they are. Base tokens, too, it
+        reads with the adapter.
 
         Args:
             adapter: folder of an adapter without a head, as ``train.reading`` writes it, or
                 ``default``: the one that ships for the model.
 
         Raises:
-            DyntokError: there is none, or it does not fit; one for a task.
+            DyntokError: there is none, or it does not fit; one for a task; a second one.
         """
-        folder = self._adapter_folder(adapter)
-        found = read_adapter(folder, read_architecture(resolve(self.name)))
-        if found.kind is not None:
-            raise DyntokError(
-                f"{folder}: is for a task ({found.task.get('task', found.kind)}); valid is one "
-                "that reads dynamic tokens, from train.reading"
-            )
-        rows = found.task.get("row_provider")
-        if rows not in (None, identity(self.rows)):
-            logger.warning("%s: learnt to read rows of %s, not of %s", folder, rows, self.rows)
-        try:
-            params = adapted_params(self, found)["model"]
-        except DyntokError as error:
-            raise DyntokError(f"{folder}: {error}") from error
+        if self.adapter is not None:
+            raise DyntokError(f"adapter {adapter}: {self.name} reads with one already")
+        found, said = _read_adapter(adapter, self, self.architecture, self.tokenizer)
+        params = merged(self.params, found.lora, found.config)
         other = copy.copy(self)
         vars(other).pop("step_params", None)  # those of before, if there are any
         other.params = shard_params(params, abstract_params(self.module), self.mesh)
+        other.adapter = said
+        other._check_rows()
         return other
 
-    def _adapter_folder(self, adapter: str) -> Path:
-        if adapter != "default":
-            return Path(adapter)
-        folder = shipped_adapter(SourceEmbeddings(self.source.input), self.tokenizer)
-        if folder is None:
-            raise DyntokError(
-                f"no adapter ships for {self.name}; valid is the folder of one, from train.reading"
-            )
-        return folder
+    def _check_rows(self) -> None:
+        """Warns where the rows are not those that the adapter learnt to read."""
+        learnt = self.adapter and self.adapter.rows
+        if learnt and not same_rows(learnt, identity(self.rows)):
+            logger.warning("the adapter learnt to read rows of %s, not of %s", learnt, self.rows)
 
     def merge(
         self,
@@ -292,6 +308,10 @@ def load(
         )
     rows, provider = _provider(rows, source, tokenizer, language, base_rows, mesh)
     module = model_module(loaded.architecture, jnp.dtype(compute.dtype), compute.remat)
+    said = None
+    if adapter is not None:
+        found, said = _read_adapter(adapter, loaded, loaded.architecture, tokenizer)
+        loaded = loaded._replace(params=merged(loaded.params, found.lora, found.config))
     model = DynamicModel(
         name,
         loaded.kind,
@@ -302,10 +322,42 @@ def load(
         source,
         RowCache(provider, cache_rows),
         mesh,
-        loaded.architecture.max_length,
+        loaded.architecture,
         _end_ids(folder, tokenizer) if loaded.kind == "decoder" else (),
     )
-    return model if adapter is None else model.with_adapter(adapter)
+    model.adapter = said
+    model._check_rows()
+    return model
+
+
+def _read_adapter(
+    name: str, base: Base, architecture: Architecture, tokenizer: BaseTokenizer
+) -> tuple[Adapter, MergedAdapter]:
+    """An adapter without a head, checked against its base, and what is known of it then."""
+    folder = Path(name)
+    if name == "default":
+        shipped = shipped_adapter(SourceEmbeddings(base.source.input), tokenizer)
+        if shipped is None:
+            raise DyntokError(
+                "no adapter ships for this model; valid is the folder of one, from train.reading"
+            )
+        folder = shipped
+    found = read_adapter(folder, architecture)
+    if found.kind is not None:
+        raise DyntokError(
+            f"{folder}: is for a task ({found.task.get('task', found.kind)}); valid is one "
+            "that reads dynamic tokens, from train.reading"
+        )
+    try:
+        check_base(base, found)
+    except DyntokError as error:
+        if name != "default":
+            raise DyntokError(f"{folder}: {error}") from error
+        # By its rows the model is the one that it ships for, so that this is another copy of it.
+        logger.warning("%s: learnt on another copy of this model, such as a quantized one", folder)
+    with (folder / WEIGHTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return found, MergedAdapter(name, digest, found.task.get("row_provider"))
 
 
 def placed_rows(rows: Float[np.ndarray, "V D"], mesh: Mesh) -> jax.Array:

@@ -83,6 +83,7 @@ class DyntokLM(TemplateLM):
         kept_words: int = 1,
         vocabulary: str | None = None,
         index: str = EXACT,
+        adapter: str | None = None,
         config: str | None = None,
         seed: int = 0,
         max_batch_size: int | None = None,
@@ -101,6 +102,7 @@ class DyntokLM(TemplateLM):
                 ``layouts.keep_last``.
             vocabulary: folder of a large one to generate in; scores are the model's own always.
             index: how its tokens are searched, see ``large_vocabulary.opening.open_index``.
+            adapter: see ``DynamicModel.with_adapter``; by default none.
             config: YAML file with dtype and mesh.
             seed: of the draws, where a task samples; the harness gives models none of its own.
             max_batch_size, device: the harness always gives them, and they are not read: there is
@@ -120,7 +122,10 @@ class DyntokLM(TemplateLM):
         self.seed = seed
         if index != EXACT and vocabulary is None:
             raise DyntokError(f"index {index}: it is of a large vocabulary; give vocabulary too")
-        self.model = load(model, rows, load_config(Path(config) if config else None))
+        if adapter is not None and self.budget.reduction == 0:
+            raise DyntokError(f"adapter {adapter}: nothing is merged at a reduction of 0")
+        compute = load_config(Path(config) if config else None)
+        self.model = load(model, rows, compute, adapter=adapter)
         if self.model.kind != "decoder":
             raise DyntokError(f"{model} is an encoder: the harness needs a decoder")
         self.vocabulary = open_vocabulary(vocabulary, self.model, index) if vocabulary else None

@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dyntok_jax.files import atomic_path
+from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.hf_config import Architecture
 from dyntok_jax.models.hf_names import name_table
 from dyntok_jax.models.layers import abstract_params
@@ -72,8 +73,16 @@ FIRST_VALUES = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Of peft's ways to begin, those that leave the base model as it was; others take from it what A
 and B begin with."""
 
-TASK_TYPES: dict[str, Literal["sequence", "token"]] = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}
-"""peft's names of the heads."""
+HEADS = ("sequence", "token")
+"""Kinds of heads that are trained and kept with an adapter."""
+
+TASK_TYPES: dict[str, Literal["sequence", "token"] | None] = {
+    "SEQ_CLS": "sequence",
+    "TOKEN_CLS": "token",
+    "CAUSAL_LM": None,
+    "FEATURE_EXTRACTION": None,
+}
+"""peft's names of the heads; the last two are of adapters without one."""
 
 
 def _is_name(value: Any) -> bool:
@@ -149,7 +158,13 @@ def params_digest(params: Any) -> hashlib._Hash:
 
 
 def headed(architecture: Architecture, kind: Any, labels: Sequence[str]) -> Architecture:
-    """The architecture with a task's head in place of whatever head it has."""
+    """The architecture with a task's head in place of whatever head it has.
+
+    Without one it is the architecture that peft knows: an encoder by itself, and a decoder as it
+    is, whose head gives its modules their names.
+    """
+    if kind is None and isinstance(architecture.config, DecoderConfig):
+        return architecture
     return replace(architecture, head=kind, labels=tuple(labels))
 
 
@@ -176,11 +191,8 @@ def _with_rows(digest: hashlib._Hash, tables: Sequence[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
-    """The model's parameters with an adapter merged into them, host arrays.
-
-    Returns:
-        ``model`` and, where the adapter has a head, ``head``: what ``models.classifier`` takes.
+def check_base(model: Base, adapter: Adapter) -> None:
+    """Refuses an adapter of another model.
 
     Raises:
         DyntokError: the adapter was trained on another model; of peft's own, which do not say on
@@ -193,6 +205,18 @@ def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
             f"the adapter was trained on another model: its base has hash {adapter.base[:12]}, "
             f"this model {found[:12]}"
         )
+
+
+def adapted_params(model: Base, adapter: Adapter) -> dict[str, Any]:
+    """The model's parameters with an adapter merged into them, host arrays.
+
+    Returns:
+        ``model`` and, where the adapter has a head, ``head``: what ``models.classifier`` takes.
+
+    Raises:
+        DyntokError: as :func:`check_base`.
+    """
+    check_base(model, adapter)
     params = jax.tree.map(np.asarray, model.params)
     whole = {"model": merged(params, jax.tree.map(np.asarray, adapter.lora), adapter.config)}
     return whole if adapter.head is None else whole | {"head": adapter.head}
@@ -294,7 +318,7 @@ def _stored(whole: Architecture, config: LoraConfig) -> dict[str, str]:
         for module, path in targeted(whole, config.targets).items()
         for part in "AB"
     }
-    if whole.head in TASK_TYPES.values():
+    if whole.head in HEADS:
         for name, path in table.head.items():
             names[PREFIX + table.full(name, True)] = f"head/{path}"
     return names
@@ -305,7 +329,7 @@ def _shapes(whole: Architecture, config: LoraConfig) -> dict[str, tuple[int, ...
     paths = [*targeted(whole, config.targets).values()]
     trees: Any = {"lora": abstract_lora(abstract_params(model_module(whole)), paths, config.rank)}
     head = head_module(whole)
-    if head is not None and whole.head in TASK_TYPES.values():
+    if head is not None and whole.head in HEADS:
         trees["head"] = abstract_params(head, jnp.zeros((1, 1, whole.config.width)))
     flat: Any = flatten_dict(nn.unbox(trees), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
@@ -386,6 +410,12 @@ def _config(path: Path, raw: Mapping[str, Any]) -> tuple[LoraConfig, Any]:
     return config, None if kind is None else TASK_TYPES[kind]
 
 
+def _task_type(adapter: Adapter, whole: Architecture) -> str:
+    if whole.head == "causal_lm":
+        return "CAUSAL_LM"
+    return next(name for name in reversed(TASK_TYPES) if TASK_TYPES[name] == adapter.kind)
+
+
 def _peft_config(adapter: Adapter, whole: Architecture, name: str) -> dict[str, Any]:
     config = adapter.config
     modules = sorted({n.removeprefix("bert.").split(".")[0] for n in name_table(whole).head})
@@ -393,7 +423,7 @@ def _peft_config(adapter: Adapter, whole: Architecture, name: str) -> dict[str, 
     either = "|".join(config.targets)
     return {
         "peft_type": "LORA",
-        "task_type": next((t for t, kind in TASK_TYPES.items() if kind == adapter.kind), None),
+        "task_type": _task_type(adapter, whole),
         "base_model_name_or_path": name,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,

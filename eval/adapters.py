@@ -20,7 +20,7 @@ from dyntok_jax.classification import adapted, best_class, classify
 from dyntok_jax.command_line import is_terminal
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
-from dyntok_jax.embed.providers import default_rows, identity
+from dyntok_jax.embed.providers import default_rows, identity, same_rows
 from dyntok_jax.lora import Adapter, read_adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
@@ -227,8 +227,7 @@ class Evaluation:
             here = self._row_providers[setting.rows]
             for folder, adapter in trained[setting.adapter]:
                 there = adapter.task.get("row_provider", here)
-                # A folder may have another name here; its hash is the last word.
-                if there != "base" and there.split()[-1] != here.split()[-1]:
+                if there != "base" and not same_rows(there, here):
                     logger.warning(
                         "setting %r: %s was trained with rows of %s; these are of %s",
                         *(setting.name, folder, there, here),

@@ -8,7 +8,8 @@ breaks) and do not overlap. The first tokens of a window, the prefix, are merged
 for the last word, as before generation, and read by the given rows; the others are read and scored
 as base tokens. Before the prefix stands what the model's own tokenizer puts before a text. Bits per
 byte are the bits of all scored tokens over their bytes; intervals are of a paired bootstrap over
-windows.
+windows. With --adapter the last rows are read once more by the model with it, which reads and
+scores base tokens too; all else is the plain model's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dyntok_jax.text.base_tokens import BaseTokenizer, Pieces
 from dyntok_jax.text.boundaries import Boundary, unit_numbers
 from dyntok_jax.text.layouts import BaseTokens, keep_last
 from dyntok_jax.types import DyntokError, Token
-from eval import record
+from eval import reading, record
 from eval.bootstrap import interval
 from eval.evenly_spaced import evenly_spaced
 from eval.record import STATIC
@@ -62,7 +63,7 @@ def main() -> None:
     add("--kept-words", type=record.from_zero, default=1, metavar="N", help=kept)
     table = "of a hypernetwork's table, its name or row; for the rows that have one"
     add("--language", metavar="NAME|N", help=table)
-    record.add_adapter(parser)
+    reading.add_adapter(parser)
     record.run(parser, measure)
 
 
@@ -94,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise DyntokError("--language: none of --rows has a table of languages")
     windows = {str(path): cut_windows(model.tokenizer, path, options) for path in options.text}
     models = {name: model.with_rows(name, row) for name, row in rows.items() if name != STATIC}
-    models = record.with_adapter(models, options.adapter)
+    models = reading.with_adapter(models, options.adapter)
     parts = len(windows) * (1 + len(models) * len(options.reduction))
     with tqdm(total=parts, disable=not is_terminal(), leave=False) as bar:
         files = {name: _file(models, model, part, options, bar) for name, part in windows.items()}
@@ -105,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "continuation_tokens": options.continuation_tokens,
         "kept_words": options.kept_words,
         "files": files,
-    }
+    } | reading.said_of_adapter(models)
 
 
 def text_prefixes(

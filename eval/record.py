@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dyntok_jax.command_line import Parser
-from dyntok_jax.dynamic_model import DynamicModel
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.zett import table_size
 from dyntok_jax.files import atomic_path
@@ -200,32 +199,6 @@ def language_row(rows: str, language: str | None) -> int | None:
         DyntokError: a name that a table does not have.
     """
     return shipped.language_row(rows, language) if has_languages(rows) else None
-
-
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """Adds the option of an adapter, by which the last of ``--rows`` are read once more."""
-    parser.add_argument(
-        "--adapter",
-        metavar="DIR|default",
-        help="read the last of --rows once more by an adapter (train.reading), or by the one that "
-        "ships",
-    )
-
-
-def with_adapter(
-    models: Mapping[str, DynamicModel], adapter: str | None
-) -> dict[str, DynamicModel]:
-    """Models by the name of their rows, and the last one as an adapter reads its rows.
-
-    Raises:
-        DyntokError: no rows for the adapter to read; one that does not fit.
-    """
-    if adapter is None:
-        return dict(models)
-    if not models:
-        raise DyntokError("--adapter: reads merged tokens; give rows of them, not static alone")
-    name, model = [*models.items()][-1]
-    return {**models, f"{name}+adapter": model.with_adapter(adapter)}
 
 
 def has_languages(rows: str) -> bool:

@@ -6,7 +6,8 @@
 FOLDER holds line-aligned files xx.txt, one text a line, and en.txt. Queries are the lines of xx,
 merged and embedded by the given rows; candidates are the English lines in base tokens. A query
 is right where its own line has the highest cosine among all candidates. A hypernetwork with a table
-of languages reads each by the row of its name.
+of languages reads each by the row of its name. With --adapter the last rows are read once more by
+the model with it; candidates stay the plain model's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dyntok_jax.merging.budget import Budget
 from dyntok_jax.text.boundaries import capped_units
 from dyntok_jax.text.layouts import BaseTokens, text_layout
 from dyntok_jax.types import DyntokError
-from eval import record
+from eval import reading, record
 from eval.record import STATIC
 from eval.task_config import repeated
 
@@ -51,7 +52,7 @@ def main() -> None:
     add("--prefix", default="query: ", help="put before every line (default: %(default)r)")
     add("--reduction", type=record.percent, default=100, metavar="PCT", help="of the saving (100)")
     add("--max-pieces", type=record.positive, metavar="N", help="most base tokens of a merged one")
-    record.add_adapter(parser)
+    reading.add_adapter(parser)
     record.run(parser, measure)
 
 
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = [name for name in options.rows if name != STATIC]
     table = {name: {xx: record.language_row(name, xx) for xx in languages} for name in names}
     models = {name: model.with_rows(name, table[name][languages[0]]) for name in names}
-    models = record.with_adapter(models, options.adapter)
+    models = reading.with_adapter(models, options.adapter)
     columns = [*options.rows, *(name for name in models if name not in names)]
     candidates = _static(model, _layout(model, options.prefix, texts["en"], None))
     results: dict[str, Any] = {}
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "max_pieces": options.max_pieces,
         "languages": results,
         "mean": averages(list(results.values())),
-    }
+    } | reading.said_of_adapter(models)
 
 
 def _lines(options: argparse.Namespace, name: str) -> list[str]:

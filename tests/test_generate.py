@@ -53,8 +53,9 @@ def tiny(name: str, tokenizer: BaseTokenizer, sizes: tuple[int, ...] = (1, 1, 1)
     source = SourceEmbeddings(*loaded.source)
     params = shard_params(loaded.params, abstract_params(module), mesh)
     cache = RowCache(BaseRows(source, tokenizer), 64)
+    architecture = dataclasses.replace(loaded.architecture, max_length=64)
     return DynamicModel(
-        name, "decoder", tokenizer, "base", module, params, source, cache, mesh, 64, ()
+        name, "decoder", tokenizer, "base", module, params, source, cache, mesh, architecture
     )
 
 

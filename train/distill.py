@@ -2,7 +2,7 @@
 
 Teacher is the frozen model on base tokens, student the same model on the merged sequence, where the
 hypernetwork gives the merged tokens' rows; vocabulary tokens keep their own. Nothing but the
-hypernetwork is trained.
+hypernetwork is trained here; ``train.reading`` trains additions to the student instead.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 The objective is that of ``train.distill``, but the hypernetwork stays as it is: what is trained are
 low-rank additions to the student, which knows no task. Stopped by a signal or by accident, the same
 command goes on from the newest checkpoint. The result is a folder ``adapter/`` in the run's folder,
-which ``--adapter`` of ``dyntok encode`` and of evaluations takes, and peft as well.
+which ``--adapter`` of ``dyntok encode``, ``score`` and ``generate`` and of ``eval.retrieval`` and
+``eval.continuation`` takes, and peft as well.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from dyntok_jax.config import read_config
-from dyntok_jax.embed.providers import default_rows, identity
-from dyntok_jax.embed.shipped import belongs
+from dyntok_jax.config import ComputeConfig, read_config
+from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.embed.hypernet_rows import readable_source
+from dyntok_jax.embed.providers import identity
+from dyntok_jax.embed.shipped import belongs, shipped_hypernet
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet
 from dyntok_jax.lora import Adapter, base_hash, write_adapter
 from dyntok_jax.model_store import public_name, resolve
-from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import LoraConfig, abstract_lora, additions, init_lora, targeted
-from dyntok_jax.models.weights import LoadedModel, load_model, load_source
+from dyntok_jax.models.weights import LoadedModel, load_model
 from dyntok_jax.run_settings import plain_settings
 from dyntok_jax.sharding import made_by_all, on_host, param_shardings, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
@@ -44,7 +47,9 @@ from train.command import (
     make_parser,
     run_command,
 )
+from train.data import DataConfig
 from train.distill import Distillation
+from train.distill_config import DistillConfig
 from train.dry_run import dry_run
 from train.held_out import HeldOut
 from train.loop import trained
@@ -59,22 +64,35 @@ class Reading(Distillation):
 
     Attributes:
         lora: shape of the additions.
-        base: hash of the frozen model.
     """
 
-    def __init__(self, model: LoadedModel, *given: Any, lora: LoraConfig):
+    def __init__(
+        self,
+        lora: LoraConfig,
+        model: LoadedModel,
+        hypernet: HypernetConfig,
+        config: DistillConfig,
+        data: DataConfig,
+        preparation: Preparation,
+        compute: ComputeConfig,
+        seed: int,
+        held_out: HeldOut | None = None,
+        start: Any = None,
+    ):
         """Puts model and hypernetwork on the mesh.
 
         Args:
-            model: teacher and student.
-            given: as ``Distillation`` takes it; its ``start`` is the hypernetwork.
             lora: shape of what is trained.
+            model: teacher and, with the additions, student.
+            hypernet: shape of the hypernetwork.
+            config, data, preparation, compute, seed, held_out: as ``Distillation`` takes them.
+            start: the hypernetwork's parameters, which stay as they are.
 
         Raises:
             DyntokError: as ``Distillation``; patterns that reach nothing.
         """
-        super().__init__(model, *given)
-        self.lora, self.base = lora, base_hash(model)
+        super().__init__(model, hypernet, config, data, preparation, compute, seed, held_out, start)
+        self.lora = lora
         paths = [*targeted(model.architecture, lora.targets).values()]
         self._abstract = abstract_lora(abstract_params(self.network), paths, lora.rank)
         self.frozen["hypernet"] = self._first.trained
@@ -111,7 +129,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.distributed:
         join_processes()
     if options.dry_run:
-        print(*dry_run(make_task(run), run.training), sep="\n")
+        print(*dry_run(make_task(run, made_by_all(lambda: load_base(run))), run.training), sep="\n")
         return
     # Before anything is loaded that would be lost without its folder, until all is written.
     with alone(run.training.out):
@@ -119,48 +137,79 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _train_into(run: ReadingRun) -> None:
-    folder = folder_to_write(run.training.out / "adapter")
-    base, rows = resolve(run.model), made_by_all(lambda: hypernet_folder(run))
-    task = make_task(run, rows)
-    lora, step = trained(task, run.training)
+    base = made_by_all(lambda: load_base(run))
+    lora, step = trained(make_task(run, base), run.training)
     lora = on_host(lora)
-    if jax.process_index() != 0:
-        return
-    said = {
-        "task": "reading",
-        "model": run.model,
-        "rows": run.rows,
-        "row_provider": identity(str(rows)),
-        "tokenization": {"mode": "reduction", "merge_rates": run.distill.merge_rates},
-        "steps": step,
-        "seed": run.training.seed,
-    }
-    adapter = Adapter(run.lora, lora, base=task.base, task=plain_settings(said))
-    write_adapter(folder, adapter, read_architecture(base), public_name(run.model), "F16")
-    logging.info("%s: the trained adapter (--adapter %s)", folder, folder)
+    if jax.process_index() == 0:
+        _export(run, base, lora, step)
 
 
-def make_task(run: ReadingRun, rows: Path | None = None) -> Reading:
-    """The task of a run: model, hypernetwork, data.
+class Base(NamedTuple):
+    """What a run trains for, on the host.
 
-    Args:
-        run: the config.
-        rows: of :func:`hypernet_folder`, which is called by default.
+    Attributes:
+        folder: of the model.
+        model: its weights.
+        rows: folder of the hypernetwork.
+        shape, params: of the hypernetwork.
+    """
+
+    folder: Path
+    model: LoadedModel
+    rows: Path
+    shape: HypernetConfig
+    params: Any
+
+
+def load_base(run: ReadingRun) -> Base:
+    """Load model and hypernetwork, and open what evaluations read, without any device.
 
     Raises:
         DyntokError: what of it cannot be had, or does not fit together.
     """
+    folder_to_write(run.training.out / "adapter")
     folder = resolve(run.model)
-    shape, params = load_hypernet(rows or hypernet_folder(run))
+    model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
+    source = SourceEmbeddings(*model.source)
+    inputs = SourceEmbeddings(source.input)
+    rows = shipped_hypernet(inputs, tokenizer) if run.rows == "default" else Path(run.rows)
+    if rows is None or not rows.is_dir():
+        raise DyntokError(
+            f"rows {run.rows}: valid are the folder of a hypernetwork for {run.model}, and default "
+            "where one ships for it"
+        )
+    if not belongs(rows, inputs, tokenizer):
+        raise DyntokError(f"rows {rows}: this hypernetwork was trained for another model")
+    shape, params = load_hypernet(rows)
     if not shape.native:
-        raise DyntokError(f"rows {run.rows}: read by another tokenizer than the model's own")
-    model = load_model(folder)
+        raise DyntokError(f"rows {rows}: are read by another tokenizer than the model's own")
+    if shape.languages:
+        raise DyntokError(f"rows {rows}: have a table of languages, of which batches know nothing")
+    try:
+        readable_source(shape, source)
+    except DyntokError as error:
+        raise DyntokError(f"rows {rows}: {error}") from error
     if run.held_out:
         check_readable(run.held_out.sources, run.held_out.max_chars)
+    return Base(folder, model, rows, shape, params)
+
+
+def make_task(run: ReadingRun, base: Base | None = None) -> Reading:
+    """The task of a run: model, hypernetwork, data.
+
+    Args:
+        run: the config.
+        base: of :func:`load_base`, which is called by default.
+
+    Raises:
+        DyntokError: what of it cannot be had, or does not fit together.
+    """
+    folder, model, _, shape, params = base or load_base(run)
     preparation = Preparation.of_run(
         folder, model.kind == "encoder", run.distill, shape.surface_length, shape.pad_id
     )
     return Reading(
+        run.lora,
         model,
         shape,
         run.distill,
@@ -170,27 +219,27 @@ def make_task(run: ReadingRun, rows: Path | None = None) -> Reading:
         run.training.seed,
         run.held_out and HeldOut(run.held_out, preparation, run.held_out_batches),
         params,
-        lora=run.lora,
     )
 
 
-def hypernet_folder(run: ReadingRun) -> Path:
-    """The folder of the run's hypernetwork.
-
-    Raises:
-        DyntokError: its rows are no hypernetwork's, or of another model's.
-    """
-    model = resolve(run.model)
-    source, tokenizer = SourceEmbeddings(load_source(model).input), BaseTokenizer.from_folder(model)
-    rows = default_rows(lambda _: source, tokenizer) if run.rows == "default" else run.rows
-    if not Path(rows).is_dir():
-        raise DyntokError(
-            f"rows {run.rows}: valid are the folder of a hypernetwork for {run.model}, and default "
-            "where one ships for it"
-        )
-    if not belongs(Path(rows), source, tokenizer):
-        raise DyntokError(f"rows {rows}: this hypernetwork was trained for another model")
-    return Path(rows)
+def _export(run: ReadingRun, base: Base, lora: Any, step: int) -> None:
+    """Write the trained adapter into the run's folder."""
+    folder, merges = run.training.out / "adapter", ("merge_rates", "prompt_share", "repeated_words")
+    said = {
+        "task": "reading",
+        "model": run.model,
+        "rows": run.rows,
+        "row_provider": identity(str(base.rows)),
+        "tokenization": {name: getattr(run.distill, name) for name in merges},
+        "steps": step,
+        "seed": run.training.seed,
+    }
+    half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), lora)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(half)):
+        raise DyntokError(f"{folder}: values beyond float16, in which adapters are kept")
+    adapter = Adapter(run.lora, half, base=base_hash(base.model), task=plain_settings(said))
+    write_adapter(folder, adapter, base.model.architecture, public_name(run.model), "F16")
+    logging.info("%s: the trained adapter (--adapter %s)", folder, folder)
 
 
 if __name__ == "__main__":

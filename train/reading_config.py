@@ -20,9 +20,9 @@ class ReadingRun:
         model: name or folder of the base model.
         data: texts.
         training: steps, optimizer, checkpoints.
+        lora: shape of the adapter.
         rows: ``default``, or the folder of a hypernetwork for this model and its tokenizer; it
             stays as it is.
-        lora: shape of the adapter.
         distill: the loss, through all layers.
         held_out: texts for evaluations; prepared here, whatever its ``workers``.
         held_out_batches: batches of an evaluation at each merge rate.
@@ -32,8 +32,8 @@ class ReadingRun:
     model: str
     data: DataConfig
     training: TrainingConfig
+    lora: LoraConfig
     rows: str = "default"
-    lora: LoraConfig = field(default_factory=LoraConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     held_out: DataConfig | None = None
     held_out_batches: int = 8
@@ -45,3 +45,5 @@ class ReadingRun:
             raise DyntokError("distill.layers: an adapter is of all layers; leave it out")
         if self.lora.dropout:
             raise DyntokError("lora.dropout: distillation has none; leave it out")
+        if self.training.evaluate_every and self.held_out is None:
+            raise DyntokError("training.evaluate_every needs held_out texts")

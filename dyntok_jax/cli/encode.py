@@ -63,7 +63,7 @@ def command(
     records = jsonl.read_records(input, {"text": jsonl.is_string})
     options.check_rows(rows, base_rows, reduction)
     if reduction == 0:
-        options.refuse_idle({"adapter": "nothing is merged at --reduction 0"})
+        options.refuse_idle({"adapter": options.UNMERGED})
 
     from safetensors.numpy import save_file
 

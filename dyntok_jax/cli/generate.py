@@ -221,7 +221,9 @@ def _check_idle(how: GenerationConfig, vocabulary: str | None) -> None:
         idle |= dict.fromkeys(names, why)
     if how.reduction == 0:
         why = "nothing is merged at --reduction 0"
-        idle |= dict.fromkeys(("adapter", "kept_words", "merge_together", "codebook"), why)
+        idle |= dict.fromkeys(("kept_words", "merge_together", "codebook"), why)
+        if not how.rewrite_words:
+            idle["adapter"] = options.UNMERGED
     options.refuse_idle(idle)
 
 

@@ -125,11 +125,12 @@ base_rows = click.option(
     help="Whether tokens of the vocabulary keep their own rows.  [default: own, but predicted "
     "by a ZeTT hypernetwork]",
 )
+UNMERGED = "it is for merged tokens, and nothing is merged at --reduction 0"
 adapter = click.option(
     "--adapter",
     metavar="DIR|default",
-    help="Read merged tokens by an adapter (train.reading), or by the one that ships for the "
-    "model.  [default: none]",
+    help="Run the model with an adapter that learnt to read merged tokens (train.reading), or with "
+    "the one that ships for it.  [default: none]",
 )
 reduction_or_all = click.option(
     "--reduction",

@@ -63,7 +63,7 @@ def command(
     options.check_rows(rows, base_rows, reduction)
     if reduction == 0:
         why = "nothing is merged at --reduction 0"
-        options.refuse_idle({"kept_words": why, "adapter": why})
+        options.refuse_idle({"kept_words": why, "adapter": options.UNMERGED})
 
     from dyntok_jax.config import load_config
     from dyntok_jax.dynamic_model import load

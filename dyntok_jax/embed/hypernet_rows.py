@@ -74,10 +74,7 @@ class HypernetRows:
         Raises:
             DyntokError: the source does not fit, or the language is missing or not there.
         """
-        if config.native and config.separate_output and source.output is None:
-            # Merged tokens of a tied model may have output rows apart from their input rows.
-            source = replace(source, output=source.input)
-        _check_source(config, source)
+        source = readable_source(config, source)
         if config.languages and (language is None or not 0 <= language < config.languages):
             what = "no language given" if language is None else f"language {language}"
             names = ", ".join(f"{row} {name}" for row, name in enumerate(languages))
@@ -192,7 +189,15 @@ class HypernetRows:
         return jax.tree.map(lambda table: np.asarray(table)[:count], rows)
 
 
-def _check_source(config: HypernetConfig, source: SourceEmbeddings) -> None:
+def readable_source(config: HypernetConfig, source: SourceEmbeddings) -> SourceEmbeddings:
+    """A model's rows as a hypernetwork reads them.
+
+    Raises:
+        DyntokError: it reads others.
+    """
+    if config.native and config.separate_output and source.output is None:
+        # Merged tokens of a tied model may have output rows apart from their input rows.
+        source = replace(source, output=source.input)
     rows, width = source.input.shape
     if width != config.width or rows < config.vocab_size:
         raise DyntokError(
@@ -205,3 +210,4 @@ def _check_source(config: HypernetConfig, source: SourceEmbeddings) -> None:
             if source.output is not None
             else "the hypernetwork reads separate output rows and the model has none"
         )
+    return source

@@ -40,6 +40,11 @@ def identity(name: str) -> str:
         return f"{Path(name).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
+def same_rows(there: str, here: str) -> bool:
+    """Whether two identities are of one provider; a folder's name may differ, its hash is told."""
+    return there.split()[-1:] == here.split()[-1:]
+
+
 def check_base_rows(name: str, base_rows: BaseRowsRule | None, where: str = "") -> None:
     """Refuses a choice where there is none.
 

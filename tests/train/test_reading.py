@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,32 +16,37 @@ import yaml
 from click.testing import CliRunner
 from flax.traverse_util import flatten_dict
 from safetensors import safe_open
+from tiny_folders import of_languages
 
 from dyntok_jax.cli import encode as encode_command
+from dyntok_jax.cli import generate as generate_command
+from dyntok_jax.cli import score as score_command
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed import shipped
-from dyntok_jax.embed.zett import save_hypernet
+from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.encoding import encode
 from dyntok_jax.lora import Adapter, read_adapter, write_adapter
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.models.lora import merged
 from dyntok_jax.scoring import score
-from dyntok_jax.sharding import apply
+from dyntok_jax.sharding import apply, gathered
 from dyntok_jax.types import DyntokError
 from train.config import HypernetRun
 from train.hypernet import make_task as hypernet_task
 from train.optim import make_schedule
-from train.reading import main, make_task
+from train.reading import load_base, main, make_task
 from train.reading_config import ReadingRun
 
 ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "reading").glob("*.yaml"))
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
     "In 1999 there were 24 lighthouses on this coast; today only 7 of them are lit.",
     "Der Großvater erzählte den Kindern jeden Abend Geschichten über ferne Länder.",
     "Habari ya asubuhi? Watoto wanacheza mpira nje ya nyumba ya babu yao.",
 ] * 4
+OPTIMIZER = "training.optimizer.phases=[{peak: 0.005, warmup: 5}]"
 TARGETS = {"encoder": ["query", "intermediate.dense"], "decoder": ["q_proj", "up_proj"]}
 
 
@@ -63,7 +70,8 @@ class Setting:
         params = task.hypernet_params(task.init(jax.random.key(0)))
         save_hypernet(self.rows, task.hypernet_config, jax.device_get(params))
         lora = {"rank": 4, "alpha": 8, "targets": TARGETS[kind]}
-        run = both | {"rows": str(self.rows), "lora": lora, "held_out": data, "held_out_batches": 1}
+        run = both | {"rows": str(self.rows), "lora": lora, "held_out": data}
+        run["held_out_batches"] = 1
         self.path = self._written("reading", run)
 
     def _written(self, name: str, run: dict) -> Path:
@@ -86,7 +94,7 @@ def setting(request, tmp_path_factory) -> Setting:
 @pytest.fixture(scope="module")
 def trained(setting) -> Path:
     """The folder of an adapter that the command trained."""
-    main(["--config", str(setting.path), "training.optimizer.phases=[{peak: 0.005, warmup: 5}]"])
+    main(["--config", str(setting.path), OPTIMIZER])
     return setting.folder / "run" / "adapter"
 
 
@@ -136,7 +144,7 @@ def test_the_merged_model_is_the_student(setting):
     np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(whole)[mask], atol=2e-5)
 
 
-def test_the_command_brings_the_student_nearer(setting, trained):
+def test_the_command_brings_the_student_nearer_on_what_it_read(setting, trained):
     lines = (setting.folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     figures = [r for r in map(json.loads, lines) if r["kind"] == "evaluation"]
     task = make_task(setting.run())
@@ -184,7 +192,21 @@ def test_a_model_reads_by_it_and_is_itself_left_alone(setting, trained):
 
 def test_rows_that_it_did_not_learn_are_warned_of(setting, trained, caplog):
     load(setting.model, "fvt", adapter=str(trained))
-    assert "learnt to read rows of rows " in caplog.text and ", not of fvt" in caplog.text
+    said = "learnt to read rows of rows "
+    assert said in caplog.text and ", not of fvt" in caplog.text
+    caplog.clear()
+    copied = shutil.copytree(setting.rows, setting.folder / "another name", dirs_exist_ok=True)
+    model = load(setting.model, str(copied), adapter=str(trained))
+    assert said not in caplog.text
+    model.with_rows("weighted")
+    assert said in caplog.text
+
+
+def test_an_adapter_upon_another_is_refused(setting, trained):
+    model = load(setting.model, str(setting.rows), adapter=str(trained))
+    assert model.adapter is not None and model.adapter.name == str(trained)
+    with pytest.raises(DyntokError, match="reads with one already"):
+        model.with_adapter(str(trained))
 
 
 def test_the_one_that_ships_is_found_by_the_model(setting, trained, tmp_path, monkeypatch):
@@ -199,6 +221,113 @@ def test_the_one_that_ships_is_found_by_the_model(setting, trained, tmp_path, mo
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     expected = output(model.with_adapter(str(trained)))
     np.testing.assert_array_equal(output(model.with_adapter("default")), expected)
+
+
+def test_the_one_that_ships_is_read_by_another_copy_of_its_model(
+    setting, trained, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "shipped" / "tiny"
+    model = load(setting.model, str(setting.rows))
+    shutil.copytree(trained, folder / shipped.ADAPTER)
+    shipped.write_mark(folder, "tiny", model.source, model.tokenizer)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "shipped")
+    quantized = dataclasses.replace(
+        model, params=jax.tree.map(lambda leaf: leaf + 1e-4, model.params)
+    )
+    adapted = quantized.with_adapter("default")
+    assert "learnt on another copy of this model" in caplog.text
+    difference = np.abs(output(adapted) - output(model.with_adapter(str(trained)))).max()
+    assert 0 < difference < 0.1
+    with pytest.raises(DyntokError, match="adapter: the adapter was trained on another model"):
+        quantized.with_adapter(str(trained))
+
+
+def test_a_decoders_names_are_those_of_peft(setting, trained):
+    said = json.loads((trained / "adapter_config.json").read_text("utf-8"))
+    with safe_open(trained / "adapter_model.safetensors", "np") as file:
+        names = list(file.keys())
+    if setting.kind == "decoder":
+        assert said["task_type"] == "CAUSAL_LM"
+        assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    else:
+        assert said["task_type"] == "FEATURE_EXTRACTION"
+        assert "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight" in names
+
+
+# peft asks transformers by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_peft_reads_it(setting, trained):
+    peft = pytest.importorskip("peft", reason="needs torch and peft")
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    auto = {"encoder": "AutoModel", "decoder": "AutoModelForCausalLM"}[setting.kind]
+    base = getattr(transformers, auto).from_pretrained(setting.model)
+    theirs = peft.PeftModel.from_pretrained(base, trained).eval()
+    ids = np.arange(5, 17)[None]
+    with torch.no_grad():
+        output = theirs(torch.from_numpy(ids))
+        expected = (output[0] if setting.kind == "encoder" else output.logits).numpy()
+    model = load(setting.model, "base", adapter=str(trained))
+    batch = model.batch([ids[0].tolist()])
+    states = np.asarray(model.forward(batch, gathered))[0][batch.mask[0]]
+    if setting.kind == "decoder":
+        states = states @ np.asarray(model.output_rows).T
+    np.testing.assert_allclose(states, expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_score_and_generate_take_it_where_something_merges(setting, trained, tmp_path):
+    if setting.kind == "encoder":
+        pytest.skip("both are for decoders")
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text(json.dumps({"prompt": TEXTS[0], "choices": [" yes", " no"]}) + "\n", "utf-8")
+    options = [str(lines), "--model", setting.model, "--rows", str(setting.rows)]
+    adapter = ["--adapter", str(trained)]
+    plain, adapted = (
+        json.loads(CliRunner().invoke(score_command.command, [*options, *more]).stdout)["scores"]
+        for more in ([], adapter)
+    )
+    model = load(setting.model, str(setting.rows), adapter=str(trained))
+    expected = score(model, [(TEXTS[0], [" yes", " no"])], 100, batch_size=8)[0].scores
+    np.testing.assert_allclose(adapted, expected, rtol=1e-5)
+    assert np.abs(np.subtract(plain, adapted)).max() > 1e-3
+    lines.write_text(json.dumps({"prompt": TEXTS[0]}) + "\n", "utf-8")
+    short = [*options, "--max-new-tokens", "24", "--temperature", "2"]
+    ids = [
+        json.loads(CliRunner().invoke(generate_command.command, [*short, *more]).stdout)["ids"]
+        for more in ([], adapter)
+    ]
+    assert ids[0] != ids[1]
+    for command in (score_command.command, generate_command.command):
+        refused = CliRunner().invoke(command, [*options, *adapter, "--reduction", "0"])
+        assert refused.exit_code == 2 and "--adapter: it is for merged tokens" in refused.output
+    more = ["--reduction", "0", "--rewrite-words", "2"]
+    taken = CliRunner().invoke(generate_command.command, [*short, *adapter, *more])
+    assert taken.exit_code == 0, taken.output
+
+
+@pytest.mark.parametrize("change", ["lora.alpha=9", "distill.merge_rates=[50, 100]", "rows"])
+def test_a_run_goes_on_by_its_own_settings_only(setting, trained, change, tmp_path):
+    if change == "rows":
+        config, params = load_hypernet(setting.rows)
+        params["positions"] = np.asarray(params["positions"]) + 1
+        save_hypernet(tmp_path / "other", config, params)
+        change = f"rows={tmp_path / 'other'}"
+    with pytest.raises(SystemExit, match="has other settings"):
+        main(["--config", str(setting.path), OPTIMIZER, change])
+
+
+def test_a_table_of_languages_is_refused(setting, tmp_path):
+    rows = of_languages(tmp_path / "rows", Path(setting.model), ["de", "en"])
+    with pytest.raises(DyntokError, match="have a table of languages"):
+        load_base(setting.run(f"rows={rows}"))
+
+
+def test_rows_of_another_width_are_refused(setting, tmp_path):
+    config, params = load_hypernet(setting.rows)
+    save_hypernet(tmp_path / "wide", dataclasses.replace(config, vocab_size=10**6), params)
+    with pytest.raises(DyntokError, match="wide: "):
+        load_base(setting.run(f"rows={tmp_path / 'wide'}"))
 
 
 def test_others_adapters_are_refused(setting, trained, tmp_path):
@@ -236,7 +365,7 @@ def test_encode_takes_it_where_something_merges(setting, trained, tmp_path):
     np.testing.assert_allclose(vector, expected, rtol=1e-5, atol=1e-6)
     refused = CliRunner().invoke(encode_command.command, [*options, "--reduction", "0"])
     assert refused.exit_code == 2
-    assert "--adapter: nothing is merged at --reduction 0" in refused.output
+    assert "--adapter: it is for merged tokens" in refused.output
 
 
 @pytest.mark.parametrize(
@@ -248,6 +377,7 @@ def test_encode_takes_it_where_something_merges(setting, trained, tmp_path):
         (["lora.dropout=0.1"], "lora.dropout: distillation has none"),
         (["distill.layers=1"], "distill.layers: an adapter is of all layers"),
         (["held_out_batches=0"], "held_out_batches: 0"),
+        (["held_out=null"], "training.evaluate_every needs held_out texts"),
         (["held_out.sources=[{language: xx, files: /no/such.txt}]"], "/no/such.txt"),
         (["distill.sequences=3"], "3 do not split over"),
     ],
@@ -266,7 +396,7 @@ def test_command_refuses_in_one_line(overrides, words, setting):
     assert words in said and said.startswith("error: ") and "\n" not in said
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "reading").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_file_is_valid_and_says_its_command(path, monkeypatch):
     monkeypatch.setenv("TEXT", "texts")
     run = read_config(ReadingRun, path)
@@ -277,7 +407,8 @@ def test_file_is_valid_and_says_its_command(path, monkeypatch):
 
 
 def test_texts_are_those_of_the_hypernetworks_they_read():
-    for path in (ROOT / "configs" / "reading").glob("*.yaml"):
+    assert FILES
+    for path in FILES:
         own, other = (
             yaml.safe_load((ROOT / "configs" / kind / path.name).read_text("utf-8"))
             for kind in ("reading", "hypernet")

@@ -39,4 +39,4 @@ def with_adapter(
 def said_of_adapter(models: Mapping[str, DynamicModel]) -> dict[str, Any]:
     """What a run file says of the adapter, if there is one."""
     found = next((m.adapter for m in models.values() if m.adapter is not None), None)
-    return {} if found is None else {"adapter": found._asdict()}
+    return {} if found is None else {"reading_adapter": found._asdict()}

@@ -10,6 +10,7 @@ import pytest
 from tiny_folders import of_languages, reading_adapter
 
 from dyntok_jax.dynamic_model import DynamicModel
+from dyntok_jax.encoding import pooled
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import cache_folder
@@ -106,7 +107,16 @@ def test_each_language_is_read_by_its_row_of_a_table(
     assert run.code == 2 and "'fr'" in run.err and "its languages are sw, en, de" in run.err
 
 
-def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_path):
+def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_path, monkeypatch):
+    read = []
+
+    def noted(model, sequences, *how):
+        slots = model.cache.lookup(sequences[0].tokens)
+        rows = np.asarray(model.cache.tables.input)[slots]
+        read.append((model.adapter is not None, rows))
+        return pooled(model, sequences, *how)
+
+    monkeypatch.setattr(retrieval, "pooled", noted)
     out, adapter = tmp_path / "figures.json", reading_adapter(tmp_path / "adapter", encoder)
     rows = of_languages(tmp_path / "rows", encoder, ["sw", "de"])
     arguments = ("--model", encoder, "--rows", f"static,{rows}", "--text", texts, "--out", out)
@@ -115,6 +125,13 @@ def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_p
     report = json.loads(out.read_text("utf-8"))
     assert report["rows"] == ["static", str(rows), f"{rows}+adapter"]
     assert report["mean"]["accuracy"].keys() == {*report["rows"]}
+    assert report["reading_adapter"]["name"] == str(adapter) and len(report["reading_adapter"]["sha256"]) == 64
+    # English, then for de and sw base tokens, rows, and the same rows with the adapter.
+    assert [adapted for adapted, _ in read] == [False, *[False, False, True] * 2]
+    (_, de), (_, de_adapted), _, (_, sw), (_, sw_adapted) = read[2:]
+    np.testing.assert_array_equal(de, de_adapted)
+    np.testing.assert_array_equal(sw, sw_adapted)
+    assert de.shape != sw.shape or np.abs(de - sw).max() > 1e-3
 
 
 def test_at_no_reduction_all_rows_are_static(command, encoder, texts, tmp_path):

@@ -43,22 +43,32 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
         f"{first['prefix_tokens']}, merged but for {kept}, above static (95 % interval; "
         f"commit {commits}):"
     )
+    parts = [
+        (run, path, figures, part)
+        for run in runs
+        for path, figures in run["files"].items()
+        for part in figures["reductions"]
+    ]
+    if not parts:
+        raise ValueError("no file was measured")
+    # Runs may have other rows than the first one.
+    names = [*dict.fromkeys(name for *_, part in parts for name in part["rows"])]
+    closing = [
+        name for name in names if any("gap_closed" in p["rows"].get(name, {}) for *_, p in parts)
+    ]
     lines = []
-    for run in runs:
-        for path, figures in run["files"].items():
-            for part in figures["reductions"]:
-                cells = [above(row) for row in part["rows"].values()]
-                cells += [closed(row) for row in part["rows"].values() if "gap_closed" in row]
-                static = f"{figures['static_bits_per_byte']:.3f}"
-                saved = f"{part['prefix_shorter_percent']:.0f} %"
-                place = "/".join(Path(path).parts[-2:])
-                windows = str(run["windows"])
-                lines.append([place, windows, f"{part['reduction']:g} %", saved, static, *cells])
-    names = first["files"].values()
-    rows = next(iter(names))["reductions"][0]["rows"]
-    short = dict(zip(rows, short_names([*rows]), strict=True))
+    for run, path, figures, part in parts:
+        rows = part["rows"]
+        cells = [above(rows[name]) if name in rows else "" for name in names]
+        cells += [closed(rows[name]) if name in rows else "" for name in closing]
+        static = f"{figures['static_bits_per_byte']:.3f}"
+        saved = f"{part['prefix_shorter_percent']:.0f} %"
+        place = "/".join(Path(path).parts[-2:])
+        windows = str(run["windows"])
+        lines.append([place, windows, f"{part['reduction']:g} %", saved, static, *cells])
+    short = dict(zip(names, short_names(names), strict=True))
     columns = ["text", "windows", "reduction", "tokens saved", "static", *short.values()]
-    columns += [f"{short[name]} closes" for name, row in rows.items() if "gap_closed" in row]
+    columns += [f"{short[name]} closes" for name in closing]
     commands = "\n".join(run["command"] for run in runs)
     return f"{head}\n\n```\n{commands}\n```\n\n{table(columns, lines)}"
 

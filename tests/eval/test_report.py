@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -296,6 +297,22 @@ def test_continuation_names_the_command_of_every_run():
     table = report.TABLES["continuation"]([CONTINUATION, second])
     first, other = CONTINUATION["command"], second["command"]
     assert f"```\n{first}\n{other}\n```" in table
+
+
+def test_a_continuation_with_rows_that_another_lacks_leaves_its_cells_empty():
+    more = copy.deepcopy(CONTINUATION)
+    for figures in more["files"].values():
+        for part in figures["reductions"]:
+            *_, last = part["rows"].values()
+            part["rows"]["more"] = last
+    table = report.TABLES["continuation"]([CONTINUATION, more])
+    header, _, first, *_, last = [line for line in table.splitlines() if line.startswith("|")]
+    columns = [cell.strip() for cell in header.split("|")[1:-1]]
+    place, closes = columns.index("more"), columns.index("more closes")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (first, last)]
+    assert [len(row) for row in cells] == [len(columns)] * 2
+    assert cells[0][place] == cells[0][closes] == ""
+    assert cells[1][place] == cells[1][place - 1] != "" != cells[1][closes]
 
 
 def test_a_continuation_of_unmerged_prefixes_has_no_gap():

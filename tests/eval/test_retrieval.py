@@ -125,7 +125,10 @@ def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_p
     report = json.loads(out.read_text("utf-8"))
     assert report["rows"] == ["static", str(rows), f"{rows}+adapter"]
     assert report["mean"]["accuracy"].keys() == {*report["rows"]}
-    assert report["reading_adapter"]["name"] == str(adapter) and len(report["reading_adapter"]["sha256"]) == 64
+    assert (
+        report["reading_adapter"]["name"] == str(adapter)
+        and len(report["reading_adapter"]["sha256"]) == 64
+    )
     # English, then for de and sw base tokens, rows, and the same rows with the adapter.
     assert [adapted for adapted, _ in read] == [False, *[False, False, True] * 2]
     (_, de), (_, de_adapted), _, (_, sw), (_, sw_adapted) = read[2:]

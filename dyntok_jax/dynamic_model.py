@@ -19,13 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from dyntok_jax.adapter_files import WEIGHTS, read_adapter
 from dyntok_jax.batching import Batch, by_length, make_batch
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.providers import default_rows, identity, row_provider, same_rows
 from dyntok_jax.embed.shipped import shipped_adapter
 from dyntok_jax.embed.source import BaseRowsRule, RowProvider, SourceEmbeddings
-from dyntok_jax.lora import WEIGHTS, Adapter, Base, check_base, read_adapter
+from dyntok_jax.lora import Adapter, Base, check_base
 from dyntok_jax.merging.batch import DynamicBatch, merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.merging.punctuation import PunctuationRule

@@ -15,13 +15,14 @@ import yaml
 from jaxtyping import Float
 from tqdm import tqdm
 
+from dyntok_jax.adapter_files import read_adapter
 from dyntok_jax.batching import by_length
 from dyntok_jax.classification import adapted, best_class, classify
 from dyntok_jax.command_line import is_terminal
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.providers import default_rows, identity, same_rows
-from dyntok_jax.lora import Adapter, read_adapter
+from dyntok_jax.lora import Adapter
 from dyntok_jax.merging.batch import DynamicTokens
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.model_store import resolve

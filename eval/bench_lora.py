@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dyntok_jax.adapter_files import write_adapter
 from dyntok_jax.config import read_config
-from dyntok_jax.lora import write_adapter
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.sharding import replicated

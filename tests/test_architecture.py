@@ -16,7 +16,7 @@ ORDER = [
     {"merging", "batching", "colour"},
     {"models", "tasks"},
     {"sharding", "lora"},
-    {"checkpoint", "embed"},
+    {"checkpoint", "embed", "adapter_files"},
     {"dynamic_model"},
     {"large_vocabulary"},
     {"encoding", "scoring", "classification", "sampling"},

@@ -19,8 +19,9 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file, save_file
 
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.config import MeshConfig
-from dyntok_jax.lora import adapted_params, base_hash, frozen_hash, read_adapter, write_adapter
+from dyntok_jax.lora import adapted_params, base_hash, frozen_hash
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.layers import Dense, abstract_params, dropped

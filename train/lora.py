@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import jax
 
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.config import read_config
 from dyntok_jax.dynamic_model import load
-from dyntok_jax.lora import read_adapter, write_adapter
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.types import DyntokError

@@ -17,8 +17,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from dyntok_jax.adapter_files import read_adapter
 from dyntok_jax.files import new_folder
-from dyntok_jax.lora import Adapter, adapted_params, headed, read_adapter, warn_of_merged_tokens
+from dyntok_jax.lora import Adapter, adapted_params, headed, warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.hf_config import ENCODER_HEADS, ENCODERS

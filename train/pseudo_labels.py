@@ -23,11 +23,12 @@ from pathlib import Path
 
 import regex
 
+from dyntok_jax.adapter_files import read_adapter
 from dyntok_jax.classification import adapted, classify
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.files import atomic_path, refuse_input
-from dyntok_jax.lora import read_adapter, warn_of_merged_tokens
+from dyntok_jax.lora import warn_of_merged_tokens
 from dyntok_jax.model_store import resolve
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.tasks import metrics, uner

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from dyntok_jax.adapter_files import write_adapter
 from dyntok_jax.config import ComputeConfig, read_config
 from dyntok_jax.embed.hypernet import HypernetConfig
 from dyntok_jax.embed.hypernet_rows import readable_source
@@ -30,7 +31,7 @@ from dyntok_jax.embed.providers import identity
 from dyntok_jax.embed.shipped import belongs, shipped_hypernet
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet
-from dyntok_jax.lora import Adapter, base_hash, write_adapter
+from dyntok_jax.lora import Adapter, base_hash
 from dyntok_jax.model_store import public_name, resolve
 from dyntok_jax.models.layers import abstract_params
 from dyntok_jax.models.lora import LoraConfig, abstract_lora, additions, init_lora, targeted

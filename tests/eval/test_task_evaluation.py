@@ -14,20 +14,14 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.dynamic_model import DynamicModel, load
 from dyntok_jax.embed.hypernet import HypernetConfig, abstract_hypernet
 from dyntok_jax.embed.providers import identity
 from dyntok_jax.embed.shipped import write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import save_hypernet
-from dyntok_jax.lora import (
-    Adapter,
-    adapted_params,
-    base_hash,
-    headed,
-    read_adapter,
-    write_adapter,
-)
+from dyntok_jax.lora import Adapter, adapted_params, base_hash, headed
 from dyntok_jax.models.encoder import Encoder
 from dyntok_jax.models.heads import SequenceClassifier, TokenClassifier
 from dyntok_jax.models.layers import abstract_params

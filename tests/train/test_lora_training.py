@@ -19,10 +19,11 @@ import pytest
 import yaml
 from head_commands import commands
 
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
 from dyntok_jax.embed.cache import RowCache
 from dyntok_jax.embed.source import FvtRows
-from dyntok_jax.lora import adapted_params, read_adapter, write_adapter
+from dyntok_jax.lora import adapted_params
 from dyntok_jax.merging.batch import merge
 from dyntok_jax.merging.budget import Budget
 from dyntok_jax.models.hf_config import read_architecture

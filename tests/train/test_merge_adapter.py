@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from dyntok_jax.lora import read_adapter, write_adapter
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.models.classifier import Classifier
 from dyntok_jax.models.encoder import EncoderConfig
 from dyntok_jax.models.lora import additions

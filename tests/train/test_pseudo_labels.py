@@ -10,7 +10,7 @@ import jax
 import pytest
 from test_lora_training import SENTENCES, files, make
 
-from dyntok_jax.lora import write_adapter
+from dyntok_jax.adapter_files import write_adapter
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.tasks import metrics, uner
 from dyntok_jax.tasks.source import TaskSource

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from flax.traverse_util import flatten_dict
-from safetensors import safe_open
+from safetensors.numpy import load_file
 from tiny_folders import of_languages
 
+from dyntok_jax.adapter_files import read_adapter, write_adapter
 from dyntok_jax.cli import encode as encode_command
 from dyntok_jax.cli import generate as generate_command
 from dyntok_jax.cli import score as score_command
@@ -26,7 +27,7 @@ from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed import shipped
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
 from dyntok_jax.encoding import encode
-from dyntok_jax.lora import Adapter, read_adapter, write_adapter
+from dyntok_jax.lora import Adapter
 from dyntok_jax.models.hf_config import read_architecture
 from dyntok_jax.models.lora import merged
 from dyntok_jax.scoring import score
@@ -161,8 +162,8 @@ def test_the_adapter_says_what_it_is(setting, trained):
     assert len(paths) == len(TARGETS[setting.kind])
     said = {name: found.task[name] for name in ("task", "rows", "steps", "seed")}
     assert said == {"task": "reading", "rows": str(setting.rows), "steps": 30, "seed": 0}
-    with safe_open(trained / "adapter_model.safetensors", "np") as file:
-        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"float16"}  # noqa: SIM118
+    tensors = load_file(trained / "adapter_model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {"float16"}
 
 
 def output(model) -> np.ndarray:
@@ -244,8 +245,7 @@ def test_the_one_that_ships_is_read_by_another_copy_of_its_model(
 
 def test_a_decoders_names_are_those_of_peft(setting, trained):
     said = json.loads((trained / "adapter_config.json").read_text("utf-8"))
-    with safe_open(trained / "adapter_model.safetensors", "np") as file:
-        names = list(file.keys())
+    names = load_file(trained / "adapter_model.safetensors").keys()
     if setting.kind == "decoder":
         assert said["task_type"] == "CAUSAL_LM"
         assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
@@ -276,9 +276,8 @@ def test_peft_reads_it(setting, trained):
     np.testing.assert_allclose(states, expected[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("setting", ["decoder"], indirect=True)
 def test_score_and_generate_take_it_where_something_merges(setting, trained, tmp_path, monkeypatch):
-    if setting.kind == "encoder":
-        pytest.skip("both are for decoders")
     lines = tmp_path / "prompts.jsonl"
     lines.write_text(json.dumps({"prompt": TEXTS[0], "choices": [" yes", " no"]}) + "\n", "utf-8")
     options = [str(lines), "--model", setting.model, "--rows", str(setting.rows)]
@@ -357,16 +356,14 @@ def test_others_adapters_are_refused(setting, trained, tmp_path):
             model.with_adapter(str(tmp_path / "task"))
 
 
+@pytest.mark.parametrize("setting", ["encoder"], indirect=True)
 def test_encode_takes_it_where_something_merges(setting, trained, tmp_path):
-    if setting.kind == "decoder":
-        pytest.skip("dyntok encode is for encoders")
     lines = tmp_path / "texts.jsonl"
     lines.write_text(json.dumps({"text": TEXTS[0]}) + "\n", "utf-8")
     options = [str(lines), "--model", setting.model, "--rows", str(setting.rows)]
     options += ["--out", str(tmp_path / "v.safetensors"), "--adapter", str(trained)]
     assert CliRunner().invoke(encode_command.command, options).exit_code == 0
-    with safe_open(tmp_path / "v.safetensors", "np") as file:
-        vector = file.get_tensor("vectors")[0]
+    vector = load_file(tmp_path / "v.safetensors")["vectors"][0]
     model = load(setting.model, str(setting.rows), adapter=str(trained))
     expected = encode(model, TEXTS[:1], 100, pool="mean", batch_size=32).vectors[0]
     np.testing.assert_allclose(vector, expected, rtol=1e-5, atol=1e-6)

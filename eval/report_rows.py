@@ -53,6 +53,8 @@ def continuation(runs: Sequence[dict[str, Any]]) -> str:
         raise ValueError("no file was measured")
     # Runs may have other rows than the first one.
     names = [*dict.fromkeys(name for *_, part in parts for name in part["rows"])]
+    texts = [*dict.fromkeys(path for _, path, *_ in parts)]
+    parts.sort(key=lambda part: (texts.index(part[1]), part[3]["reduction"]))
     closing = [
         name for name in names if any("gap_closed" in p["rows"].get(name, {}) for *_, p in parts)
     ]

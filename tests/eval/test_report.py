@@ -329,6 +329,17 @@ def test_a_continuation_of_unmerged_prefixes_has_no_gap():
     assert f"| 2.500 | +0.0 % | {above} |  |" in report.TABLES["continuation"]([run])
 
 
+def test_continuations_of_a_text_stand_together_by_reduction():
+    whole, other = copy.deepcopy(CONTINUATION), copy.deepcopy(CONTINUATION)
+    (path,) = whole["files"]
+    whole["files"][path]["reductions"][0]["reduction"] = 100.0
+    other["files"] = {"text/wiki/en.txt": other["files"].pop(path)}
+    table = report.TABLES["continuation"]([whole, other, CONTINUATION])
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| wiki/")]
+    places = [(line[1].strip(), line[3].strip()) for line in lines]
+    assert places == [("wiki/de.txt", "50 %"), ("wiki/de.txt", "100 %"), ("wiki/en.txt", "50 %")]
+
+
 def test_a_readme_is_no_run(tmp_path, command):
     run = tmp_path / "run.json"
     run.write_text(json.dumps(RETRIEVAL))

@@ -163,7 +163,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     _check(path, stored, tensors)
     params: dict[str, list[np.ndarray]] = {}
     for part in stored:
-        tensor = tensors[part.name].astype(np.float32)
+        # A mapped file's kind of array cannot be put on devices of several processes.
+        tensor = np.array(tensors[part.name], np.float32)
         params.setdefault(part.path, []).append(tensor.T if part.transposed else tensor)
     flat = {
         path: np.stack(parts) if path.startswith(STACK) else parts[0]

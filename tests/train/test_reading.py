@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from distill_parts import SENTENCES
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
+from test_two_processes import HYPERNET, run_both
 from tiny_folders import of_languages
 
 from dyntok_jax.adapter_files import read_adapter, write_adapter
@@ -41,12 +43,8 @@ from train.reading_config import ReadingRun
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "reading").glob("*.yaml"))
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
-    "In 1999 there were 24 lighthouses on this coast; today only 7 of them are lit.",
-    "Der Großvater erzählte den Kindern jeden Abend Geschichten über ferne Länder.",
-    "Habari ya asubuhi? Watoto wanacheza mpira nje ya nyumba ya babu yao.",
-] * 4
+TEXTS = SENTENCES * 4
+READING = HYPERNET.replace("train.hypernet", "train.reading")
 OPTIMIZER = "training.optimizer.phases=[{peak: 0.005, warmup: 5}]"
 TARGETS = {"encoder": ["query", "intermediate.dense"], "decoder": ["q_proj", "up_proj"]}
 
@@ -310,6 +308,19 @@ def test_score_and_generate_take_it_where_something_merges(setting, trained, tmp
     more = [*unmerged, "--rewrite-words", "2"]
     taken = CliRunner().invoke(generate_command.command, [*short, *more])
     assert taken.exit_code == 0, taken.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["decoder"], indirect=True)
+def test_two_processes_train_one_adapter(setting, tmp_path):
+    steps = ["training.steps=6", "training.evaluate_every=3", "compute.mesh.data=2", OPTIMIZER]
+    run_both(["-c", READING], setting.path, f"training.out={tmp_path / 'run'}", *steps)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    kinds = [(record["step"], record["kind"]) for record in map(json.loads, lines)]
+    assert kinds.count((3, "evaluation")) == kinds.count((6, "evaluation")) == 1
+    model = load(setting.model, str(setting.rows))
+    adapted = model.with_adapter(str(tmp_path / "run" / "adapter"))
+    assert np.abs(output(adapted) - output(model)).max() > 1e-5
 
 
 @pytest.mark.parametrize("change", ["lora.alpha=9", "distill.merge_rates=[50, 100]", "rows"])

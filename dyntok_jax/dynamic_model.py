@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from dyntok_jax.models.lora import merged
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.boundaries import Boundary, whole_units
 from dyntok_jax.text.layouts import BaseTokens
 from dyntok_jax.types import DyntokError, Token
 
@@ -158,7 +158,7 @@ class DynamicModel:
         boundary: Boundary = Boundary.PRETOKEN,
         per_sample: bool = False,
     ) -> DynamicBatch:
-        """Merges a batch.
+        """Merges a batch, but for what :meth:`readable` leaves as it is.
 
         Raises:
             DyntokError: merged tokens are possible, and the rows are base rows.
@@ -168,7 +168,22 @@ class DynamicModel:
                 "base rows exist for unmerged tokens only: valid with them is a reduction of 0"
             )
         rule = self._punctuation_rule if boundary is Boundary.WORD_HYPHEN else None
+        sequences = self.readable(sequences, boundary)
         return merge(sequences, budget, rule=rule, per_sample=per_sample)
+
+    def readable(
+        self, sequences: Sequence[BaseTokens], boundary: Boundary = Boundary.PRETOKEN
+    ) -> list[BaseTokens]:
+        """The same, with words that have more base tokens than the rows are made of cut up.
+
+        A hypernetwork reads S pieces of a token. What has more is seldom a word, but a clause of a
+        language that writes none apart, and in a row of its first pieces the rest would be lost:
+        such words stay in base tokens. (A whole text, ``Boundary.SENTENCE``, merges in any part.)
+        """
+        if self.cache.longest is None or boundary is Boundary.SENTENCE:
+            return [*sequences]
+        longest = self.cache.longest
+        return [replace(part, units=whole_units(part.units, longest)) for part in sequences]
 
     def batch(self, sequences: Sequence[Sequence[Token]]) -> Batch:
         """Pads sequences on the side that this kind of model wants.

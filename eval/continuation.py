@@ -193,6 +193,8 @@ def _file(
     before = sum(len(part.tokens) for part in windows.prefixes)
     by_reduction = []
     merging = [keep_last(part, options.kept_words) for part in windows.prefixes]
+    for other in models.values():
+        merging = other.readable(merging)
     for reduction in options.reduction:
         budget = Budget(reduction=reduction)
         merged = model.merge(merging, budget, per_sample=True).sequences

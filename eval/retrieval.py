@@ -133,6 +133,8 @@ def _language(
     candidates: Float[np.ndarray, "N D"],
 ) -> dict[str, Any]:
     """Accuracies and lengths of one language."""
+    for other in models.values():
+        base = other.readable(base)
     merged: list[DynamicTokens] = []
     for start in range(0, len(base), BATCH_SIZE):
         budget = Budget(reduction=options.reduction)

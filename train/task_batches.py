@@ -76,7 +76,9 @@ class TaskBatches:
             grouped: batches whose examples are sorted by length together.
             seed: of the order and of what is drawn.
         """
-        self.model, self.examples, self.tokenization = model, examples, tokenization
+        base = model.readable(examples.base, tokenization.boundary)
+        self.model, self.examples = model, examples._replace(base=base)
+        self.tokenization = tokenization
         self.sequences, self.grouped, self.seed = sequences, grouped, seed
         self.max_length = max_length
         self.per_epoch = -(-len(examples.base) // sequences)

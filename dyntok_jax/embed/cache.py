@@ -118,6 +118,11 @@ class RowCache:
         return getattr(self._provider, "truncated", 0)
 
     @property
+    def longest(self) -> int | None:
+        """How many base tokens of a merged one the provider reads; None for all."""
+        return getattr(self._provider, "longest", None)
+
+    @property
     def unknown(self) -> int:
         """How many rows the provider gave that are the unknown token's."""
         return getattr(self._provider, "unknown", 0)

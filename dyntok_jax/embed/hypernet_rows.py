@@ -94,6 +94,11 @@ class HypernetRows:
         self._language = language or 0
         self._base_rows: BaseRowsRule = base_rows
 
+    @property
+    def longest(self) -> int:
+        """S: what a token has more is not read."""
+        return self.config.surface_length
+
     def rows(self, tokens: Sequence[Token]) -> Rows:
         """Rows of U tokens.
 

@@ -85,6 +85,22 @@ def capped_units(units: np.ndarray, longest: int) -> np.ndarray:
     return np.cumsum((positions - unit_begin) % longest == 0, dtype=np.int32) - np.int32(1)
 
 
+def whole_units(units: np.ndarray, longest: int) -> np.ndarray:
+    """Cuts units with more base tokens than ``longest`` into single ones, which do not merge.
+
+    Args:
+        units: (T,) rising numbers of the units.
+        longest: most base tokens of a unit that stays whole, from 1.
+
+    Returns:
+        (T,) int32, rising from 0.
+    """
+    begins = np.diff(units, prepend=-1) != 0
+    number = np.cumsum(begins) - 1
+    is_long = (np.bincount(number) > longest)[number]
+    return np.cumsum(begins | is_long, dtype=np.int32) - np.int32(1)
+
+
 def _decode(raw: bytes) -> tuple[str, np.ndarray]:
     """The text of the bytes, and each character's first byte, with the end appended.
 

@@ -107,6 +107,18 @@ def test_each_language_is_read_by_its_row_of_a_table(
     assert run.code == 2 and "'fr'" in run.err and "its languages are sw, en, de" in run.err
 
 
+def test_all_rows_are_of_words_that_each_can_be_made_of(command, encoder, texts, tmp_path):
+    rows, lengths = of_languages(tmp_path / "rows", encoder, ["sw", "de"]), []
+    for names in ("static,fvt", f"static,fvt,{rows}"):
+        out = tmp_path / "figures.json"
+        arguments = ("--model", encoder, "--rows", names, "--text", texts, "--out", out)
+        run = command(retrieval.main, *arguments)
+        assert run.code == 0, run.err
+        languages = json.loads(out.read_text("utf-8"))["languages"]
+        lengths.append([part["tokens_dynamic"] for part in languages.values()])
+    assert all(fewer < more for fewer, more in zip(*lengths, strict=True))
+
+
 def test_an_adapter_reads_the_last_rows_once_more(command, encoder, texts, tmp_path, monkeypatch):
     read = []
 

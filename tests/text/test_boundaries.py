@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dyntok_jax.text.boundaries import Boundary, capped_units, unit_numbers
+from dyntok_jax.text.boundaries import Boundary, capped_units, unit_numbers, whole_units
 from dyntok_jax.text.byte_level import to_byte_chars
 from dyntok_jax.types import DyntokError
 
@@ -135,3 +135,18 @@ def test_long_units_are_cut_from_their_beginning(longest: int, expected: list[in
 
 def test_no_units_are_cut_into_none():
     assert capped_units(np.zeros(0, np.int32), 3).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [
+        (5, [0, 0, 0, 0, 0, 1, 1, 2]),
+        (4, [0, 1, 2, 3, 4, 5, 5, 6]),
+        (2, [0, 1, 2, 3, 4, 5, 5, 6]),
+        (1, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_units_that_are_too_long_do_not_merge_at_all(longest: int, expected: list[int]):
+    whole = whole_units(np.array([3, 3, 3, 3, 3, 4, 4, 9], np.int32), longest)
+    assert whole.dtype == np.int32 and whole.tolist() == expected
+    assert whole_units(np.zeros(0, np.int32), longest).tolist() == []

@@ -211,8 +211,11 @@ class TorchStep:
         error = (student - aligned).square().sum(-1) / aligned.square().sum(-1).clamp(min=1e-6)
         hidden = error[batch.mask].mean()
         center = pooled.mean(0)
-        cosine = F.cosine_similarity(_mean(student, counts) - center, pooled - center)
-        return self.weights.hidden * hidden + self.weights.pooled * (1 - cosine).mean()
+        vectors, wanted, weights = _mean(student, counts) - center, pooled - center, self.weights
+        cosine = F.cosine_similarity(vectors, wanted)
+        lacking = 1 - (vectors * wanted).sum() / wanted.square().sum()
+        of_vectors = weights.pooled * (1 - cosine).mean() + weights.shortfall * lacking.square()
+        return weights.hidden * hidden + of_vectors
 
     def __call__(self, batch: TorchBatch) -> float:
         """One step; its loss."""

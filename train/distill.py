@@ -36,6 +36,7 @@ from train.distill_losses import (
     mean,
     relative_error,
     scored_positions,
+    shortfall,
     span_means,
 )
 from train.held_out import HeldOut
@@ -225,6 +226,7 @@ class Distillation:
             counts = jnp.where(mask, jnp.diff(batch.last, axis=1, prepend=-1), 0)
             pooled = mean_over(states.student, counts)
             parts["pooled"] = cosine_distance(pooled, states.pooled, mask)
+            parts["shortfall"] = shortfall(pooled, states.pooled, mask)
         elif c.divergence or c.output:
             positions = scored_positions(mask, key, c.scored)
             parts |= self._next_tokens(states, predicted, frozen, batch, positions)
@@ -330,13 +332,16 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError(
             "distill.divergence is of the model's last layer: leave distill.layers out"
         )
-    losses = ("hidden", "pooled") if model.kind == "encoder" else ("hidden", *LOGIT_LOSSES)
+    of_vectors = ("pooled", "shortfall")
+    losses = ("hidden", *(of_vectors if model.kind == "encoder" else LOGIT_LOSSES))
     if not any(getattr(config, name) for name in losses):
         names = ", ".join(f"distill.{name}" for name in losses)
         raise DyntokError(f"{names}: all have weight 0, so that nothing would be learned")
     if model.kind != "encoder":
         if config.prefix:
             raise DyntokError("distill.prefix: a decoder reads stretches of text without one")
+        if config.shortfall:
+            raise DyntokError("distill.shortfall: a decoder makes no vectors of texts")
         return
     if config.divergence or config.output:
         raise DyntokError(

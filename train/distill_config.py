@@ -28,6 +28,8 @@ class DistillConfig:
             spell its words. Prompts end at the half then, or before.
         hidden: weight of the relative squared error of hidden states.
         pooled: weight of one minus the cosine of vectors, means over base tokens (encoders).
+        shortfall: weight of the squared share of a batch's vectors, centred, that is lacking along
+            the teacher's (encoders).
         divergence: weight of KL(teacher || student) of next base tokens (decoders).
         output: weight of the next dynamic token's cross-entropy (decoders), among the vocabulary
             and what was merged in the same process.
@@ -48,6 +50,7 @@ class DistillConfig:
     repeated_words: float = 0.0
     hidden: float = 1.0
     pooled: float = 1.0
+    shortfall: float = 0.0
     divergence: float = 0.0
     output: float = 0.0
     scored: int = 256
@@ -56,7 +59,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         at_least(self, sequences=1, max_length=2, hidden=0, pooled=0, divergence=0, output=0)
-        at_least(self, scored=1)
+        at_least(self, shortfall=0, scored=1)
         if self.layers is not None:
             at_least(self, layers=1)
         low, high = self.merge_rates

@@ -29,14 +29,32 @@ def relative_error(student: Array, teacher: Array, mask: Array) -> Float[Array, 
     return mean(error / jnp.maximum(jnp.square(teacher).sum(-1), 1e-6), mask)
 
 
-def cosine_distance(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
-    """Mean over sequences of one minus the cosine, after the batch's mean is taken off.
+def centred(student: Array, teacher: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """Vectors of sequences without the batch's mean of the teacher's, and which are real.
 
     Vectors of one model share a large common part, which would hide what tells texts apart.
     """
     real = mask.any(1)
     center = jnp.where(real[:, None], teacher, 0).sum(0) / jnp.maximum(real.sum(), 1)
-    return mean(optax.cosine_distance(student - center, teacher - center, epsilon=1e-6), real)
+    return student - center, teacher - center, real
+
+
+def cosine_distance(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Mean over sequences of one minus the cosine of their centred vectors."""
+    student, teacher, real = centred(student, teacher, mask)
+    return mean(optax.cosine_distance(student, teacher, epsilon=1e-6), real)
+
+
+def shortfall(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
+    """Squared share of the batch's centred vectors that is lacking along the teacher's.
+
+    What is learned by errors alone is drawn to the mean: its vectors reach less far than the
+    teacher's, and texts that are nearer to the mean come between a text and its like.
+    """
+    student, teacher, real = centred(student, teacher, mask)
+    along, whole = (student * teacher).sum(-1), jnp.square(teacher).sum(-1)
+    reached = mean(along, real) / jnp.maximum(mean(whole, real), 1e-6)
+    return jnp.square(1 - reached)
 
 
 def scored_positions(

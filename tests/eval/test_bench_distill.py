@@ -31,7 +31,12 @@ def config(tmp_path):
             "heads": 2,
             "surface_length": 6,
         },
-        "distill": {"sequences": 4, "max_length": 32, "merge_rates": [100, 100]},
+        "distill": {
+            "sequences": 4,
+            "max_length": 32,
+            "merge_rates": [100, 100],
+            "shortfall": 2.0,
+        },
         "data": {"texts": 6, "workers": 0, "sources": [{"language": "xx", "files": str(text)}]},
         "training": {"out": "none", "steps": 30, "optimizer": {"phases": [phase], "clip": 0.5}},
     }

@@ -21,7 +21,13 @@ from train.config import HypernetRun, HypernetShape
 from train.data import DataConfig, TextBatch
 from train.distill import Distillation
 from train.distill_config import DistillConfig
-from train.distill_losses import relative_error, scored_positions, span_means
+from train.distill_losses import (
+    cosine_distance,
+    relative_error,
+    scored_positions,
+    shortfall,
+    span_means,
+)
 from train.hypernet import main, make_task
 from train.loop import TrainingConfig
 from train.text_sources import TextSource
@@ -173,7 +179,7 @@ def test_without_merges_student_and_teacher_agree(task):
     if "divergence" in parts:
         assert abs(float(parts["divergence"])) < 1e-6
     if "pooled" in parts:
-        assert float(parts["pooled"]) < 1e-4
+        assert max(float(parts["pooled"]), float(parts["shortfall"])) < 1e-4
 
 
 @pytest.mark.slow
@@ -322,3 +328,24 @@ def test_a_hypernetwork_knows_its_model(encoder, tmp_path):
     (tmp_path / shipped.MARK).write_text("{")
     with pytest.raises(DyntokError, match="damaged"):
         shipped.table_languages(tmp_path)
+
+
+def test_shortfall_is_what_is_lacking_along_the_teachers_vector():
+    rng = np.random.default_rng(0)
+    teacher = 5 + rng.normal(size=(6, 8)).astype(np.float32)
+    mask = np.ones((6, 3), bool)
+    mask[4:] = False  # no texts: of no effect on the centre or the mean
+    center = teacher[:4].mean(0)
+    along, noise = teacher - center, rng.normal(size=(6, 8)).astype(np.float32)
+    across = noise - along * (noise * along).sum(1, keepdims=True) / np.square(along).sum(
+        1, keepdims=True
+    )
+    reached = np.array([[0.5], [1.2], [1.0], [0.9], [0.0], [3.0]], np.float32)
+    student = jnp.asarray(center + reached * along + across)
+    found = shortfall(student, jnp.asarray(teacher), jnp.asarray(mask))
+    weights = np.square(along[:4]).sum(1)
+    assert float(found) == pytest.approx((1 - np.average(reached[:4, 0], weights=weights)) ** 2)
+    # The cosine knows nothing of it.
+    shrunk = jnp.asarray(center + 0.3 * along)
+    assert float(cosine_distance(shrunk, jnp.asarray(teacher), jnp.asarray(mask))) < 1e-5
+    assert float(shortfall(shrunk, jnp.asarray(teacher), jnp.asarray(mask))) > 0.4

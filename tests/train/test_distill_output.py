@@ -270,6 +270,8 @@ def test_losses_and_heads_that_are_not_there(make, encoder):
         make(separate_output=False, model=encoder, prompt_share=(0.5, 1.0))
     with pytest.raises(DyntokError, match=r"distill\.prefix: a decoder reads"):
         make(prefix="query: ")
+    with pytest.raises(DyntokError, match=r"distill\.shortfall: a decoder makes no vectors"):
+        make(shortfall=1.0)
     with pytest.raises(DyntokError, match="leave distill"):
         make(divergence=1.0, layers=1)
     with pytest.raises(DyntokError, match="an encoder predicts no next tokens"):

@@ -316,7 +316,7 @@ def load(
     loaded = load_model(folder)
     mesh = make_mesh(compute.mesh)
     _check_heads(loaded.config, mesh)
-    source = SourceEmbeddings(*loaded.source)
+    source = SourceEmbeddings(*loaded.source, folder=folder)
     if tokenizer.vocab_size > len(source.input):
         raise DyntokError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {len(source.input)}"
@@ -395,7 +395,7 @@ def _provider(
 
     def tables(separate: bool) -> SourceEmbeddings:
         # Of a model with separate output rows only a hypernetwork that reads them needs both.
-        return source if separate else SourceEmbeddings(source.input)
+        return source if separate else replace(source, output=None, bias=None)
 
     name = default_rows(tables, tokenizer) if rows == "default" else rows
     return name, row_provider(name, tables, tokenizer, language, base_rows, mesh)

@@ -214,7 +214,7 @@ class Answering:
         model, source = self.model, self.model.source
 
         def tables(separate: bool) -> SourceEmbeddings:
-            return source if separate else SourceEmbeddings(source.input)
+            return source if separate else replace(source, output=None, bias=None)
 
         language = self._language(setting)
         provider = row_provider(

@@ -169,10 +169,11 @@ class TorchStep:
             DyntokError: settings that this step does not know.
         """
         c = optimizer
-        if c.name != "adamw" or c.weight_decay or c.accumulate > 1 or hypernet.separate_output:
+        other = hypernet.separate_output or hypernet.model_layers
+        if c.name != "adamw" or c.weight_decay or c.accumulate > 1 or other:
             raise DyntokError(
                 "against torch, bench_distill knows adamw without weight decay and accumulation, "
-                "and hypernetworks of input rows"
+                "and hypernetworks of input rows that read no layers of the model"
             )
         self.network = AutoModel.from_pretrained(
             model, dtype=torch.float32, add_pooling_layer=False

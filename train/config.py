@@ -30,7 +30,10 @@ class HypernetShape:
             for every model.
         separate_output: predict output rows of their own also where the model's output rows are
             its input rows (``distill``).
-        start: folder of a hypernetwork whose parameters are the first ones.
+        model_layers: first layers of the model that read the pieces too, see ``HypernetConfig``
+            (``distill``).
+        start: folder of a hypernetwork whose parameters are the first ones; it may be one that
+            reads no layers.
     """
 
     hidden: int = 384
@@ -41,10 +44,12 @@ class HypernetShape:
     residual: bool = True
     rescale: bool = True
     separate_output: bool = False
+    model_layers: int = 0
     start: Path | None = None
 
     def __post_init__(self) -> None:
         at_least(self, hidden=1, feed_forward=1, layers=1, heads=1, surface_length=1)
+        at_least(self, model_layers=0)
         if self.hidden % self.heads:
             raise DyntokError(f"hidden: {self.hidden} units do not split into {self.heads} heads")
 

@@ -21,13 +21,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dyntok_jax.config import ComputeConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.piece_states import PieceReader, piece_reader, piece_states
 from dyntok_jax.encoding import mean_over
 from dyntok_jax.lora import frozen_hash, params_digest
-from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.heads import logits
 from dyntok_jax.models.layers import abstract_params
-from dyntok_jax.models.weights import LoadedModel, model_module
+from dyntok_jax.models.weights import LoadedModel, first_layers, model_module
 from dyntok_jax.sharding import apply, batch_part, make_mesh, replicated, shard_params
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError, Rows
 from train.data import DataConfig, batches
 from train.distill_config import DistillConfig
@@ -109,19 +110,19 @@ class Distillation:
         self._part = batch_part(mesh)
         self._part.places(ROW_BUCKETS[0])  # refuses devices that rows do not split over
         self.config, self.hypernet_config = config, hypernet
+        self.reader: PieceReader | None = None
         self.data, self.preparation, self.seed = data, preparation, seed
         self.held_out = held_out
         self.is_encoder = model.kind == "encoder"
         # Rescalers, which never change, come from the start as well, and are in no checkpoint.
         first = None if start is None else params_digest(start).hexdigest()
         self._origin = {"model": model.hf_config, "base": frozen_hash(model), "start": first}
-        dtype, shortened = jnp.dtype(compute.dtype), _shortened(model, config.layers)
-        self.network = model_module(shortened, dtype, compute.remat)
+        dtype = jnp.dtype(compute.dtype)
+        student = model if config.layers is None else first_layers(model, config.layers)
+        self.network = model_module(student.architecture, dtype, compute.remat)
         self.whole = model_module(model.architecture, dtype)
         self.hypernet = Hypernet(hypernet, dtype, compute.remat)
-        params = shard_params(
-            _first_layers(model, config.layers), abstract_params(self.network), mesh
-        )
+        params = shard_params(student.params, abstract_params(self.network), mesh)
         rows = model.source
         if hypernet.separate_output and rows.output is None:
             rows = rows._replace(output=rows.input)
@@ -136,6 +137,11 @@ class Distillation:
         )
         rescalers = self._first.rescalers
         self.frozen = {"model": params, "source": source, "table": table, "rescalers": rescalers}
+        if hypernet.model_layers:
+            tokenizer = BaseTokenizer.from_folder(preparation.tokenizer)
+            self.reader = reader = piece_reader(model, hypernet.model_layers, tokenizer)
+            abstract = abstract_params(reader.module)
+            self.frozen["reader"] = shard_params(reader.params, abstract, mesh)
         if config.layers and config.output:
             abstract = abstract_params(self.whole)
             self.frozen["whole"] = shard_params(model.params, abstract, mesh)
@@ -247,13 +253,24 @@ class Distillation:
 
         def rows(forms: Any) -> Rows:
             mask = forms != self.hypernet_config.pad_id
+            inputs: Any = (source, forms, mask, None, self._piece_states(frozen, forms, mask))
             method = Hypernet.__call__
-            return apply(self.hypernet, params, source, forms, mask, mesh=self.mesh, method=method)
+            return apply(self.hypernet, params, *inputs, mesh=self.mesh, method=method)
 
         # Most are short, and padded to S pieces they would cost as much as long ones.
         return jax.tree.map(
             lambda *parts: jnp.concatenate(parts), rows(batch.short), rows(batch.long)
         )
+
+    def _piece_states(self, frozen: Any, forms: Any, mask: Any) -> Any:
+        if self.reader is None:
+            return None
+        ends = (np.array(ids, np.int32) for ids in (self.reader.opening, self.reader.closing))
+        inputs = frozen["source"].input, forms, mask, *ends
+        read = apply(
+            self.reader.module, frozen["reader"], *inputs, mesh=self.mesh, method=piece_states
+        )
+        return jax.lax.stop_gradient(read)
 
     def states(self, predicted: Any, frozen: Any, batch: Any, lora: Any = None) -> States:
         """Runs teacher and student and aligns them; ``lora`` is the student's, as in ``split``."""
@@ -351,18 +368,3 @@ def _check(model: LoadedModel, hypernet: HypernetConfig, config: DistillConfig) 
         raise DyntokError("distill.prompt_share: an encoder reads no prompts")
     if hypernet.separate_output and model.source.output is None:
         raise DyntokError("hypernet.separate_output: an encoder predicts no next tokens")
-
-
-def _shortened(model: LoadedModel, layers: int | None) -> Any:
-    if layers is None:
-        return model.architecture
-    config = replace(model.config, layers=min(layers, model.config.layers))
-    return replace(model.architecture, config=config)
-
-
-def _first_layers(model: LoadedModel, layers: int | None) -> Any:
-    if layers is None:
-        return model.params
-    key = "layers" if isinstance(model.config, DecoderConfig) else "stack"
-    cut = jax.tree.map(lambda stacked: stacked[:layers], model.params[key])
-    return {**model.params, key: cut}

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from dyntok_jax.config import read_config
-from dyntok_jax.embed.hypernet import HypernetConfig
+from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig
 from dyntok_jax.embed.shipped import table_languages, write_mark
 from dyntok_jax.embed.source import SourceEmbeddings
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
@@ -59,7 +59,7 @@ from train.run_folder import alone, folder_to_write
 from train.text_sources import check_readable
 from train.zett import ZettTask
 from train.zett_config import check_steps
-from train.zett_hypernet import hypernet_tokenizer
+from train.zett_hypernet import hypernet_tokenizer, random_parameters
 
 THEIR_OWN = ("single_head", "languages", "predict_bias", "pad_id", "max_positions")
 """Fields of the shape of a hypernetwork for other tokenizers that no setting gives."""
@@ -197,6 +197,8 @@ def _zett(run: HypernetRun, model: LoadedModel, tokenizer: BaseTokenizer) -> Zet
     own = run.hypernet
     if own.separate_output:
         raise DyntokError("hypernet.separate_output: the objective zett takes it from the model")
+    if own.model_layers:
+        raise DyntokError("hypernet.model_layers: is for the objective distill")
     if not own.rescale:
         raise DyntokError("hypernet.rescale: the objective zett always rescales")
     check_steps(run.zett, run.training.steps, run.training.optimizer)
@@ -242,6 +244,10 @@ def _start(folder: Path | None, shape: HypernetConfig, their_own: Sequence[str] 
         return Start(shape)
     found, params = load_hypernet(folder)
     shape = replace(shape, **{name: getattr(found, name) for name in their_own})
+    if shape.model_layers and not found.model_layers:
+        # What it will read of the model's states makes no difference yet.
+        found = replace(found, model_layers=shape.model_layers)
+        params = random_parameters(Hypernet(shape), jax.random.key(0)) | params
     differing = [
         f"{name} is {there} there and {here} here"
         for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
@@ -273,6 +279,7 @@ def hypernet_config(
         residual=own.residual,
         native=True,
         max_positions=own.surface_length,
+        model_layers=own.model_layers,
     )
 
 

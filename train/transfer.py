@@ -88,8 +88,8 @@ def transfer(
         has_own = base and (model / "tokenizer.json").is_file()
         matched = match(new, old, TokenizerFolder.read(model) if has_own else None)
         config = _config(model, architecture, new, matched)
-        own = SourceEmbeddings(*load_source(model))
-        source = SourceEmbeddings(*load_source(base)) if base else own
+        own = SourceEmbeddings(*load_source(model), folder=model)
+        source = SourceEmbeddings(*load_source(base), folder=base) if base else own
         if source.input.shape[1] != own.input.shape[1]:
             raise DyntokError(
                 f"{base}: rows of width {source.input.shape[1]}, {model} has {own.input.shape[1]}: "

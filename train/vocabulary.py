@@ -152,7 +152,8 @@ def _texts(source: TextSource) -> Iterator[str]:
 
 
 def _make_rows(run: VocabularyRun, config: RowsConfig, vocabulary: LargeVocabulary) -> None:
-    own = SourceEmbeddings(*load_source(resolve(run.model)))
+    folder = resolve(run.model)
+    own = SourceEmbeddings(*load_source(folder), folder=folder)
 
     def source(separate: bool) -> SourceEmbeddings:
         return own  # output rows too, where the model has them

@@ -68,9 +68,7 @@ def first_parameters(
     shardings = param_shardings(dict(abstract_hypernet(config)), mesh)
 
     def init(key: PRNGKeyArray) -> Any:
-        rows = jnp.zeros((1, config.source_width))
-        forms = jnp.zeros((1, config.surface_length), jnp.int32)
-        return nn.unbox(network.init(key, rows, forms, forms == 0, 0))["params"]
+        return random_parameters(network, key)
 
     found = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
     found["positions"] *= deviation / FIRST_DEVIATION
@@ -83,6 +81,15 @@ def first_parameters(
 
         rescalers = jax.jit(fit, out_shardings=where)(params, rescalers, source)
     return FirstParameters(params, rescalers)
+
+
+def random_parameters(network: Hypernet, key: PRNGKeyArray) -> dict[str, Any]:
+    """Parameters of a hypernetwork as flax draws them."""
+    config = network.config
+    rows = jnp.zeros((1, config.source_width))
+    forms = jnp.zeros((1, config.surface_length), jnp.int32)
+    states = jnp.zeros((*forms.shape, config.width))
+    return nn.unbox(network.init(key, rows, forms, forms == 0, 0, states))["params"]
 
 
 def split_rescalers(params: Mapping[str, Any]) -> FirstParameters:
@@ -106,7 +113,10 @@ def predict(
     # The padding token itself is a piece where it stands first.
     mask = (forms != network.config.pad_id).at[:, 0].set(True)
     method = Hypernet.__call__
-    rows = apply(network, params, source, forms, mask, language, mesh=mesh, method=method)
+    # What it reads of the model's states, if it does, it begins by multiplying with zero.
+    states = jnp.zeros((*forms.shape, network.config.width))
+    inputs = source, forms, mask, language, states
+    rows = apply(network, params, *inputs, mesh=mesh, method=method)
     return jax.tree.map(lambda table: table[:count], rows)
 
 

@@ -73,7 +73,8 @@ def command(
     if source:
         table = concatenated_source(Path(source))
     else:
-        table = lambda _: SourceEmbeddings(*load_source(resolve(str(model))))  # noqa: E731
+        found = resolve(str(model))
+        table = lambda _: SourceEmbeddings(*load_source(found), folder=found)  # noqa: E731
     provider = row_provider(hypernet, table, base, language_row(hypernet, language), base_rows)
     names = [record.fields["token"] for record in records]
     tokens: list[Token] = [*names]

@@ -48,6 +48,9 @@ class HypernetConfig:
         native: trained for the model's own tokenizer: tokens are read by its pieces, and its
             vocabulary's tokens keep the model's own rows.
         max_positions: rows of the position table, of which the first S are used.
+        model_layers: first layers of the model whose states of the pieces are read beside the
+            pieces' rows, through a map that starts at zero (``native``); 0 for none. What a word
+            is that is spelled in pieces the model itself knows best.
     """
 
     width: int
@@ -67,6 +70,7 @@ class HypernetConfig:
     residual: bool = False
     native: bool = False
     max_positions: int = 514
+    model_layers: int = 0
 
     @property
     def source_width(self) -> int:
@@ -131,6 +135,7 @@ class Hypernet(nn.Module):
         forms: Int[Array, "U S"],
         mask: Bool[Array, "U S"],
         language: ArrayLike | None = None,
+        states: Float[Array, "U S D"] | None = None,
     ) -> Rows:
         """Predict the rows of U tokens.
 
@@ -141,6 +146,7 @@ class Hypernet(nn.Module):
                 a table of only the rows in use needs its ids counted anew.)
             mask: True at pieces, False at padding.
             language: row of the language table, if there is one.
+            states: of the pieces, by the model's first layers, where they are read.
 
         Returns:
             Rows on the device: input, and output and bias where the configuration has them.
@@ -149,6 +155,8 @@ class Hypernet(nn.Module):
         source = jnp.asarray(source)
         x = self._read(source, forms)
         mean = _mean_row(source, forms, mask) if c.residual else None
+        if c.model_layers:
+            x = x + self._read_states(states)
         x = x + self._table("positions", (c.max_positions, c.hidden), "T")[: forms.shape[1]]
         x = x + self._table("token_types", (1, c.hidden), "C")[0]
         if c.languages:
@@ -175,6 +183,16 @@ class Hypernet(nn.Module):
         x = jnp.where((beyond >= 0)[..., None], own[jnp.maximum(beyond, 0)], rows)
         x = Dense(c.hidden, ("F", "D"), dtype=self.dtype, name="read")(x)
         return Projector(c.feed_forward, self.dtype, name="read_projector")(x)
+
+    def _read_states(self, states: Any) -> Float[Array, "U S H"]:
+        c = self.config
+        # By few dimensions: a map of the whole width would be a tenth of a small hypernetwork.
+        states = LayerNorm(1e-6, self.dtype, name="states_norm")(states)
+        narrow = Dense(max(1, c.hidden // 3), ("D", "F"), dtype=self.dtype, name="states_down")(
+            states
+        )
+        zeros = nn.initializers.zeros
+        return Dense(c.hidden, ("F", "D"), True, self.dtype, zeros, name="states_up")(narrow)
 
     def _predict(
         self, hidden: Float[Array, "U H"], mean: Float[Array, "U E"] | None = None
@@ -226,4 +244,5 @@ def abstract_hypernet(config: HypernetConfig) -> Any:
     source = jax.ShapeDtypeStruct((1, config.source_width), jnp.float32)
     forms = jax.ShapeDtypeStruct((1, config.surface_length), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, config.surface_length), jnp.bool_)
-    return abstract_params(Hypernet(config), source, forms, mask, 0)
+    states = jax.ShapeDtypeStruct((*forms.shape, config.width), jnp.float32)
+    return abstract_params(Hypernet(config), source, forms, mask, 0, states)

@@ -15,8 +15,12 @@ from jaxtyping import Int
 
 from dyntok_jax.config import MeshConfig
 from dyntok_jax.embed.hypernet import Hypernet, HypernetConfig, abstract_hypernet
+from dyntok_jax.embed.piece_states import PieceReader, piece_reader, piece_states
 from dyntok_jax.embed.source import BaseRowsRule, SourceEmbeddings, Tokenizer, own_id
+from dyntok_jax.models.layers import abstract_params
+from dyntok_jax.models.weights import load_model
 from dyntok_jax.sharding import forward, make_mesh, shard_params
+from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.text.surface_forms import surface_forms
 from dyntok_jax.types import DyntokError, Rows, Token
 
@@ -90,6 +94,7 @@ class HypernetRows:
         self._network = Hypernet(config)
         self._params = shard_params(dict(params), abstract_hypernet(config), self._mesh)
         self._source = source
+        self._reader = _reader(config, source, tokenizer, self._mesh)
         self._tokenizer = tokenizer
         self._language = language or 0
         self._base_rows: BaseRowsRule = base_rows
@@ -174,7 +179,9 @@ class HypernetRows:
         """Predict up to ``size`` rows, reading each source row once."""
         count, width = forms.shape
         size += -size % math.prod(self._mesh.devices.shape)
-        ids, where = np.unique(forms, return_inverse=True)
+        ends = () if self._reader is None else (*self._reader.opening, *self._reader.closing)
+        ids, where = np.unique([*forms.ravel(), *ends], return_inverse=True)
+        where, ends = where[: forms.size], where[forms.size :]
         known = ids[ids < self.config.vocab_size]
         room = 2 * size if len(known) <= 2 * size else width * size
         taken = self._source.take(known)
@@ -189,9 +196,30 @@ class HypernetRows:
         padded[:count] = anew[where].reshape(forms.shape)
         mask[:count] = forms != self.config.pad_id
         inputs: Any = (source, padded, mask, self._language)
+        if self._reader is not None:
+            opening, closing = np.split(ends.astype(np.int32), [len(self._reader.opening)])
+            rows = source[:, : self.config.width]
+            read: Any = (self._reader.module, self._reader.params, rows, padded, mask)
+            states = forward(*read, opening, closing, mesh=self._mesh, method=piece_states)
+            inputs = (*inputs, states)
         call = Hypernet.__call__
         rows = forward(self._network, self._params, *inputs, mesh=self._mesh, method=call)
         return jax.tree.map(lambda table: np.asarray(table)[:count], rows)
+
+
+def _reader(
+    config: HypernetConfig, source: SourceEmbeddings, tokenizer: Tokenizer, mesh: Mesh
+) -> PieceReader | None:
+    """The model's first layers on the mesh, where the hypernetwork reads by them."""
+    if not config.model_layers:
+        return None
+    if source.folder is None or not isinstance(tokenizer, BaseTokenizer):
+        raise DyntokError(
+            f"this hypernetwork reads the model's first {config.model_layers} layers, not its rows "
+            "alone: give the model's name or folder"
+        )
+    reader = piece_reader(load_model(source.folder), config.model_layers, tokenizer)
+    return reader._replace(params=shard_params(reader.params, abstract_params(reader.module), mesh))
 
 
 def readable_source(config: HypernetConfig, source: SourceEmbeddings) -> SourceEmbeddings:

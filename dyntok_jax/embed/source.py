@@ -70,11 +70,13 @@ class SourceEmbeddings:
         input: (V, D) embedding table.
         output: (V, D) rows of a separate output layer, None where it is tied or there is none.
         bias: (V,) output bias, or None.
+        folder: of the model, for hypernetworks that read its layers too; None where not known.
     """
 
     input: Float[np.ndarray, "V D"]
     output: Float[np.ndarray, "V D"] | None = None
     bias: Float[np.ndarray, " V"] | None = None
+    folder: Path | None = None
 
     @classmethod
     def from_concatenated(

@@ -46,6 +46,7 @@ FLAGS = {
     "separate_out_embeddings": "separate_output",
 }
 OWN_FLAGS = {"fvt_residual": "residual", "native_tokenizer": "native"}
+OWN_SIZES = {"model_layers": "model_layers"}
 FIXED = {
     "hn_model_type": "roberta",
     "hn_embed_using_source_embeddings": True,
@@ -61,8 +62,8 @@ INERT = {
     "hn_n_inter_token_blocks": 16,
     "use_unigram_bias": True,
 }
-"""Fields of config.json: sizes and flags by the names of ``HypernetConfig``, flags that the
-original does not have and that are written only where they are set, the one supported value of
+"""Fields of config.json: sizes and flags by the names of ``HypernetConfig``, flags and sizes that
+the original does not have and that are written only where they are set, the one supported value of
 others, and those that change nothing here, as the original writes them."""
 
 REQUIRED = (
@@ -80,6 +81,9 @@ MODULES = {
     "positions": "model/embeddings/position_embeddings/embedding",
     "token_types": "model/embeddings/token_type_embeddings/embedding",
     "languages": "model/embeddings/lang_embedding/embedding",
+    "states_norm": "states_projection/layers_0",
+    "states_down": "states_projection/layers_1",
+    "states_up": "states_projection/layers_2",
     "embedding_norm": "model/embeddings/LayerNorm",
     "head_projector": "output_projection/layers_0",
     "head": "output_projection/layers_1",
@@ -229,7 +233,7 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     fields = {name: value for name, value in fields.items() if value is not None}
     problems = [f"{name} is missing" for name in REQUIRED if name not in fields]
-    kinds = dict.fromkeys([*SIZES, "n_langs", "hn_num_attention_heads"], int)
+    kinds = dict.fromkeys([*SIZES, *OWN_SIZES, "n_langs", "hn_num_attention_heads"], int)
     kinds |= dict.fromkeys([*FLAGS, *OWN_FLAGS, "hn_embed_lang_id"], bool)
     problems += [
         f"{name} is {fields[name]!r}, not {'true or false' if kind is bool else 'a whole number'}"
@@ -247,6 +251,7 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise DyntokError(f"{path}: {'; '.join(problems)}")
     found = {own: fields[name] for name, own in SIZES.items()}
     found |= {own: fields.get(name, False) for name, own in (FLAGS | OWN_FLAGS).items()}
+    found |= {own: fields.get(name, 0) for name, own in OWN_SIZES.items()}
     found["heads"] = fields.get("hn_num_attention_heads", max(1, found["hidden"] // 64))
     found["languages"] = fields.get("n_langs", 0) if fields.get("hn_embed_lang_id") else 0
     if found["hidden"] % found["heads"]:
@@ -259,7 +264,11 @@ def config_to_json(config: HypernetConfig, dtype: DTypeLike = np.float32) -> dic
     return {
         "architectures": ["ZettHypernet"],
         **{name: getattr(config, own) for name, own in (SIZES | FLAGS).items()},
-        **{name: True for name, own in OWN_FLAGS.items() if getattr(config, own)},
+        **{
+            name: value
+            for name, own in (OWN_FLAGS | OWN_SIZES).items()
+            if (value := getattr(config, own))
+        },
         **FIXED,
         **INERT,
         "hn_num_attention_heads": config.heads,

@@ -8,10 +8,12 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -79,6 +81,15 @@ def model_module(
     if isinstance(config, EncoderConfig):
         return Encoder(config, dtype, remat)
     return Decoder(config, dtype, remat)
+
+
+def first_layers(model: LoadedModel, count: int) -> LoadedModel:
+    """A model's first layers (all, if it has no more), without what stands after the last."""
+    config = replace(model.config, layers=min(count, model.config.layers))
+    key = "layers" if isinstance(model.config, DecoderConfig) else "stack"
+    cut = jax.tree.map(lambda stacked: stacked[:count], model.params[key])
+    architecture = replace(model.architecture, config=config)
+    return model._replace(architecture=architecture, params={**model.params, key: cut})
 
 
 def head_module(architecture: Architecture, dtype: DTypeLike = jnp.float32) -> nn.Module | None:

@@ -1,0 +1,154 @@
+"""Hypernetworks that read the model's own states of a token's pieces."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from distill_parts import write_run
+
+from dyntok_jax.config import read_config
+from dyntok_jax.dynamic_model import load
+from dyntok_jax.embed.piece_states import piece_reader, piece_states
+from dyntok_jax.embed.providers import row_provider
+from dyntok_jax.embed.zett import load_hypernet, save_hypernet
+from dyntok_jax.models.weights import first_layers, load_model, model_module
+from dyntok_jax.text.base_tokens import BaseTokenizer
+from dyntok_jax.types import DyntokError
+from train.config import HypernetRun
+from train.distill import Distillation
+from train.hypernet import main, make_task
+
+
+@pytest.fixture(params=["encoder", "decoder"])
+def folder(request):
+    """A tiny model of each kind."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    """A run's config, by which one layer of the model is read."""
+    path = write_run(tmp_path / "of", folder, {"hidden": 1.0})
+    return changed(path, model_layers=1)
+
+
+def changed(path, **shape):
+    run = yaml.safe_load(path.read_text("utf-8"))
+    run["hypernet"] |= shape
+    path.write_text(json.dumps(run), "utf-8")
+    return path
+
+
+def task_of(config) -> Distillation:
+    task = make_task(read_config(HypernetRun, config, []))
+    assert isinstance(task, Distillation)
+    return task
+
+
+def stirred(task):
+    """Parameters by which states make a difference."""
+    params = dict(task.init(jax.random.key(0)))
+    kernel = params["states_up"]["kernel"]
+    values = 0.3 * np.random.default_rng(0).standard_normal(kernel.shape).astype(np.float32)
+    params["states_up"] = params["states_up"] | {"kernel": jnp.asarray(values)}
+    return params
+
+
+def test_states_are_those_of_each_token_as_a_text_of_its_own(folder):
+    model, tokenizer = load_model(folder), BaseTokenizer.from_folder(folder)
+    module, params, opening, closing = piece_reader(model, 1, tokenizer)
+    assert len(opening) <= 1 and len(closing) == (model.kind == "encoder")
+    forms = np.array([[7, 9, 8, 0], [11, 0, 0, 0], [9, 9, 10, 12]], np.int32)
+    mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+    rows = jnp.asarray(np.asarray(model.source.input, np.float32))
+    ends = np.array(opening, np.int32), np.array(closing, np.int32)
+    inputs = {"params": params}, rows, forms, mask, *ends
+    found = module.apply(*inputs, method=piece_states)
+    first = first_layers(model, 1)
+    whole = model_module(first.architecture)
+    assert whole.config.layers == 1 < model.config.layers
+    for form, real, states in zip(forms, mask, found, strict=True):
+        ids = [*opening, *form[real], *closing]
+        alone = whole.apply(
+            {"params": first.params}, rows[np.array([ids])], jnp.ones((1, len(ids)), bool)
+        )
+        expected = alone[0, len(opening) : len(opening) + real.sum()]
+        np.testing.assert_allclose(states[real], expected, atol=1e-5)
+
+
+def test_before_the_first_step_states_make_no_difference(config):
+    task, plain = task_of(config), task_of(changed(config, model_layers=0))
+    batch = next(task.batches(None)).batch
+    found = task.predicted(task.init(jax.random.key(0)), task.frozen, batch)
+    expected = plain.predicted(plain.init(jax.random.key(0)), plain.frozen, batch)
+    np.testing.assert_allclose(found.input, expected.input, atol=1e-6)
+    other = task.predicted(stirred(task), task.frozen, batch).input
+    assert np.abs(other - expected.input).max() > 1e-3
+
+
+def test_the_same_rows_are_predicted_in_training_and_by_every_command(config, folder, tmp_path):
+    task = task_of(config)
+    batch = next(task.batches(None)).batch
+    params = stirred(task)
+    expected = np.asarray(task.predicted(params, task.frozen, batch).input)
+    save_hypernet(tmp_path / "rows", task.hypernet_config, task.hypernet_params(params))
+    shape, read = load_hypernet(tmp_path / "rows")
+    assert shape == task.hypernet_config and shape.model_layers == 1
+    np.testing.assert_array_equal(read["states_up"]["kernel"], params["states_up"]["kernel"])
+    model = load(str(folder), str(tmp_path / "rows"))
+    spelled = {i: s for s, i in model.tokenizer.special_ids.items()} | model.tokenizer.spelled()
+    forms = [form[form != shape.pad_id] for form in (*batch.short, *batch.long)]
+    tokens = {
+        "".join(spelled[i] for i in form): row
+        for form, row in zip(forms, expected, strict=True)
+        if len(form)
+    }
+    assert len(tokens) > 10
+    found = model.cache._provider.rows([*tokens])
+    np.testing.assert_allclose(found.input, np.stack([*tokens.values()]), atol=1e-5)
+    # As any vocabulary's are, whatever stands in a chunk with a token.
+    name, row = next(iter(tokens.items()))
+    np.testing.assert_allclose(model.cache._provider.rows([name]).input[0], row, atol=1e-5)
+
+
+def test_a_run_starts_from_a_hypernetwork_that_reads_no_layers(config, tmp_path):
+    layered = config.read_text("utf-8")
+    main(["--config", str(changed(config, model_layers=0))])
+    first = tmp_path / "first"
+    (tmp_path / "of" / "run").rename(first)
+    config.write_text(layered, "utf-8")
+    overrides = [f"hypernet.start={first / 'hypernet'}"]
+    task = make_task(read_config(HypernetRun, config, overrides))
+    assert isinstance(task, Distillation)
+    before = task.init(jax.random.key(0))
+    plain = load_hypernet(first / "hypernet")[1]
+    np.testing.assert_array_equal(before["read"]["kernel"], plain["read"]["kernel"])
+    main(["--config", str(config), *overrides, "compute.mesh.data=2"])
+    shape, params = load_hypernet(tmp_path / "of" / "run" / "hypernet")
+    assert shape.model_layers == 1
+    assert np.abs(params["states_up"]["kernel"]).max() > 0
+    with pytest.raises(DyntokError, match="model_layers is 1 there and 0 here"):
+        start = f"hypernet.start={tmp_path / 'of' / 'run' / 'hypernet'}"
+        make_task(read_config(HypernetRun, config, [start, "hypernet.model_layers=0"]))
+
+
+def test_rows_alone_do_not_do_for_it(config, folder, tmp_path):
+    task = task_of(config)
+    params = task.hypernet_params(task.init(jax.random.key(0)))
+    save_hypernet(tmp_path / "rows", task.hypernet_config, params)
+    model = load(str(folder), "fvt")
+    source = replace(model.source, folder=None)
+    with pytest.raises(DyntokError, match="reads the model's first 1 layers"):
+        row_provider(str(tmp_path / "rows"), lambda _: source, model.tokenizer)
+
+
+def test_zett_reads_none(config):
+    run = read_config(HypernetRun, config, [])
+    with pytest.raises(DyntokError, match=r"hypernet\.model_layers: is for the objective distill"):
+        make_task(replace(run, objective="zett"))

@@ -120,14 +120,17 @@ def measure(run: EfficiencyRun) -> dict[str, Any]:
 def _shapes(
     run: EfficiencyRun, model: DynamicModel | None
 ) -> tuple[DecoderConfig, HypernetConfig | None]:
-    if run.decoder:
-        return run.decoder, run.hypernet
-    assert model is not None
-    config: Any = getattr(model.module, "config", None)
-    if not isinstance(config, DecoderConfig):
-        raise DyntokError(f"{run.model} is an encoder: prefilling needs a decoder")
-    folder = Path(model.rows)
-    return config, load_hypernet(folder)[0] if folder.is_dir() else None
+    config: Any = run.decoder
+    hypernet = run.hypernet
+    if model is not None:
+        config = getattr(model.module, "config", None)
+        if not isinstance(config, DecoderConfig):
+            raise DyntokError(f"{run.model} is an encoder: prefilling needs a decoder")
+        folder = Path(model.rows)
+        hypernet = load_hypernet(folder)[0] if folder.is_dir() else None
+    if hypernet and hypernet.model_layers:
+        raise DyntokError("rows of what layers of the model read (model_layers) are not counted")
+    return config, hypernet
 
 
 def _check(

@@ -255,3 +255,16 @@ def test_config_files_are_valid_and_say_their_command(name, monkeypatch):
         assert (run.decoder, run.hypernet) == (MISTRAL, ZETT)
     head = path.read_text("utf-8").split("model:")[0]
     assert f"--config configs/eval/{name}" in head
+
+
+def test_layers_of_the_model_that_a_hypernetwork_reads_are_not_counted(
+    content, folders, tmp_path, command
+):
+    del content["latency"], content["rows"]
+    content["model"] = str(folders["byte_bpe"])
+    content["decoder"] = {"width": 192, "layers": 2, "heads": 6, "kv_heads": 2, "head_width": 32}
+    content["hypernet"] = ZETT.__dict__ | {"model_layers": 1}
+    (tmp_path / "run.yaml").write_text(json.dumps(content), "utf-8")
+    arguments = "--config", tmp_path / "run.yaml", "--out", tmp_path / "found.json"
+    run = command(efficiency.main, *arguments)
+    assert run.code == 2 and "(model_layers) are not counted" in run.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +70,13 @@ def test_states_are_those_of_each_token_as_a_text_of_its_own(folder):
     rows = jnp.asarray(np.asarray(model.source.input, np.float32))
     ends = np.array(opening, np.int32), np.array(closing, np.int32)
     inputs = {"params": params}, rows, forms, mask, *ends
-    found = module.apply(*inputs, method=piece_states)
+    found: Any = module.apply(*inputs, method=piece_states)
     first = first_layers(model, 1)
     whole = model_module(first.architecture)
     assert whole.config.layers == 1 < model.config.layers
     for form, real, states in zip(forms, mask, found, strict=True):
         ids = [*opening, *form[real], *closing]
-        alone = whole.apply(
+        alone: Any = whole.apply(
             {"params": first.params}, rows[np.array([ids])], jnp.ones((1, len(ids)), bool)
         )
         expected = alone[0, len(opening) : len(opening) + real.sum()]
@@ -85,10 +86,10 @@ def test_states_are_those_of_each_token_as_a_text_of_its_own(folder):
 def test_before_the_first_step_states_make_no_difference(config):
     task, plain = task_of(config), task_of(changed(config, model_layers=0))
     batch = next(task.batches(None)).batch
-    found = task.predicted(task.init(jax.random.key(0)), task.frozen, batch)
-    expected = plain.predicted(plain.init(jax.random.key(0)), plain.frozen, batch)
+    found = jax.jit(task.predicted)(task.init(jax.random.key(0)), task.frozen, batch)
+    expected = jax.jit(plain.predicted)(plain.init(jax.random.key(0)), plain.frozen, batch)
     np.testing.assert_allclose(found.input, expected.input, atol=1e-6)
-    other = task.predicted(stirred(task), task.frozen, batch).input
+    other = jax.jit(task.predicted)(stirred(task), task.frozen, batch).input
     assert np.abs(other - expected.input).max() > 1e-3
 
 
@@ -96,7 +97,7 @@ def test_the_same_rows_are_predicted_in_training_and_by_every_command(config, fo
     task = task_of(config)
     batch = next(task.batches(None)).batch
     params = stirred(task)
-    expected = np.asarray(task.predicted(params, task.frozen, batch).input)
+    expected = np.asarray(jax.jit(task.predicted)(params, task.frozen, batch).input)
     save_hypernet(tmp_path / "rows", task.hypernet_config, task.hypernet_params(params))
     shape, read = load_hypernet(tmp_path / "rows")
     assert shape == task.hypernet_config and shape.model_layers == 1

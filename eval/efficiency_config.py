@@ -110,7 +110,7 @@ class EfficiencyRun:
 def _check_sizes(name: str, shape: DecoderConfig | HypernetConfig | None) -> None:
     """Whether there can be a network of this shape."""
     for key, value in ({} if shape is None else asdict(shape)).items():
-        least = 0 if key in ("pad_id", "extra_tokens", "languages") else 1
+        least = 0 if key in ("pad_id", "extra_tokens", "languages", "model_layers") else 1
         if type(value) is int and value < least:
             raise DyntokError(f"{name}: {key} is {value}; valid is a number from {least}")
     if isinstance(shape, DecoderConfig):

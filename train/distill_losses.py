@@ -53,8 +53,10 @@ def shortfall(student: Array, teacher: Array, mask: Array) -> Float[Array, ""]:
     """
     student, teacher, real = centred(student, teacher, mask)
     along, whole = (student * teacher).sum(-1), jnp.square(teacher).sum(-1)
-    reached = mean(along, real) / jnp.maximum(mean(whole, real), 1e-6)
-    return jnp.square(1 - reached)
+    length = mean(whole, real)
+    lacking = 1 - mean(along, real) / jnp.maximum(length, 1e-6)
+    # A single text is its own centre.
+    return jnp.where(length > 1e-6, jnp.square(lacking), 0.0)
 
 
 def scored_positions(

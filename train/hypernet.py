@@ -247,7 +247,8 @@ def _start(folder: Path | None, shape: HypernetConfig, their_own: Sequence[str] 
     if shape.model_layers and not found.model_layers:
         # What it will read of the model's states makes no difference yet.
         found = replace(found, model_layers=shape.model_layers)
-        params = random_parameters(Hypernet(shape), jax.random.key(0)) | params
+        drawn = random_parameters(Hypernet(shape), jax.random.key(0))
+        params |= {name: part for name, part in drawn.items() if name.startswith("states_")}
     differing = [
         f"{name} is {there} there and {here} here"
         for (name, there), here in zip(vars(found).items(), vars(shape).values(), strict=True)
@@ -261,7 +262,15 @@ def _start(folder: Path | None, shape: HypernetConfig, their_own: Sequence[str] 
 def hypernet_config(
     own: HypernetShape, model: LoadedModel, tokenizer: BaseTokenizer
 ) -> HypernetConfig:
-    """Shape of a hypernetwork that reads by the model's own tokenizer."""
+    """Shape of a hypernetwork that reads by the model's own tokenizer.
+
+    Raises:
+        DyntokError: more layers than the model has.
+    """
+    if own.model_layers > model.config.layers:
+        raise DyntokError(
+            f"hypernet.model_layers: {own.model_layers}; the model has {model.config.layers}"
+        )
     rows, width = model.source.input.shape
     return HypernetConfig(
         width=width,

@@ -198,6 +198,7 @@ class Preparation:
             base = list(_windows(whole, opening, self.max_length))
             read = sum(len(sequence.tokens) - opening for sequence in base[: self.sequences])
             dropped = len(whole.tokens) - opening - read
+        # Longer words are read in parts, which later stay in base tokens: more is learned from.
         base = [
             replace(sequence, units=capped_units(sequence.units, self.surface_length))
             for sequence in base[: self.sequences]

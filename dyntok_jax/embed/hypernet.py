@@ -49,8 +49,8 @@ class HypernetConfig:
             vocabulary's tokens keep the model's own rows.
         max_positions: rows of the position table, of which the first S are used.
         model_layers: first layers of the model whose states of the pieces are read beside the
-            pieces' rows, through a map that starts at zero (``native``); 0 for none. What a word
-            is that is spelled in pieces the model itself knows best.
+            pieces' rows, through a map that starts at zero (``native``, without extra tokens); 0
+            for none. The model itself knows best what word some pieces spell.
     """
 
     width: int
@@ -188,11 +188,11 @@ class Hypernet(nn.Module):
         c = self.config
         # By few dimensions: a map of the whole width would be a tenth of a small hypernetwork.
         states = LayerNorm(1e-6, self.dtype, name="states_norm")(states)
-        narrow = Dense(max(1, c.hidden // 3), ("D", "F"), dtype=self.dtype, name="states_down")(
+        narrow = Dense(max(1, c.hidden // 3), ("D", "C"), dtype=self.dtype, name="states_down")(
             states
         )
         zeros = nn.initializers.zeros
-        return Dense(c.hidden, ("F", "D"), True, self.dtype, zeros, name="states_up")(narrow)
+        return Dense(c.hidden, ("C", "D"), True, self.dtype, zeros, name="states_up")(narrow)
 
     def _predict(
         self, hidden: Float[Array, "U H"], mean: Float[Array, "U E"] | None = None

@@ -179,11 +179,12 @@ class HypernetRows:
         """Predict up to ``size`` rows, reading each source row once."""
         count, width = forms.shape
         size += -size % math.prod(self._mesh.devices.shape)
-        ends = () if self._reader is None else (*self._reader.opening, *self._reader.closing)
-        ids, where = np.unique([*forms.ravel(), *ends], return_inverse=True)
+        around = () if self._reader is None else (*self._reader.opening, *self._reader.closing)
+        all_ids = np.concatenate([forms.ravel(), np.array(around, forms.dtype)])
+        ids, where = np.unique(all_ids, return_inverse=True)
         where, ends = where[: forms.size], where[forms.size :]
         known = ids[ids < self.config.vocab_size]
-        room = 2 * size if len(known) <= 2 * size else width * size
+        room = 2 * size if len(known) <= 2 * size else width * size + len(around)
         taken = self._source.take(known)
         source = np.zeros((room, self.config.source_width), np.float32)
         parts = [taken.input, taken.output] if self.config.separate_output else [taken.input]
@@ -216,7 +217,7 @@ def _reader(
     if source.folder is None or not isinstance(tokenizer, BaseTokenizer):
         raise DyntokError(
             f"this hypernetwork reads the model's first {config.model_layers} layers, not its rows "
-            "alone: give the model's name or folder"
+            "alone: give the model's name or folder, and no rows of a file"
         )
     reader = piece_reader(load_model(source.folder), config.model_layers, tokenizer)
     return reader._replace(params=shard_params(reader.params, abstract_params(reader.module), mesh))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,10 +31,10 @@ class PieceReader(NamedTuple):
 def piece_reader(model: LoadedModel, layers: int, tokenizer: BaseTokenizer) -> PieceReader:
     """The reader of a model; a decoder's puts nothing after the pieces."""
     first = first_layers(model, layers)
-    ends: Sequence[int | None] = (tokenizer.opening_id, tokenizer.closing_id)
-    if model.kind == "decoder":
-        ends = (*tokenizer.prompt_ids[:1], None)
-    opening, closing = ((i,) if i is not None else () for i in (ends[0], ends[-1]))
+    opening, closing = tuple(tokenizer.prompt_ids[:1]), ()
+    if model.kind == "encoder":
+        ends = tokenizer.opening_id, tokenizer.closing_id
+        opening, closing = ((i,) if i is not None else () for i in ends)
     return PieceReader(model_module(first.architecture), first.params, opening, closing)
 
 

@@ -254,6 +254,8 @@ def config_fields(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     found |= {own: fields.get(name, 0) for name, own in OWN_SIZES.items()}
     if found["model_layers"] < 0:
         raise DyntokError(f"{path}: model_layers is {found['model_layers']}, not 0 or more")
+    if found["model_layers"] and (found["extra_tokens"] or not found["native"]):
+        raise DyntokError(f"{path}: model_layers needs native_tokenizer, and no extra tokens")
     found["heads"] = fields.get("hn_num_attention_heads", max(1, found["hidden"] // 64))
     found["languages"] = fields.get("n_langs", 0) if fields.get("hn_embed_lang_id") else 0
     if found["hidden"] % found["heads"]:

@@ -84,12 +84,16 @@ def model_module(
 
 
 def first_layers(model: LoadedModel, count: int) -> LoadedModel:
-    """A model's first layers (all, if it has no more), without what stands after the last."""
+    """A model's first layers (all, if it has no more); a decoder's last norm follows them too.
+
+    The parameters are copies, so that the other layers need not stay in memory.
+    """
     config = replace(model.config, layers=min(count, model.config.layers))
     key = "layers" if isinstance(model.config, DecoderConfig) else "stack"
-    cut = jax.tree.map(lambda stacked: stacked[:count], model.params[key])
+    cut = jax.tree.map(lambda stacked: np.array(stacked[:count]), model.params[key])
     architecture = replace(model.architecture, config=config)
-    return model._replace(architecture=architecture, params={**model.params, key: cut})
+    params = {**model.params, key: cut}
+    return model._replace(architecture=architecture, params=params, head_params=None)
 
 
 def head_module(architecture: Architecture, dtype: DTypeLike = jnp.float32) -> nn.Module | None:

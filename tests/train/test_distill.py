@@ -347,6 +347,8 @@ def test_shortfall_is_what_is_lacking_along_the_teachers_vector():
     assert float(found) == pytest.approx(
         (1 - np.average(reached[:4, 0], weights=weights)) ** 2, rel=1e-4
     )
+    alone = jnp.asarray(mask & (np.arange(6) == 0)[:, None])
+    assert float(shortfall(student, jnp.asarray(teacher), alone)) == 0
     # The cosine knows nothing of it.
     shrunk = jnp.asarray(center + 0.3 * along)
     assert float(cosine_distance(shrunk, jnp.asarray(teacher), jnp.asarray(mask))) < 1e-5

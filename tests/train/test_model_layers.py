@@ -13,7 +13,7 @@ import pytest
 import yaml
 from distill_parts import write_run
 
-from dyntok_jax.config import read_config
+from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.piece_states import piece_reader, piece_states
 from dyntok_jax.embed.providers import row_provider
@@ -115,8 +115,11 @@ def test_the_same_rows_are_predicted_in_training_and_by_every_command(config, fo
         if len(form) and model.tokenizer.unk_id not in form  # whose text is not known
     }
     assert len(tokens) > 10
-    found = model.cache._provider.rows([*tokens])
-    np.testing.assert_allclose(found.input, np.stack([*tokens.values()]), atol=1e-5)
+    heads = 2 if model.kind == "encoder" else 1  # the decoder has one for keys and values
+    for mesh in (MeshConfig(data=1), MeshConfig(data=2, model=heads)):
+        model = load(str(folder), str(tmp_path / "rows"), ComputeConfig(mesh=mesh))
+        found = model.cache._provider.rows([*tokens])
+        np.testing.assert_allclose(found.input, np.stack([*tokens.values()]), atol=1e-5)
     # As any vocabulary's are, whatever stands in a chunk with a token.
     name, row = next(iter(tokens.items()))
     np.testing.assert_allclose(model.cache._provider.rows([name]).input[0], row, atol=1e-5)
@@ -141,6 +144,46 @@ def test_a_run_starts_from_a_hypernetwork_that_reads_no_layers(config, tmp_path)
     with pytest.raises(DyntokError, match="model_layers is 1 there and 0 here"):
         start = f"hypernet.start={tmp_path / 'of' / 'run' / 'hypernet'}"
         make_task(read_config(HypernetRun, config, [start, "hypernet.model_layers=0"]))
+
+
+def test_a_chunk_has_room_for_what_stands_around_all_its_pieces(config, folder, tmp_path):
+    task = task_of(changed(config, surface_length=2))
+    params = task.hypernet_params(stirred(task))
+    save_hypernet(tmp_path / "rows", task.hypernet_config, params)
+    model = load(str(folder), str(tmp_path / "rows"))
+    spelled = [*model.tokenizer.spelled().values()]
+    # Pieces that no other token has, as many as a chunk can hold.
+    tokenizer = model.tokenizer
+    pairs = (a + b for a, b in zip(spelled[:-1:2], spelled[1::2], strict=False))
+    tokens = [pair for pair in pairs if len(tokenizer.decompose(pair)) == 2][:64]
+    rows = model.cache._provider.rows(tokens).input
+    assert len({i for token in tokens for i in tokenizer.decompose(token)}) > 100
+    alone = np.stack([model.cache._provider.rows([token]).input[0] for token in tokens[:3]])
+    np.testing.assert_allclose(rows[:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_layers": -1}, "model_layers is -1, not 0 or more"),
+        ({"model_layers": "two"}, "model_layers is 'two', not a whole number"),
+        ({"native_tokenizer": False}, "model_layers needs native_tokenizer"),
+        ({"hn_n_extra_tokens": 3}, "and no extra tokens"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(config, tmp_path, fields, message):
+    task = task_of(config)
+    params = task.hypernet_params(task.init(jax.random.key(0)))
+    save_hypernet(tmp_path / "rows", task.hypernet_config, params)
+    path = tmp_path / "rows" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
+    with pytest.raises(DyntokError, match=message):
+        load_hypernet(tmp_path / "rows")
+
+
+def test_more_layers_than_the_model_has_are_refused(config):
+    with pytest.raises(DyntokError, match=r"hypernet\.model_layers: 99; the model has"):
+        task_of(changed(config, model_layers=99))
 
 
 def test_rows_alone_do_not_do_for_it(config, folder, tmp_path):

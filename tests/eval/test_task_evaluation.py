@@ -487,15 +487,17 @@ def test_a_run_says_how_its_adapters_were_trained(encoder, xnli_run, tmp_path, c
 def test_rows_of_the_first_pieces_are_counted(encoder, xnli_run, tmp_path, command):
     config = json.loads(xnli_run.read_text("utf-8"))
     config["settings"][1]["rows"] = str(hypernetwork(encoder, tmp_path / "hypernet"))
-    changed(xnli_run, settings=config["settings"])
-    out = tmp_path / "found.json"
-    assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
-    rows = {r["name"]: r["languages"]["xx"] for r in json.loads(out.read_text("utf-8"))["settings"]}
-    tokenizer = load(str(encoder), "fvt").tokenizer
+    tokenizer, out, cut = load(str(encoder), "fvt").tokenizer, tmp_path / "found.json", {}
     words = {word for line in XNLI.splitlines() for word in line.rpartition("\t")[0].split()}
-    long = [word for word in words if len(tokenizer.encode([word])[0].ids) > 3]
-    assert rows["word"]["cut_rows"] == len(long) > 0
-    assert rows["original"]["cut_rows"] == rows["joint"]["cut_rows"] == 0
+    assert any(len(tokenizer.encode([word])[0].ids) > 3 for word in words)
+    # Words of more pieces stay in base tokens; whole texts merge in any part.
+    for boundary in ("pretoken", "sentence"):
+        changed(xnli_run, settings=config["settings"], boundary=boundary)
+        assert command(xnli.main, "--config", xnli_run, "--out", out).code == 0
+        found = json.loads(out.read_text("utf-8"))["settings"]
+        cut[boundary] = {row["name"]: row["languages"]["xx"]["cut_rows"] for row in found}
+    assert cut["sentence"].pop("word") > 0 == cut["pretoken"].pop("word")
+    assert {*cut["pretoken"].values(), *cut["sentence"].values()} == {0}
 
 
 def test_nothing_is_compiled_while_time_is_taken(encoder, xnli_run, tmp_path, command, monkeypatch):

@@ -40,8 +40,8 @@ from dyntok_jax.models.lora import merged
 from dyntok_jax.models.weights import load_model, model_module
 from dyntok_jax.sharding import forward, make_mesh, param_shardings, shard_params
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.boundaries import Boundary, whole_units
-from dyntok_jax.text.layouts import BaseTokens
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import BaseTokens, whole_words
 from dyntok_jax.types import DyntokError, Token
 
 logger = logging.getLogger(__name__)
@@ -174,16 +174,8 @@ class DynamicModel:
     def readable(
         self, sequences: Sequence[BaseTokens], boundary: Boundary = Boundary.PRETOKEN
     ) -> list[BaseTokens]:
-        """The same, with words that have more base tokens than the rows are made of cut up.
-
-        A hypernetwork reads S pieces of a token. What has more is seldom a word, but a clause of a
-        language that writes none apart, and in a row of its first pieces the rest would be lost:
-        such words stay in base tokens. (A whole text, ``Boundary.SENTENCE``, merges in any part.)
-        """
-        if self.cache.longest is None or boundary is Boundary.SENTENCE:
-            return [*sequences]
-        longest = self.cache.longest
-        return [replace(part, units=whole_units(part.units, longest)) for part in sequences]
+        """The same, with words cut up that have more base tokens than the rows are made of."""
+        return whole_words(sequences, self.cache.longest, boundary)
 
     def batch(self, sequences: Sequence[Sequence[Token]]) -> Batch:
         """Pads sequences on the side that this kind of model wants.

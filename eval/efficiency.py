@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from dyntok_jax.model_store import resolve
 from dyntok_jax.models.decoder import DecoderConfig
 from dyntok_jax.models.kv_cache import kv_bytes
 from dyntok_jax.text.base_tokens import BaseTokenizer
-from dyntok_jax.text.boundaries import Boundary, whole_units
+from dyntok_jax.text.boundaries import Boundary
+from dyntok_jax.text.layouts import whole_words
 from dyntok_jax.types import DyntokError, Rows, Token
 from eval import efficiency_figures, record
 from eval.efficiency_config import EfficiencyRun
@@ -181,11 +182,9 @@ class Counting:
         """Figures of a language by reduction, and how its cache fills."""
         found = asked(self._tokenizer, data, self.run.boundary, self.run.max_length)
         points, sequences = [], []
-        prompts = found.prompts
-        if self._hypernet and self.run.boundary is not Boundary.SENTENCE:
-            # As ``DynamicModel.readable``; a shape alone has no model.
-            longest = self._hypernet.surface_length
-            prompts = [replace(p, units=whole_units(p.units, longest)) for p in prompts]
+        # As ``DynamicModel.merge``; a shape alone has no model.
+        longest = self._hypernet and self._hypernet.surface_length
+        prompts = whole_words(found.prompts, longest, self.run.boundary)
         for reduction in self.run.reductions:
             budget = Budget(reduction=reduction)
             merged = merge(prompts, budget, rule=self._rule, per_sample=True)

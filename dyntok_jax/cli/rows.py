@@ -70,11 +70,13 @@ def command(
     if base is None and hypernet == "fvt":
         raise click.UsageError("fvt rows need a tokenizer: --tokenizer DIR or --model NAME")
     own = base or BaseTokenizer.from_folder(Path(hypernet))
-    if source:
-        table = concatenated_source(Path(source))
-    else:
-        found = resolve(str(model))
-        table = lambda _: SourceEmbeddings(*load_source(found), folder=found)  # noqa: E731
+
+    def table(separate: bool) -> SourceEmbeddings:
+        if source:
+            return concatenated_source(Path(source))(separate)
+        assert folder is not None  # without either the command ended above
+        return SourceEmbeddings(*load_source(folder), folder=folder)
+
     provider = row_provider(hypernet, table, base, language_row(hypernet, language), base_rows)
     names = [record.fields["token"] for record in records]
     tokens: list[Token] = [*names]

@@ -18,7 +18,7 @@ from itertools import groupby
 import numpy as np
 
 from dyntok_jax.text.base_tokens import BaseTokenizer, Pieces
-from dyntok_jax.text.boundaries import Boundary, unit_numbers
+from dyntok_jax.text.boundaries import Boundary, unit_numbers, whole_units
 from dyntok_jax.types import DyntokError, PromptError, Token
 
 
@@ -223,6 +223,24 @@ def unmerged_from(base: BaseTokens, start: int) -> BaseTokens:
     first = before[-1] + 1 if start else 0
     own = first + np.arange(len(base.units) - start, dtype=np.int32)
     return replace(base, units=np.concatenate([before, own], dtype=np.int32))
+
+
+def whole_words(
+    sequences: Sequence[BaseTokens], longest: int | None, boundary: Boundary
+) -> list[BaseTokens]:
+    """The same, with words of more base tokens than ``longest`` cut up, so that they do not merge.
+
+    A hypernetwork reads S pieces of a token. What has more is seldom a word, but a clause of a
+    language that writes none apart, and in a row of its first pieces the rest would be lost.
+
+    Args:
+        sequences: cut at the boundary.
+        longest: None leaves all as they are.
+        boundary: a whole text, ``Boundary.SENTENCE``, merges in any part.
+    """
+    if longest is None or boundary is Boundary.SENTENCE:
+        return [*sequences]
+    return [replace(part, units=whole_units(part.units, longest)) for part in sequences]
 
 
 def _segments(

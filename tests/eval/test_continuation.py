@@ -121,6 +121,18 @@ def test_a_language_of_a_table_by_name_and_by_row(command, decoder, text, tmp_pa
     assert run.code == 2 and "none of --rows has a table of languages" in run.err
 
 
+def test_all_rows_are_of_words_that_each_can_be_made_of(command, decoder, text, tmp_path):
+    rows, saved = of_languages(tmp_path / "rows", decoder, []), []
+    for names in ("fvt", f"fvt,{rows}"):
+        out = tmp_path / "figures.json"
+        arguments = ("--model", decoder, "--rows", names, "--text", text, "--out", out)
+        run = command(continuation.main, *arguments, *SHORT)
+        assert run.code == 0, run.err
+        (file,) = json.loads(out.read_text("utf-8"))["files"].values()
+        saved.append(file["reductions"][-1]["prefix_shorter_percent"])
+    assert saved[0] > saved[1] > 0
+
+
 def test_an_adapter_reads_the_last_rows_once_more(command, decoder, text, tmp_path):
     rest = "--model", decoder, "--text", text, "--reduction", "0,100", *SHORT
     found = []

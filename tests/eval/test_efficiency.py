@@ -257,6 +257,23 @@ def test_config_files_are_valid_and_say_their_command(name, monkeypatch):
     assert f"--config configs/eval/{name}" in head
 
 
+def test_words_that_are_too_long_for_a_hypernetwork_stay_in_base_tokens(
+    content, folders, tmp_path, command
+):
+    del content["latency"], content["rows"]
+    content["model"] = str(folders["byte_bpe"])
+    content["decoder"] = {"width": 192, "layers": 2, "heads": 6, "kv_heads": 2, "head_width": 32}
+    content["decoder"] |= {"feed_forward": 512}
+    shape = {"width": 192, "hidden": 64, "feed_forward": 128, "layers": 1, "heads": 2}
+    shape |= {"vocab_size": 480, "extra_tokens": 0, "pad_id": 0}
+    tokens = []
+    for longest in (2, 3, 30):
+        content["hypernet"] = shape | {"surface_length": longest}
+        points = measured(content, tmp_path, command)["efficiency"]["xx"]["points"]
+        tokens.append(points[-1]["tokens"])
+    assert points[0]["tokens"] > tokens[0] > tokens[1] > tokens[2]
+
+
 def test_layers_of_the_model_that_a_hypernetwork_reads_are_not_counted(
     content, folders, tmp_path, command
 ):

@@ -11,16 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from distill_parts import write_run
+from safetensors.numpy import load_file
 
+from dyntok_jax.cli import rows
 from dyntok_jax.config import ComputeConfig, MeshConfig, read_config
 from dyntok_jax.dynamic_model import load
 from dyntok_jax.embed.piece_states import piece_reader, piece_states
 from dyntok_jax.embed.providers import row_provider
 from dyntok_jax.embed.zett import load_hypernet, save_hypernet
+from dyntok_jax.large_vocabulary.vocabulary import LargeVocabulary
 from dyntok_jax.models.weights import first_layers, load_model, model_module
 from dyntok_jax.text.base_tokens import BaseTokenizer
 from dyntok_jax.types import DyntokError
+from train import transfer, vocabulary
 from train.config import HypernetRun
 from train.distill import Distillation
 from train.hypernet import main, make_task
@@ -120,6 +125,14 @@ def test_the_same_rows_are_predicted_in_training_and_by_every_command(config, fo
         model = load(str(folder), str(tmp_path / "rows"), ComputeConfig(mesh=mesh))
         found = model.cache._provider.rows([*tokens])
         np.testing.assert_allclose(found.input, np.stack([*tokens.values()]), atol=1e-5)
+    lines = "".join(json.dumps({"token": token}) + "\n" for token in tokens)
+    (tmp_path / "tokens.jsonl").write_text(lines, "utf-8")
+    paths = {"--hypernet": tmp_path / "rows", "--model": folder, "--out": tmp_path / "found"}
+    arguments = [str(part) for pair in paths.items() for part in pair]
+    run = CliRunner().invoke(rows.command, [str(tmp_path / "tokens.jsonl"), *arguments])
+    assert run.exit_code == 0, run.output
+    written = load_file(tmp_path / "found")["input"]
+    np.testing.assert_allclose(written, np.stack([*tokens.values()]), atol=1e-5)
     # As any vocabulary's are, whatever stands in a chunk with a token.
     name, row = next(iter(tokens.items()))
     np.testing.assert_allclose(model.cache._provider.rows([name]).input[0], row, atol=1e-5)
@@ -194,6 +207,36 @@ def test_rows_alone_do_not_do_for_it(config, folder, tmp_path):
     source = replace(model.source, folder=None)
     with pytest.raises(DyntokError, match="reads the model's first 1 layers"):
         row_provider(str(tmp_path / "rows"), lambda _: source, model.tokenizer)
+
+
+def test_a_model_gets_another_tokenizer_by_it(config, folder, tmp_path):
+    task = task_of(config)
+    params = task.hypernet_params(stirred(task))
+    save_hypernet(tmp_path / "rows", task.hypernet_config, params)
+    paths = {"model": folder, "rows": tmp_path / "rows", "tokenizer": folder}
+    paths["out"] = tmp_path / "moved"
+    transfer.main([f"--{name}={path}" for name, path in paths.items()])
+    # The tokenizer is its own, whose tokens keep their rows.
+    moved, own = (load_model(path).source.input for path in (tmp_path / "moved", folder))
+    np.testing.assert_allclose(moved, own, atol=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["decoder"], indirect=True)
+def test_a_large_vocabulary_gets_rows_by_it(config, folder, tmp_path):
+    task = task_of(config)
+    params = task.hypernet_params(stirred(task))
+    save_hypernet(tmp_path / "rows", task.hypernet_config, params)
+    (tmp_path / "a.txt").write_text("old lighthouses and old bridges\n" * 20, "utf-8")
+    tokenizer = BaseTokenizer.from_folder(folder)
+    run = {"model": str(folder), "out": str(tmp_path / "out"), "size": tokenizer.vocab_size + 5}
+    run |= {"sources": [{"language": "en", "files": str(tmp_path / "a.txt")}]}
+    run |= {"rows": {"provider": str(tmp_path / "rows")}}
+    (tmp_path / "vocabulary.yaml").write_text(json.dumps(run), "utf-8")
+    vocabulary.main(["--config", str(tmp_path / "vocabulary.yaml")])
+    large = LargeVocabulary.load(tmp_path / "out", tokenizer)
+    tokens = large.tokens[large.base_size :]
+    expected = load(str(folder), str(tmp_path / "rows")).cache._provider.rows(tokens).input
+    np.testing.assert_allclose(large.rows().input[large.base_size :], expected, atol=1e-5)
 
 
 def test_zett_reads_none(config):

@@ -78,6 +78,11 @@ def test_states_are_those_of_each_token_as_a_text_of_its_own(folder):
     inputs = {"params": params}, rows, forms, mask, *ends
     found: Any = module.apply(*inputs, method=piece_states)
     first = first_layers(model, 1)
+    key = "layers" if model.kind == "decoder" else "stack"
+    jax.tree.map(
+        lambda one, all_: np.testing.assert_array_equal(one, all_[:1]),
+        *(found.params[key] for found in (first, model)),
+    )
     whole = model_module(first.architecture)
     assert whole.config.layers == 1 < model.config.layers
     for form, real, states in zip(forms, mask, found, strict=True):
